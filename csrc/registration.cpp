@@ -1,0 +1,54 @@
+// The op schemas and the Python module `_C`. A new op adds its lines to the schema list and nothing else here:
+// implementations register themselves where they are written (csrc/cpu/<op>.cpp, csrc/cuda/bindings.cpp).
+#include <pybind11/pybind11.h>
+#include <torch/library.h>
+
+#include "cpu/isa.h"
+
+
+TORCH_LIBRARY(losatok, m) {
+  // bottleneck: x [N, D] -> z [N, d]; hidden is the pre-activation [N, H] when kept, else [0, H]
+  m.def(
+      "bottleneck_project_forward(Tensor x, Tensor weight_in, Tensor? bias_in, Tensor weight_out, Tensor? bias_out, "
+      "str activation, bool keep_hidden) -> (Tensor z, Tensor hidden)");
+  m.def(
+      "bottleneck_project_backward(Tensor grad, Tensor x, Tensor hidden, Tensor weight_in, Tensor weight_out, "
+      "str activation, bool need_x, bool need_parameters) -> "
+      "(Tensor grad_x, Tensor grad_weight_in, Tensor grad_bias_in, Tensor grad_weight_out, Tensor grad_bias_out)");
+  // z [B, T, d], target [B, T, D] -> loss [] and its gradients for a unit output gradient ([0] where not asked for)
+  m.def(
+      "normalized_reconstruction_loss_forward(Tensor z, Tensor target, Tensor weight_in, Tensor? bias_in, "
+      "Tensor weight_out, Tensor? bias_out, Tensor? lengths, bool need_grad) -> "
+      "(Tensor loss, Tensor grad_z, Tensor grad_weight_in, Tensor grad_bias_in, Tensor grad_weight_out, "
+      "Tensor grad_bias_out)");
+  // time_relation: low [B, T, d], high [B, T, D] -> loss [] and d loss / d low; window -1 means none
+  m.def(
+      "time_relation_forward(Tensor low, Tensor high, Tensor? lengths, int window, str algorithm, "
+      "Tensor? high_energy, bool need_grad) -> (Tensor loss, Tensor grad_low)");
+  m.def("gram_energy_forward(Tensor high, Tensor? lengths, int window) -> Tensor");
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The native ops of losatok_ext; importing it registers them as torch.ops.losatok.*";
+  m.def(
+      "build_info",
+      [] {
+        pybind11::dict facts;
+        facts["version"] = LOSATOK_VERSION;
+        facts["torch"] = LOSATOK_BUILD_TORCH;
+        facts["python"] = LOSATOK_BUILD_PYTHON;
+        facts["compiler"] = LOSATOK_BUILD_COMPILER;
+        facts["cuda"] = LOSATOK_BUILD_CUDA;
+        facts["cuda_archs"] = LOSATOK_BUILD_CUDA_ARCHS;
+        facts["instruction_sets"] = LOSATOK_BUILD_ISAS;
+#ifdef LOSATOK_WITH_CUDA
+        facts["with_cuda"] = true;
+#else
+        facts["with_cuda"] = false;
+#endif
+        return facts;
+      },
+      "What this build was made with: versions, compiler, CUDA toolkit and architectures, CPU instruction sets.");
+  m.def("instruction_set", [] { return losatok::isa_name(losatok::isa()); },
+        "The CPU instruction set in use: default, avx2 or avx512 (LOSATOK_ISA caps it).");
+}

@@ -1,0 +1,41 @@
+"""Loads the native module `_C`, and says what is wrong when it does not load."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+_CURE = (
+    "Reinstall losatok_ext against the torch that is installed now: "
+    "pip install --no-build-isolation --force-reinstall --no-deps losatok_ext (or `pip install --no-build-isolation .` in a checkout). "
+    'Until then, use_backend("reference") runs every op in plain PyTorch.'
+)
+
+
+def _built_for(folder: Path) -> str:
+    facts = folder / "_build_facts.txt"
+    return facts.read_text().strip() if facts.is_file() else "unknown (no record of the build was found)"
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    found = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    try:
+        module = importlib.import_module("losatok_ext._C")
+    except ImportError as error:
+        reason = f"the native ops of losatok_ext could not be loaded ({error})"
+    else:
+        built_torch = module.build_info()["torch"].split("+")[0]
+        if built_torch.split(".")[:2] == torch.__version__.split("+")[0].split(".")[:2]:
+            return module, None
+        reason = "the native ops of losatok_ext were built for another torch"
+    folder = Path(sys.modules[__package__].__path__[0])
+    return None, f"{reason}. Built for: {_built_for(folder)}. Found: {found}. {_CURE}"
+
+
+module, failure = _load()
+"""The native module, or None and the sentence that says why."""

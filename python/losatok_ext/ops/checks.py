@@ -1,0 +1,56 @@
+"""Argument checks that every op shares; each message names the argument and says what it should be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def floating(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATING) -> None:
+    """Raise TypeError unless ``tensor`` is a tensor of one of ``dtypes``."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} should be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in dtypes:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name} should be one of {allowed}, got {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def same_dtype_and_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    """Raise TypeError or ValueError unless ``tensor`` has the dtype and device of ``like``."""
+    if tensor.dtype != like.dtype:
+        raise TypeError(f"{name} should have {like_name}'s dtype {like.dtype}, got {tensor.dtype}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} should be on {like_name}'s device {like.device}, got {tensor.device}")
+
+
+def shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], meaning: str) -> None:
+    """Raise ValueError unless ``tensor`` has the ``expected`` sizes (None: any); ``meaning`` spells them, e.g. ``"[B, T, d]"``."""
+    fits = tensor.dim() == len(expected) and all(e is None or e == s for e, s in zip(expected, tensor.shape, strict=True))
+    if not fits:
+        sizes = ", ".join("*" if e is None else str(e) for e in expected)
+        raise ValueError(f"{name} should have shape {meaning} = [{sizes}], got {list(tensor.shape)}")
+
+
+def lengths(tensor: Tensor | None, batch: int, time: int, device: torch.device) -> Tensor | None:
+    """Check ``lengths`` [B] (int64, each within 0..T) and return it on ``device``, contiguous.
+
+    Values are checked on the CPU only: on a GPU that would wait for the device. Kernels clamp them to 0..T there.
+
+    Raises:
+        TypeError: not int64 (int32 is converted).
+        ValueError: another shape, or a value outside 0..T.
+    """
+    if tensor is None:
+        return None
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"lengths should be a torch.Tensor of int64 or None, got {type(tensor).__name__}")
+    if tensor.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"lengths should be int64, got {str(tensor.dtype).removeprefix('torch.')}")
+    shape("lengths", tensor, (batch,), "[B]")
+    if tensor.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+        low, high = int(tensor.min()), int(tensor.max())
+        if low < 0 or high > time:
+            raise ValueError(f"lengths should lie within 0..{time} (the time size), got {low}..{high}")
+    return tensor.to(device=device, dtype=torch.int64).contiguous()
