@@ -1,0 +1,29 @@
+"""Errors that a user can make. Each message is one sentence that names the argument or file, and the cure.
+
+The command line prints the message of any :class:`UserError` and exits with code 2, without a traceback unless
+``--debug`` was given.
+"""
+
+
+class UserError(ValueError):
+    """Something the user can put right; the message says what and how."""
+
+
+class AudioFileError(UserError):
+    """An audio file is missing, empty, truncated, not audio, or holds non-finite samples."""
+
+
+class LatentFileError(UserError):
+    """A latent file cannot be read, or was written for another model."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or model folder cannot be read, or does not fit the model."""
+
+
+class ConfigError(UserError):
+    """A configuration file or ``--set`` names an unknown key, or a value of the wrong kind."""
+
+
+class TrainingError(UserError):
+    """Training cannot start or go on: data, losses or state are not usable."""
