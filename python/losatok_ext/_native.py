@@ -17,9 +17,12 @@ _CURE = (
 )
 
 
-def _built_for(folder: Path) -> str:
-    facts = folder / "_build_facts.txt"
-    return facts.read_text().strip() if facts.is_file() else "unknown (no record of the build was found)"
+def _built_for() -> str:
+    for folder in sys.modules[__package__].__path__:  # an editable install has several
+        facts = Path(folder) / "_build_facts.txt"
+        if facts.is_file():
+            return facts.read_text().strip()
+    return "unknown (no record of the build was found)"
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -33,8 +36,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
         if built_torch.split(".")[:2] == torch.__version__.split("+")[0].split(".")[:2]:
             return module, None
         reason = "the native ops of losatok_ext were built for another torch"
-    folder = Path(sys.modules[__package__].__path__[0])
-    return None, f"{reason}. Built for: {_built_for(folder)}. Found: {found}. {_CURE}"
+    return None, f"{reason}. Built for: {_built_for()}. Found: {found}. {_CURE}"
 
 
 module, failure = _load()

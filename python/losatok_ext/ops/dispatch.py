@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from contextvars import ContextVar, Token
-from functools import cache
 from typing import Any
 
 import torch
@@ -78,7 +77,6 @@ class use_backend:  # noqa: N801 - reads as a statement: with use_backend("trito
         _chosen_for_tracing = self._previous
 
 
-@cache
 def _from_environment() -> str | None:
     name = os.environ.get("LOSATOK_BACKEND")
     return _check_name(name, "the environment variable LOSATOK_BACKEND") if name else None
@@ -98,13 +96,9 @@ def triton_interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
-@cache
-def unavailable(backend: str, device_type: str) -> str | None:
-    """Why ``backend`` cannot run on ``device_type`` (``"cpu"`` or ``"cuda"``) with its cure, or None when it can."""
+def _why_not(backend: str, device_type: str) -> str | None:
     if backend == "reference":
         return None
-    if device_type not in PREFERENCES:
-        return f"losatok_ext has no {backend} kernels for {device_type} tensors; move them to cpu or cuda, or use_backend('reference')"
     if backend == "native":
         if _native.module is None:
             return _native.failure
@@ -122,18 +116,35 @@ def unavailable(backend: str, device_type: str) -> str | None:
     return None
 
 
-@cache
+# Found out once, at import: a plain table is what torch.compile can read while it traces.
+_WHY_NOT = {
+    (backend, device_type): _why_not(backend, device_type) for backend in BACKENDS for device_type in ("cpu", "cuda")
+}
+
+
+def unavailable(backend: str, device_type: str) -> str | None:
+    """Why ``backend`` cannot run on ``device_type`` (``"cpu"`` or ``"cuda"``) with its cure, or None when it can."""
+    if backend != "reference" and (backend, device_type) not in _WHY_NOT:
+        return f"losatok_ext has no {backend} kernels for {device_type} tensors; move them to cpu or cuda, or use_backend('reference')"
+    return _WHY_NOT.get((backend, device_type))
+
+
+def preferences(op: str, device_type: str) -> tuple[str, ...]:
+    """The implementations to try for ``op`` on ``device_type``, best first."""
+    return PREFERENCES.get(f"{device_type}:{op}") or PREFERENCES.get(device_type, ())
+
+
 def default_backend(op: str, device_type: str) -> str:
     """The implementation that runs for ``op`` on ``device_type`` when nobody chose one.
 
     Raises:
         BackendUnavailableError: none of the preferred implementations is available.
     """
-    preferences = PREFERENCES.get(f"{device_type}:{op}") or PREFERENCES.get(device_type, ())
-    for backend in preferences:
+    candidates = preferences(op, device_type)
+    for backend in candidates:
         if unavailable(backend, device_type) is None:
             return backend
-    reasons = "; ".join(f"{backend}: {unavailable(backend, device_type)}" for backend in preferences or ("native",))
+    reasons = "; ".join(f"{backend}: {unavailable(backend, device_type)}" for backend in candidates or ("native",))
     raise BackendUnavailableError(f"{op} cannot run on {device_type}. {reasons}")
 
 

@@ -1,0 +1,57 @@
+# Two commands set everything up: `make demo` and `make test`. What they need lands in .venv.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+DEMO   ?= demo
+BENCH  ?= benchmarks
+# pytest workers; each test process computes with the threads it asks for
+JOBS   ?= 2
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := $(shell find csrc cmake CMakeLists.txt -type f 2>/dev/null)
+
+.PHONY: help build demo test lint format bench wheel clean
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+
+$(VENV)/.torch: Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "losatok_ext needs Python 3.10 or newer; choose one with make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade pip
+	$(PIP) install -q "$(TORCH)"
+	$(PIP) install -q "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.22" ninja
+	@touch $@
+
+# An isolated build would fetch a torch of its own, so the build tools are installed first and isolation is off.
+$(VENV)/.build: $(VENV)/.torch pyproject.toml $(NATIVE)
+	@command -v $${CXX:-c++} >/dev/null || { echo "no C++ compiler: install g++ (Debian: apt-get install g++) or set CXX"; exit 1; }
+	$(PIP) install -q --no-build-isolation -e ".[dev]"
+	@touch $@
+
+build: $(VENV)/.build  ## make .venv and build the native ops into it
+
+demo: build  ## train a small model on the bundled recordings, then tokenize and reconstruct one (about 4 minutes)
+	$(BIN)/losatok demo -o $(DEMO)
+
+test: build  ## run the test suite
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint: build  ## ruff, clang-format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh')
+	$(BIN)/mypy
+
+format: build  ## put the sources into the house format
+	$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh')
+
+bench: build  ## measure the ops beside their peers
+	$(BIN)/python -m pytest $(BENCH) -p no:xdist --benchmark-only $(ARGS)
+
+wheel: $(VENV)/.torch  ## build a wheel into dist/
+	$(PIP) wheel -q --no-build-isolation --no-deps -w dist .
+
+clean:  ## remove what make made
+	rm -rf $(VENV) build dist $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

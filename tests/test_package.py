@@ -1,0 +1,123 @@
+"""Loading, packaging and the facts that the package reports about itself."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import losatok_ext
+from losatok_ext import _native
+from losatok_ext.environment import format_info
+from losatok_ext.ops import dispatch
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_python(code, **environment):
+    environment = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_native_module_is_loaded_and_reports_its_build():
+    assert _native.failure is None
+    facts = _native.module.build_info()
+    assert facts["version"] == losatok_ext.__version__
+    assert facts["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert _native.module.instruction_set() in facts["instruction_sets"].split(",")
+
+
+def test_instruction_set_can_be_lowered_not_raised():
+    result = run_python(
+        "from losatok_ext import _native; print(_native.module.instruction_set())", LOSATOK_ISA="default"
+    )
+    assert result.stdout.strip() == "default", result.stderr
+
+
+def test_failed_native_import_says_what_when_and_how():
+    code = """
+import sys
+sys.modules["losatok_ext._C"] = None  # what a missing or incompatible library looks like
+import torch, losatok_ext
+from losatok_ext import ops
+x, w, v = torch.randn(3, 4), torch.randn(5, 4), torch.randn(2, 5)
+with losatok_ext.use_backend("reference"):
+    assert ops.bottleneck_project(x, w, None, v, None).shape == (3, 2)
+try:
+    ops.bottleneck_project(x, w, None, v, None)
+except losatok_ext.BackendUnavailableError as error:
+    print(error)
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    for words in (
+        "Built for: torch",
+        f"Found: torch {torch.__version__}",
+        "pip install --no-build-isolation",
+        "reference",
+    ):
+        assert words in result.stdout
+
+
+def test_one_openmp_runtime_in_the_process():
+    code = "import losatok_ext._C; print(open('/proc/self/maps').read())"
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("no /proc/self/maps on this system")
+    lines = run_python("import torch;" + code).stdout.split()
+    assert len({word for word in lines if "libgomp" in word or "libiomp" in word}) == 1
+
+
+def test_info_is_json_and_names_what_runs():
+    facts = losatok_ext.info()
+    json.dumps(facts)
+    for op in dispatch.OPS:
+        assert facts["ops"][op]["cpu"]["runs"] == "native"
+        assert op in format_info(facts)
+    with losatok_ext.use_backend("reference"):
+        assert losatok_ext.info()["ops"]["gram_energy"]["cpu"]["runs"] == "reference"
+
+
+def test_import_is_lazy():
+    result = run_python(
+        "import sys, losatok_ext; assert 'torch' not in sys.modules; print(losatok_ext.LoSATok.__name__)"
+    )
+    assert result.stdout.strip() == "LoSATok", result.stderr
+
+
+def test_unknown_attribute_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'LoSaTok'"):
+        losatok_ext.LoSaTok  # noqa: B018
+
+
+@pytest.mark.slow
+def test_wheel_holds_both_trees_and_the_recordings(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, timeout=570)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for expected in (
+        "losatok_ext/triton_kernels/bottleneck.py",
+        "losatok_ext/ops/bottleneck.py",
+        "losatok_ext/data/audio/manifest.jsonl",
+        "losatok_ext/_build_facts.txt",
+        "losatok_ext/py.typed",
+    ):
+        assert expected in names
+    assert any(name.startswith("losatok_ext/_C.") for name in names)
+    assert {name.split("/")[0] for name in names} <= {"losatok_ext", wheel.name.split("-cp")[0] + ".dist-info"}
+    assert not [name for name in names if name.endswith((".cpp", ".cu", ".h", ".pyc"))]
