@@ -12,7 +12,8 @@ import torch
 
 _CURE = (
     "Reinstall losatok_ext against the torch that is installed now: "
-    "pip install --no-build-isolation --force-reinstall --no-deps losatok_ext (or `pip install --no-build-isolation .` in a checkout). "
+    "pip install --no-build-isolation --force-reinstall --no-deps losatok_ext "
+    "(or `pip install --no-build-isolation .` in a checkout). "
     'Until then, use_backend("reference") runs every op in plain PyTorch.'
 )
 

@@ -1,4 +1,4 @@
-"""The recordings that ship with the package: 48 labelled clips of speech, music and environmental sound, 2.4 minutes."""
+"""The recordings that ship with the package: 48 labelled clips of speech, music and environmental sound."""
 
 from pathlib import Path
 
@@ -6,5 +6,8 @@ import losatok_ext
 
 
 def sample_folder() -> Path:
-    """The folder of the bundled clips: 16 kHz mono FLAC under ``speech/``, ``music/`` and ``environment/``, and ``manifest.jsonl``."""
+    """The folder of the bundled clips, 2.4 minutes in all.
+
+    16 kHz mono FLAC under ``speech/``, ``music/`` and ``environment/``, and their labels in ``manifest.jsonl``.
+    """
     return Path(losatok_ext.__file__).parent / "data" / "audio"

@@ -27,7 +27,9 @@ def same_dtype_and_device(name: str, tensor: Tensor, like_name: str, like: Tenso
 
 def shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], meaning: str) -> None:
     """Raise ValueError unless ``tensor`` has the ``expected`` sizes (None: any); ``meaning`` spells them, e.g. ``"[B, T, d]"``."""
-    fits = tensor.dim() == len(expected) and all(e is None or e == s for e, s in zip(expected, tensor.shape, strict=True))
+    fits = tensor.dim() == len(expected) and all(
+        e is None or e == s for e, s in zip(expected, tensor.shape, strict=True)
+    )
     if not fits:
         sizes = ", ".join("*" if e is None else str(e) for e in expected)
         raise ValueError(f"{name} should have shape {meaning} = [{sizes}], got {list(tensor.shape)}")
