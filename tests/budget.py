@@ -24,5 +24,6 @@ def assert_within_budget(result, same_dtype, exact, *, factor=OUTPUT_FACTOR, nam
     theirs = rms(same_dtype.cpu().double() - exact.cpu())
     floor = FLOOR_ULP * torch.finfo(result.dtype).eps * rms(exact)
     assert error <= factor * theirs + floor, (
-        f"{name}: error {error:.3e} against fp64, PyTorch's own {theirs:.3e} in {result.dtype} (allowed {factor} x, floor {floor:.1e})"
+        f"{name}: error {error:.3e} against fp64, PyTorch's own {theirs:.3e} in {result.dtype} "
+        f"(allowed {factor} x, floor {floor:.1e})"
     )

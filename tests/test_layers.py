@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: imports point down, an op has one name in every folder, files stay readable."""
+"""The house rules that a machine can check: imports point down, an op has one name everywhere, files stay readable."""
 
 import ast
 import re

@@ -65,23 +65,21 @@ def _op_on(op: str, device_type: str) -> dict[str, Any]:
     preferences = dispatch.preferences(op, device_type)
     if requested is not None:
         runs = requested if reasons[requested] is None else None
-        why = f"asked for by use_backend or LOSATOK_BACKEND{'' if runs else ', but unavailable: ' + str(reasons[requested])}"
+        why = f"asked for by hand{'' if runs else ', but unavailable: ' + str(reasons[requested])}"
     else:
         runs = next((backend for backend in preferences if reasons[backend] is None), None)
         passed_over = preferences[: preferences.index(runs)] if runs else preferences
-        why = (
-            "; ".join(f"not {backend}: {reasons[backend]}" for backend in passed_over)
-            or "the first choice for this device"
-        )
+        why = "; ".join(f"not {backend}: {reasons[backend]}" for backend in passed_over) or "the first choice there"
     return {"runs": runs, "why": why, "unavailable": {backend: reason for backend, reason in reasons.items() if reason}}
 
 
 def info() -> dict[str, Any]:
     """Facts about this installation and machine, as plain dicts, lists and strings (JSON-ready).
 
-    Keys: ``version``, ``python``, ``packages`` (name to version, or None where missing), ``native`` (the facts of the build, or ``error``),
-    ``processor`` (name, cores, threads, instruction set of the CPU kernels), ``gpus``, ``triton_interpreter``, and ``ops``:
-    per op and device type, what ``runs`` (None where nothing can), ``why``, and what is ``unavailable`` for which reason.
+    Keys: ``version``, ``python``, ``packages`` (name to version, or None where missing), ``native`` (the facts of the
+    build, or ``error``), ``processor`` (name, cores, threads, instruction set of the CPU kernels), ``gpus``,
+    ``triton_interpreter``, and ``ops``: per op and device type, what ``runs`` (None where nothing can), ``why``, and
+    what is ``unavailable`` for which reason.
     """
     native = _native.module
     devices = ("cpu", "cuda")
@@ -109,7 +107,8 @@ def format_info(facts: dict[str, Any]) -> str:
     if "error" in native:
         built = native["error"]
     else:
-        built = f"torch {native['torch']}, {native['compiler']}, CPU kernels for {native['instruction_sets']}; CUDA {native['cuda']}"
+        built = f"torch {native['torch']}, {native['compiler']}, kernels for {native['instruction_sets']}"
+        built += f"; CUDA {native['cuda']}"
         if native["cuda_archs"]:
             built += f" ({native['cuda_archs']})"
     gpus = ", ".join(
@@ -123,7 +122,8 @@ def format_info(facts: dict[str, Any]) -> str:
         ("native build", built),
         (
             "processor",
-            f"{processor['name']}, {processor['cores']} cores, {processor['threads']} threads, kernels for {processor['instruction_set']}",
+            f"{processor['name']}, {processor['cores']} cores, {processor['threads']} threads, "
+            f"kernels for {processor['instruction_set']}",
         ),
         ("GPU", gpus or "none that torch can see"),
     ]

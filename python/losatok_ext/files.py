@@ -13,8 +13,8 @@ from pathlib import Path
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary name in the folder of ``path``; on success it is renamed to ``path``, on an error removed.
 
-    The suffix of ``path`` is kept, since writers choose a format by it. Parent folders are made. The file is flushed to disk
-    before the rename, so that a crash leaves the old file or the new one.
+    The suffix of ``path`` is kept, since writers choose a format by it. Parent folders are made. The file is flushed to
+    disk before the rename, so that a crash leaves the old file or the new one.
 
     Raises:
         OSError: the folder cannot be made or written.

@@ -61,7 +61,7 @@ def test_unknown_backend_is_named():
 
 
 def test_a_device_without_kernels_raises_with_the_cure():
-    with pytest.raises(BackendUnavailableError, match="no native kernels for meta tensors.*use_backend"):
+    with pytest.raises(BackendUnavailableError, match=r"no native kernels for meta tensors.*use_backend"):
         dispatch.choose("gram_energy", torch.device("meta"))
 
 

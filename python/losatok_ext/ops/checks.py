@@ -26,7 +26,7 @@ def same_dtype_and_device(name: str, tensor: Tensor, like_name: str, like: Tenso
 
 
 def shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], meaning: str) -> None:
-    """Raise ValueError unless ``tensor`` has the ``expected`` sizes (None: any); ``meaning`` spells them, e.g. ``"[B, T, d]"``."""
+    """Raise ValueError unless ``tensor`` has the ``expected`` sizes (None: any), spelt by ``meaning``."""
     fits = tensor.dim() == len(expected) and all(
         e is None or e == s for e, s in zip(expected, tensor.shape, strict=True)
     )

@@ -1,7 +1,7 @@
 """Which implementation of an op runs, and how to choose another.
 
-Every op exists up to three times: ``reference`` (plain PyTorch, the definition), ``native`` (C++ on the CPU, CUDA C++ on a
-GPU) and ``triton``. The default for a device is the first entry of :data:`PREFERENCES` that is available there;
+Every op exists up to three times: ``reference`` (plain PyTorch, the definition), ``native`` (C++ on the CPU, CUDA C++ on
+a GPU) and ``triton``. The default for a device is the first entry of :data:`PREFERENCES` that is available there;
 :func:`use_backend` or the environment variable ``LOSATOK_BACKEND`` chooses by hand. A choice that cannot be met raises
 :class:`BackendUnavailableError` with the reason and the cure: nothing falls back in silence.
 """
@@ -32,8 +32,8 @@ PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("triton"
 gets an entry ``"<device>:<op>"`` here, which goes before the device's own."""
 
 _chosen: ContextVar[str | None] = ContextVar("losatok_backend", default=None)
-# torch.compile cannot trace a ContextVar. It guards a module global instead: a graph that was compiled under one backend is
-# compiled anew under another.
+# torch.compile cannot trace a ContextVar. It guards a module global instead: a graph that was compiled under one backend
+# is compiled anew under another.
 _chosen_for_tracing: str | None = None
 
 
@@ -50,8 +50,8 @@ def _check_name(name: str, source: str) -> str:
 class use_backend:  # noqa: N801 - reads as a statement: with use_backend("triton"):
     """Run ops by the implementation ``name`` (``"reference"``, ``"native"`` or ``"triton"``) inside a ``with`` block.
 
-    The choice is local to the context (thread or asyncio task) and may be nested. Functions compiled by ``torch.compile``
-    are recompiled when it changes.
+    The choice is local to the context (thread or asyncio task) and may be nested. Functions compiled by
+    ``torch.compile`` are recompiled when it changes.
 
     Raises:
         ValueError: ``name`` is none of the three.
@@ -92,7 +92,7 @@ _environment = _from_environment()
 
 
 def triton_interprets() -> bool:
-    """Whether Triton kernels run in Triton's interpreter (``TRITON_INTERPRET=1``), on CPU tensors and slowly: for tests."""
+    """Whether Triton kernels run in Triton's interpreter (``TRITON_INTERPRET=1``): on CPU tensors, slowly, for tests."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
@@ -112,7 +112,10 @@ def _why_not(backend: str, device_type: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install 'losatok-ext[triton]'"
     if device_type == "cpu" and not triton_interprets():
-        return "Triton kernels run on CUDA tensors; on the CPU only in its interpreter, with TRITON_INTERPRET=1 set before the import"
+        return (
+            "Triton kernels run on CUDA tensors; on the CPU only in its interpreter, "
+            "with TRITON_INTERPRET=1 set before the import"
+        )
     return None
 
 
@@ -125,7 +128,10 @@ _WHY_NOT = {
 def unavailable(backend: str, device_type: str) -> str | None:
     """Why ``backend`` cannot run on ``device_type`` (``"cpu"`` or ``"cuda"``) with its cure, or None when it can."""
     if backend != "reference" and (backend, device_type) not in _WHY_NOT:
-        return f"losatok_ext has no {backend} kernels for {device_type} tensors; move them to cpu or cuda, or use_backend('reference')"
+        return (
+            f"losatok_ext has no {backend} kernels for {device_type} tensors; "
+            "move them to cpu or cuda, or use_backend('reference')"
+        )
     return _WHY_NOT.get((backend, device_type))
 
 
