@@ -1,7 +1,7 @@
 """Which implementation of an op runs, and how to choose another.
 
-Every op exists up to three times: ``reference`` (plain PyTorch, the definition), ``native`` (C++ on the CPU, CUDA C++ on
-a GPU) and ``triton``. The default for a device is the first entry of :data:`PREFERENCES` that is available there;
+Every op exists up to three times: ``reference`` (plain PyTorch, the definition), ``native`` (C++ on the CPU, CUDA C++
+on a GPU) and ``triton``. The default for a device is the first entry of :data:`PREFERENCES` that is available there;
 :func:`use_backend` or the environment variable ``LOSATOK_BACKEND`` chooses by hand. A choice that cannot be met raises
 :class:`BackendUnavailableError` with the reason and the cure: nothing falls back in silence.
 """
@@ -32,7 +32,7 @@ PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("triton"
 gets an entry ``"<device>:<op>"`` here, which goes before the device's own."""
 
 _chosen: ContextVar[str | None] = ContextVar("losatok_backend", default=None)
-# torch.compile cannot trace a ContextVar. It guards a module global instead: a graph that was compiled under one backend
+# torch.compile cannot trace a ContextVar. It guards a module global instead: a graph compiled under one backend
 # is compiled anew under another.
 _chosen_for_tracing: str | None = None
 
@@ -92,7 +92,7 @@ _environment = _from_environment()
 
 
 def triton_interprets() -> bool:
-    """Whether Triton kernels run in Triton's interpreter (``TRITON_INTERPRET=1``): on CPU tensors, slowly, for tests."""
+    """Whether Triton kernels run in Triton's interpreter (``TRITON_INTERPRET=1``), for tests on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
