@@ -15,10 +15,11 @@ TORCH_LIBRARY(losatok, m) {
       "bottleneck_project_backward(Tensor grad, Tensor x, Tensor hidden, Tensor weight_in, Tensor weight_out, "
       "str activation, bool need_x, bool need_parameters) -> "
       "(Tensor grad_x, Tensor grad_weight_in, Tensor grad_bias_in, Tensor grad_weight_out, Tensor grad_bias_out)");
-  // z [B, T, d], target [B, T, D] -> loss [] and its gradients for a unit output gradient ([0] where not asked for)
+  // z [B, T, d], target [B, T, D] of any floating dtype -> loss [] and its gradients for a unit output gradient ([0]
+  // where not asked for)
   m.def(
       "normalized_reconstruction_loss_forward(Tensor z, Tensor target, Tensor weight_in, Tensor? bias_in, "
-      "Tensor weight_out, Tensor? bias_out, Tensor? lengths, bool need_grad) -> "
+      "Tensor weight_out, Tensor? bias_out, Tensor? lengths, str activation, bool need_grad) -> "
       "(Tensor loss, Tensor grad_z, Tensor grad_weight_in, Tensor grad_bias_in, Tensor grad_weight_out, "
       "Tensor grad_bias_out)");
   // time_relation: low [B, T, d], high [B, T, D] -> loss [] and d loss / d low; window -1 means none

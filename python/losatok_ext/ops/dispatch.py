@@ -8,6 +8,7 @@ on a GPU) and ``triton``. The default for a device is the first entry of :data:`
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from contextvars import ContextVar, Token
@@ -169,6 +170,16 @@ def choose(op: str, device: torch.device) -> str:
     return requested
 
 
+@torch.compiler.assume_constant_result
+def _import_triton_kernels() -> bool:
+    """Import the Triton kernels, which registers their raw ops; torch.compile does this while it traces."""
+    importlib.import_module("losatok_ext.triton_kernels")
+    return True
+
+
 def kernels(backend: str) -> Any:
-    """The namespace of raw torch ops of ``backend``: ``torch.ops.losatok`` or ``torch.ops.losatok_triton``."""
-    return torch.ops.losatok if backend == "native" else torch.ops.losatok_triton
+    """The namespace of the raw ops of ``backend``: ``torch.ops.losatok`` or ``torch.ops.losatok_triton``."""
+    if backend == "native":
+        return torch.ops.losatok
+    _import_triton_kernels()
+    return torch.ops.losatok_triton
