@@ -1,0 +1,111 @@
+"""Short-time Fourier magnitudes of batches of clips of different lengths, each clip as if it were alone.
+
+Frame ``t`` is centred on sample ``t * hop``; at both ends the signal is reflected, and the reflection at the end starts at the
+clip's own last sample, not at the end of the padded row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+BLOCK_FRAMES = 16384
+"""Frames transformed at once (164 s at a hop of 160): bounds the memory that a recording of an hour takes."""
+
+
+def valid_mask(lengths: Tensor, size: int) -> Tensor:
+    """[B, size] bool: True where the position is below ``lengths`` [B]."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def keep_valid(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """``x`` [B, T, ...] with zeros from each clip's length on (lengths [B]; None keeps all); NaN there does not survive."""
+    if lengths is None:
+        return x
+    mask = valid_mask(lengths, x.shape[1])
+    return torch.where(mask.view(mask.shape + (1,) * (x.dim() - 2)), x, x.new_zeros(()))
+
+
+def frame_count(samples: Tensor | int, hop: int) -> Tensor | int:
+    """Centred frames of a clip of that many samples: ``samples // hop + 1``, and none for an empty clip."""
+    if isinstance(samples, Tensor):
+        return torch.where(samples > 0, samples.div(hop, rounding_mode="floor") + 1, 0)
+    return samples // hop + 1 if samples > 0 else 0
+
+
+def reflect_pad(audio: Tensor, lengths: Tensor, pad: int) -> Tensor:
+    """Reflect each clip by ``pad`` samples at both of its ends.
+
+    A clip too short for one reflection is reflected to and fro until the pad is filled, so that no clip is too short.
+
+    Args:
+        audio: [B, N], N >= 1.
+        lengths: [B] int64, samples of each clip, within 0..N.
+        pad: samples to add on either side.
+
+    Returns:
+        [B, N + 2 pad]; row b holds its padded clip in the first ``lengths[b] + 2 pad`` samples and zeros behind.
+    """
+    clean = keep_valid(audio, lengths)
+    last = (lengths - 1).clamp(min=0)[:, None]
+    period = (2 * last).clamp(min=1)
+
+    def folded(position: Tensor) -> Tensor:
+        within = position % period
+        return torch.where(within > last, period - within, within)
+
+    steps = torch.arange(1, pad + 1, device=audio.device)
+    left = clean.gather(1, folded(steps.flip(0).expand(len(audio), pad)))
+    right = clean.gather(1, folded(last + steps))
+    inner = torch.cat([left, clean, clean.new_zeros(len(audio), pad)], dim=1)
+    return inner.scatter(1, lengths[:, None] + (pad + steps - 1), right)
+
+
+def stft_magnitude(
+    audio: Tensor,
+    lengths: Tensor,
+    window: Tensor,
+    hop: int,
+    power: float,
+    transform: Callable[[Tensor], Tensor] = lambda frames: frames,
+) -> tuple[Tensor, Tensor]:
+    """``|STFT|^power`` of each clip alone, centred, with reflected ends, window and FFT of ``len(window)`` samples.
+
+    Args:
+        audio: [B, N] float32; what lies past a length is not read, even NaN.
+        lengths: [B] int64 samples.
+        window: [n_fft] float32.
+        hop: samples between frames.
+        power: 1 for magnitudes, 2 for power.
+        transform: applied to each block of frames [B, F', n_fft // 2 + 1] before the next is computed (a mel filter bank, say).
+
+    Returns:
+        (frames [B, N // hop + 1, ...], frame lengths [B] int64). Frames past a clip's own are zero.
+    """
+    frame_lengths = frame_count(lengths, hop)
+    assert isinstance(frame_lengths, Tensor)
+    n_fft = window.numel()
+    if audio.shape[1] == 0 or audio.shape[0] == 0:
+        return transform(audio.new_zeros(audio.shape[0], 0, n_fft // 2 + 1)), frame_lengths
+    padded = reflect_pad(audio, lengths, n_fft // 2)
+    frames = padded.unfold(1, n_fft, hop)[:, : audio.shape[1] // hop + 1]
+    blocks = []
+    for start in range(0, frames.shape[1], BLOCK_FRAMES):
+        spectrum = torch.fft.rfft(frames[:, start : start + BLOCK_FRAMES] * window)
+        magnitude = spectrum.abs() if power == 1 else torch.view_as_real(spectrum).square().sum(-1)
+        blocks.append(transform(magnitude if power in (1, 2) else spectrum.abs() ** power))
+    result = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+    return keep_valid(result, frame_lengths), frame_lengths
+
+
+def centred_magnitude(audio: Tensor, window: Tensor, hop: int) -> Tensor:
+    """``|STFT|`` [B, N // hop + 1, n_fft // 2 + 1] with zeros beyond both ends: differentiable, for losses.
+
+    Zeros (and not reflections) make a clip's frames the same whatever zeros follow it in a batch.
+    """
+    n_fft = window.numel()
+    frames = F.pad(audio, (n_fft // 2, n_fft // 2)).unfold(1, n_fft, hop)[:, : audio.shape[1] // hop + 1]
+    return torch.fft.rfft(frames * window).abs()

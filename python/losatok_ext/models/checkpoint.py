@@ -1,0 +1,131 @@
+"""Model folders: ``config.json`` and ``model.safetensors``, never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from losatok_ext.errors import CheckpointError, ConfigError
+from losatok_ext.files import atomic_path
+from losatok_ext.models.config import LoSATokConfig
+
+if TYPE_CHECKING:
+    from losatok_ext.models.losatok import LoSATok
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+MODEL_TYPE = "losatok"
+
+
+def save(model: LoSATok, folder: str | os.PathLike[str]) -> None:
+    """Write both files into ``folder``; the weights first, so that a folder with a configuration has them."""
+    folder = Path(folder)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_path(folder / WEIGHTS_FILE) as path:
+        save_file(weights, path, metadata={"format": "pt", "model_type": MODEL_TYPE})
+    with atomic_path(folder / CONFIG_FILE) as path:
+        path.write_text(json.dumps({"model_type": MODEL_TYPE, "config": model.config.to_dict()}, indent=2) + "\n")
+
+
+def read_config(folder: str | os.PathLike[str]) -> LoSATokConfig:
+    """The configuration in a model folder.
+
+    Raises:
+        CheckpointError: ``config.json`` is missing or is not one of ours.
+    """
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is no model folder: it has no {CONFIG_FILE}; pass the folder that save_pretrained wrote"
+        )
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); save the model again") from error
+    if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE or "config" not in values:
+        raise CheckpointError(
+            f"{path} does not describe a {MODEL_TYPE} model; a published checkpoint is read by from_reference_checkpoint "
+            "(`losatok convert`)"
+        )
+    try:
+        return LoSATokConfig.from_dict(values["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file on the CPU.
+
+    Raises:
+        CheckpointError: missing, truncated or not safetensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; check the path or copy the file there")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); copy or save it again") from error
+
+
+def load(cls: type[LoSATok], folder: str | os.PathLike[str]) -> LoSATok:
+    """The model in ``folder``, in eval mode on the CPU."""
+    config = read_config(folder)
+    path = Path(folder) / WEIGHTS_FILE
+    return build(cls, config, read_safetensors(path), str(path))
+
+
+def build(cls: type[LoSATok], config: LoSATokConfig, state: Mapping[str, Tensor], source: str) -> LoSATok:
+    """A model of ``config`` with the weights ``state``, in eval mode.
+
+    Raises:
+        CheckpointError: a tensor of ``state`` is missing, left over or of another shape; ``source`` names where it is from.
+    """
+    with torch.device("meta"):  # no random weights only to overwrite them
+        model = cls(config)
+    check_fit({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, state, source)
+    model.load_state_dict(dict(state), assign=True)
+    return model.eval()
+
+
+def check_fit(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError unless ``state`` has exactly the tensors ``expected`` (name to shape)."""
+    for name, shape in expected.items():
+        if name not in state:
+            raise CheckpointError(f"{source} lacks the tensor {name}; it is incomplete or of another model")
+        if tuple(state[name].shape) != shape:
+            raise CheckpointError(
+                f"{source}: the tensor {name} has shape {list(state[name].shape)}, but the configuration makes it {list(shape)}; "
+                "use the configuration it was trained with"
+            )
+    left_over = [name for name in state if name not in expected]
+    if left_over:
+        raise CheckpointError(
+            f"{source} has {len(left_over)} tensors that this model does not, {left_over[0]} first; "
+            "use the configuration it was trained with"
+        )
+
+
+def fingerprint(config: LoSATokConfig, state: Mapping[str, Tensor]) -> str:
+    """16 hex digits of the configuration and the weights rounded to bfloat16."""
+    values = config.to_dict()
+    for name in ("chunk_batch", "kl_clamp", "mel_loss_windows", "mel_loss_bins"):
+        del values[name]  # of memory and of training; the latents do not depend on them
+    digest = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8)
+    for name in sorted(state):
+        if state[name].is_floating_point():
+            rounded = state[name].detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
+            digest.update(name.encode())
+            digest.update(
+                rounded.view(torch.uint8).numpy().data
+                if rounded.dim()
+                else bytes(rounded.view(1).view(torch.uint8).tolist())
+            )
+    return digest.hexdigest()

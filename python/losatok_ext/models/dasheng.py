@@ -1,0 +1,146 @@
+"""The semantic encoder: a Dasheng transformer over mel patches, as MiDashengLM has it, frozen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from losatok_ext.audio.mel import SemanticMel
+from losatok_ext.models.config import SEMANTIC_PATCH, LoSATokConfig
+from losatok_ext.nn.attention import TransformerBlock, key_mask
+
+TYPICAL_DECIBELS, TYPICAL_SPREAD = -15.0, 22.0
+"""Mean and standard deviation of the mel decibels of ordinary recordings: the statistics of an encoder with random weights."""
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation over mel bins [..., M] by stored statistics, in training as in inference, computed in float32."""
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(bins))
+        self.bias = nn.Parameter(torch.zeros(bins))
+        self.register_buffer("running_mean", torch.full((bins,), TYPICAL_DECIBELS))
+        self.register_buffer("running_var", torch.full((bins,), TYPICAL_SPREAD**2))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., M] float32 to the same."""
+        scale = self.weight.float() * (self.running_var.float() + 1e-5).rsqrt()
+        return x * scale + (self.bias.float() - self.running_mean.float() * scale)
+
+
+class SemanticEncoder(nn.Module):
+    """16 kHz audio to D-dimensional semantic features at 25 Hz. Its weights take no gradient and it stays in eval mode.
+
+    Mel decibels are normalised per bin, cut into patches of 4 frames, and go through the transformer in chunks of
+    ``config.chunk_frames``, each alone: positions restart, the last chunk stays short. Whole patches only: a clip of N samples
+    has ``(N // hop + 1) // 4`` tokens.
+    """
+
+    def __init__(self, config: LoSATokConfig) -> None:
+        super().__init__()
+        dim, mels = config.embed_dim, config.semantic_mels
+        self.chunk_tokens = config.chunk_frames // SEMANTIC_PATCH
+        self.chunk_batch = config.chunk_batch
+        self.mel = SemanticMel(config.semantic_n_fft, mels, config.hop_length, config.top_db, config.sample_rate)
+        self.batch_norm = FrozenBatchNorm(mels)
+        self.patch_embed = nn.Linear(mels * SEMANTIC_PATCH, dim)
+        self.time_position = nn.Parameter(torch.empty(self.chunk_tokens, dim))
+        self.frequency_position = nn.Parameter(torch.empty(dim))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(dim, config.num_heads, dim * config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> SemanticEncoder:
+        """Stays in eval mode: the encoder is frozen."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, audio: Tensor, lengths: Tensor, project: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """Features of each clip as if it were alone.
+
+        Args:
+            audio: [B, N]; what lies past a length is not read.
+            lengths: [B] int64 samples. On the CPU they also decide which chunks need no work and which no mask; on a GPU nothing
+                waits for them.
+            project: applied to each group of chunks [n, T', D]; what it returns is kept instead of the features, which for a long
+                recording are larger than all else.
+
+        Returns:
+            (features [B, T, D], token lengths [B] int64 on the device of ``audio``); zeros past a clip's tokens.
+        """
+        mel, frame_lengths = self.mel(audio, lengths.to(audio.device))
+        tokens = mel.shape[1] // SEMANTIC_PATCH
+        token_lengths = frame_lengths.div(SEMANTIC_PATCH, rounding_mode="floor")
+        on_host = None
+        if lengths.device.type == "cpu":
+            hop = self.mel.hop
+            on_host = [(n // hop + 1) // SEMANTIC_PATCH if n > 0 else 0 for n in lengths.tolist()]
+        # Patches as the convolution's weight has them: [B, T, bins, frames].
+        patches = mel[:, : tokens * SEMANTIC_PATCH].unflatten(1, (tokens, SEMANTIC_PATCH)).transpose(2, 3)
+        columns = [
+            self._encode_column(patches, start, token_lengths, on_host, project)
+            for start in range(0, max(tokens, 1), self.chunk_tokens)
+        ]
+        return (columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)), token_lengths
+
+    def _encode_column(
+        self, patches: Tensor, start: int, token_lengths: Tensor, on_host: list[int] | None, project: nn.Module | None
+    ) -> Tensor:
+        """The chunks of all clips that begin at token ``start``, ``chunk_batch`` at a time."""
+        column = patches[:, start : start + self.chunk_tokens]
+        batch, width = column.shape[:2]
+        inside = (token_lengths - start).clamp(min=0, max=width)
+        rows = list(range(batch)) if on_host is None else [b for b in range(batch) if on_host[b] > start]
+        rows = rows if width else []
+        result: Tensor | None = None
+        for first in range(0, len(rows), self.chunk_batch):
+            group = rows[first : first + self.chunk_batch]
+            whole = on_host is not None and all(on_host[b] >= start + width for b in group)
+            index = torch.tensor(group, device=column.device)
+            lengths = inside[index]
+            features = self.encode_chunks(column[index], None if whole else lengths)
+            features = features if project is None else project(features)
+            if not whole:
+                kept = torch.arange(width, device=column.device) < lengths[:, None]
+                features = torch.where(kept[:, :, None], features, 0.0)
+            if len(group) == batch:
+                return features
+            if result is None:
+                result = features.new_zeros(batch, width, features.shape[-1])
+            result[index] = features
+        if result is None:
+            features = self.patch_embed.weight.new_zeros(batch, width, self.norm.normalized_shape[0])
+            return features if project is None else project(features).zero_()
+        return result
+
+    def encode_chunks(self, patches: Tensor, lengths: Tensor | None) -> Tensor:
+        """Patches [n, T', bins, 4] of mel decibels, T' up to ``chunk_tokens``, to features [n, T', D]; one chunk each.
+
+        ``lengths`` [n] (tokens) marks what may be attended to; None means all. What comes out past a length is undefined.
+        """
+        with torch.autocast(patches.device.type, enabled=False):
+            normalised = self.batch_norm(patches.float().transpose(2, 3)).transpose(2, 3).flatten(2)
+        x = self.patch_embed(normalised.to(self.patch_embed.weight.dtype))
+        x = x + (self.time_position[: x.shape[1]] + self.frequency_position)
+        mask = None if lengths is None else key_mask(lengths, x.shape[1])
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)
+
+
+def init_semantic_encoder(encoder: SemanticEncoder) -> None:
+    """Random weights: truncated normal of 0.02, zero biases, as vision transformers start."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+    nn.init.trunc_normal_(encoder.time_position, std=0.02)
+    nn.init.trunc_normal_(encoder.frequency_position, std=0.02)

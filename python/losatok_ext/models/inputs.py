@@ -1,0 +1,83 @@
+"""What callers hand to the model, checked and brought to one form: a batch of clips on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from losatok_ext.errors import UserError
+from losatok_ext.ops import checks
+
+
+def as_batch(audio: Tensor) -> Tensor:
+    """``audio`` [N], [B, N] or [B, 1, N] as [B, N].
+
+    Raises:
+        TypeError: not a tensor, or not of a floating-point dtype.
+        ValueError: another shape.
+    """
+    if not isinstance(audio, Tensor):
+        raise TypeError(
+            f"audio should be a torch.Tensor of samples, got {type(audio).__name__}; convert it with torch.as_tensor"
+        )
+    if not audio.is_floating_point():
+        name = str(audio.dtype).removeprefix("torch.")
+        cure = "audio.float() / 32768" if name == "int16" else "audio.float(), scaled to -1..1"
+        raise TypeError(f"audio should be floating point with samples in -1..1, got {name}; convert it: {cure}")
+    if audio.dim() == 3 and audio.shape[1] == 1:
+        audio = audio[:, 0]
+    if audio.dim() not in (1, 2):
+        raise ValueError(f"audio should have shape [N], [B, N] or [B, 1, N] (mono), got {list(audio.shape)}")
+    return audio if audio.dim() == 2 else audio[None]
+
+
+def clip_lengths(lengths: Tensor | Sequence[int] | None, batch: int, size: int) -> Tensor:
+    """``lengths`` (None: all of ``size``) as an int64 tensor [B] on the CPU; a tensor on a GPU is waited for.
+
+    Raises:
+        TypeError: not whole numbers.
+        ValueError: another shape, or a length outside 0..size.
+    """
+    if lengths is None:
+        return torch.full((batch,), size, dtype=torch.int64)
+    if not isinstance(lengths, Tensor):
+        if not all(type(length) is int for length in lengths):
+            raise TypeError("lengths should be whole numbers (an int64 tensor [B] or a list of int)")
+        lengths = torch.tensor(list(lengths), dtype=torch.int64)
+    checked = checks.lengths(lengths.cpu(), batch, size, torch.device("cpu"))
+    assert checked is not None
+    return checked
+
+
+def require_finite(name: str, x: Tensor, lengths: Tensor) -> None:
+    """Raise UserError when ``x`` [B, T, ...] is not finite below ``lengths`` [B]; the first such clip is named."""
+    finite = torch.isfinite(x).flatten(2).all(-1) if x.dim() > 2 else torch.isfinite(x)
+    past = torch.arange(x.shape[1], device=x.device) >= lengths.to(x.device)[:, None]
+    bad = (~(finite | past)).any(1)
+    if bool(bad.any()):
+        clip = int(bad.int().argmax())
+        raise UserError(
+            f"{name} holds NaN or infinity within clip {clip} of the batch; repair it (torch.nan_to_num), "
+            "or pass lengths if that is padding"
+        )
+
+
+def resample_clips(audio: Tensor, lengths: Tensor, from_rate: int, to_rate: int) -> tuple[Tensor, Tensor]:
+    """Each clip of ``audio`` [B, N] resampled alone, so that padding does not ring into it: (audio [B, N'], lengths [B]).
+
+    Raises:
+        UserError: soxr is not installed.
+        ValueError: ``sample_rate`` is not a positive whole number.
+    """
+    from losatok_ext.audio.resample import resample
+
+    if isinstance(from_rate, bool) or not isinstance(from_rate, int) or from_rate <= 0:
+        raise ValueError(f"sample_rate should be a positive whole number of Hz, got {from_rate!r}")
+    clips = [resample(clip[:length], from_rate, to_rate) for clip, length in zip(audio, lengths.tolist(), strict=True)]
+    counts = torch.tensor([len(clip) for clip in clips], dtype=torch.int64)
+    result = audio.new_zeros(len(clips), int(counts.max()) if len(clips) else 0)
+    for row, clip in zip(result, clips, strict=True):
+        row[: len(clip)] = clip
+    return result, counts

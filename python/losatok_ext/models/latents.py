@@ -1,0 +1,43 @@
+"""What a batch of clips is encoded to."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Latents:
+    """The latents of B clips, T tokens long at most; whatever lies past a clip's tokens is zero.
+
+    Attributes:
+        z: [B, T, d]; the sample or, in inference by default, ``mu``.
+        mu: [B, T, d], mean of the posterior.
+        logvar: [B, T, d], its log variance, within -20..20.
+        lengths: [B] int64, tokens of each clip.
+        semantic: [B, T, D], features of the semantic encoder at the token rate. This and what follows only when asked for.
+        semantic_low: [B, T, d], the same through the bottleneck.
+        acoustic: [B, T, D], features of the acoustic encoder.
+        acoustic_low: [B, T, d], the same through ``fc_a``.
+        unified: [B, T, D], ``semantic + acoustic``.
+        unified_low: [B, T, d], ``semantic_low + acoustic_low``, of which ``mu`` and ``logvar`` are linear maps.
+    """
+
+    z: Tensor
+    mu: Tensor
+    logvar: Tensor
+    lengths: Tensor
+    semantic: Tensor | None = None
+    semantic_low: Tensor | None = None
+    acoustic: Tensor | None = None
+    acoustic_low: Tensor | None = None
+    unified: Tensor | None = None
+    unified_low: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Latents:
+        """The same on ``device``."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Latents(**{name: None if value is None else value.to(device) for name, value in values.items()})

@@ -1,0 +1,365 @@
+"""LoSATok: a continuous audio tokenizer whose low-dimensional latent serves understanding and generation alike.
+
+Source: arXiv 2605.27840. Two encoders, a frozen semantic and a trained acoustic one, meet in a d-dimensional VAE latent at 25 (or
+50) tokens per second; a ConvNeXt decoder with an inverse STFT head turns it back into 16 kHz audio.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from losatok_ext.audio.stft import keep_valid
+from losatok_ext.models import checkpoint, published
+from losatok_ext.models.acoustic import AcousticEncoder
+from losatok_ext.models.config import LoSATokConfig
+from losatok_ext.models.dasheng import SemanticEncoder, init_semantic_encoder
+from losatok_ext.models.decoder import Decoder, init_decoder
+from losatok_ext.models.inputs import as_batch, clip_lengths, require_finite, resample_clips
+from losatok_ext.models.latents import Latents
+from losatok_ext.models.mel_loss import MultiScaleMelLoss
+from losatok_ext.nn.bottleneck import Bottleneck, upsample_tokens
+from losatok_ext.nn.losses import kl_divergence, masked_mse
+
+STAGES = {"sembo": ("bottleneck",), "tokenizer": ("acoustic_encoder", "fc_a", "fc_mu", "fc_logvar", "decoder")}
+"""What each stage of training trains; the semantic encoder never."""
+
+
+class LoSATok(nn.Module):
+    """The tokenizer. ``torch.manual_seed`` decides the random weights of a new one.
+
+    A clip's latents and audio are the same alone, in any batch and behind any padding (to rounding). Encoding a clip of N
+    samples gives ``config.token_count(N)`` tokens; decoding T tokens gives ``T * samples_per_token`` samples.
+
+    Args:
+        config: what to build; None is the published model.
+    """
+
+    def __init__(self, config: LoSATokConfig | None = None) -> None:
+        super().__init__()
+        config = LoSATokConfig() if config is None else config
+        self.config = config
+        d = config.latent_dim
+        self.semantic_encoder = SemanticEncoder(config)
+        self.bottleneck = Bottleneck(config.embed_dim, config.bottleneck_dim, d)
+        self.acoustic_encoder = AcousticEncoder(config)
+        self.fc_a = nn.Linear(config.embed_dim, d)
+        self.fc_mu = nn.Linear(d, d)
+        self.fc_logvar = nn.Linear(d, d)
+        self.decoder = Decoder(config)
+        self.mel_loss = MultiScaleMelLoss(config.mel_loss_windows, config.mel_loss_bins, config.sample_rate)
+        self._fingerprint: tuple[object, str] | None = None
+        init_semantic_encoder(self.semantic_encoder)
+        init_decoder(self.decoder)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz of the audio that :meth:`decode` gives."""
+        return self.config.sample_rate
+
+    @property
+    def frame_rate(self) -> int:
+        """Tokens per second."""
+        return self.config.frame_rate
+
+    @property
+    def samples_per_token(self) -> int:
+        """Samples that one token decodes to."""
+        return self.config.samples_per_token
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.fc_mu.weight.device
+
+    # -- inference ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(
+        self,
+        audio: Tensor,
+        sample_rate: int = 16000,
+        lengths: Tensor | Sequence[int] | None = None,
+        sample: bool = False,
+        features: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Latents:
+        """Encode clips to latents, without gradients.
+
+        Args:
+            audio: [N], [B, N] or [B, 1, N], floating point, samples in -1..1. It is moved to the model's device.
+            sample_rate: Hz of ``audio``; another rate than the model's is resampled (needs soxr).
+            lengths: [B] samples of each clip, at ``sample_rate``; None: all N. What lies past is not read, even NaN.
+            sample: draw z from the posterior instead of taking its mean.
+            features: also return the high- and low-dimensional features of both encoders.
+            generator: of the noise when ``sample``.
+
+        Returns:
+            Latents of B clips; T is the tokens of the longest. A clip of less than 3/4 of a token (480 samples in the published
+            model) has none. Dtype: the model's.
+
+        Raises:
+            TypeError: ``audio`` is not a floating-point tensor.
+            ValueError: a wrong shape, or ``lengths`` outside 0..N.
+            UserError: NaN or infinity within a clip.
+        """
+        clips, counts = self._prepare(audio, sample_rate, lengths)
+        return self._encode(clips, counts, sample, high=features, generator=generator)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor | Latents, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Decode latents to audio, without gradients (``model.decoder`` is the module with them).
+
+        Args:
+            z: [B, T, d], or Latents, whose ``z`` and ``lengths`` are taken.
+            lengths: [B] tokens of each clip; None: all T. What lies past is not read.
+
+        Returns:
+            [B, samples_per_token T] float32 at the model's sample rate; zeros past a clip's end.
+
+        Raises:
+            TypeError: ``z`` is not a floating-point tensor.
+            ValueError: a wrong shape, or ``lengths`` outside 0..T.
+            UserError: NaN or infinity within a clip's tokens.
+        """
+        if isinstance(z, Latents):
+            z, lengths = z.z, z.lengths if lengths is None else lengths
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
+            raise TypeError(f"z should be a floating-point torch.Tensor [B, T, d] or Latents, got {kind}")
+        d = self.config.latent_dim
+        if z.dim() != 3 or z.shape[-1] != d:
+            raise ValueError(f"z should have shape [B, T, d] with d = {d}, got {list(z.shape)}")
+        counts = clip_lengths(lengths, *z.shape[:2])
+        require_finite("z", z, counts)
+        ragged = counts.to(self.device) if bool((counts < z.shape[1]).any()) else None
+        return self.decoder.decode_long(z.to(self.device, self.fc_mu.weight.dtype), ragged)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, audio: Tensor, sample_rate: int = 16000, lengths: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
+        """Encode and decode: what the model makes of each clip, as long as the clip.
+
+        A clip that ends within a token is first continued with zeros to that token's end, so that its last samples are heard.
+
+        Args:
+            audio: as in :meth:`encode`.
+            sample_rate: Hz of ``audio``.
+            lengths: [B] samples of each clip, at ``sample_rate``.
+
+        Returns:
+            [B, N'] float32 at the model's sample rate, N' the samples of the longest clip at that rate; zeros past a clip's end.
+            Raises as :meth:`encode`.
+        """
+        clips, counts = self._prepare(audio, sample_rate, lengths)
+        per_token = self.samples_per_token
+        covered = torch.tensor(
+            [
+                n if self.config.token_count(n) * per_token >= n else -(-n // per_token) * per_token
+                for n in counts.tolist()
+            ],
+            dtype=torch.int64,
+        )
+        size = clips.shape[1]
+        target = counts.to(self.device)
+        longest = int(covered.max()) if len(covered) else 0
+        padded = F.pad(keep_valid(clips, target), (0, max(longest - size, 0)))
+        decoded = self.decode(self._encode(padded, covered))
+        return keep_valid(decoded[:, :size], target)
+
+    @torch.no_grad()
+    def teacher(self, audio: Tensor, lengths: Tensor | Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Features of the frozen semantic encoder, at its own 25 Hz whatever the token rate is.
+
+        Args:
+            audio: [N], [B, N] or [B, 1, N] floating point at the model's sample rate.
+            lengths: [B] samples.
+
+        Returns:
+            (features [B, T, D], lengths [B] int64 in frames of 40 ms); zeros past a clip's. Raises as :meth:`encode`.
+        """
+        return self.semantic_encoder(*self._prepare(audio, self.sample_rate, lengths))
+
+    # -- training ----------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        audio: Tensor,
+        lengths: Tensor | None = None,
+        sample: bool = True,
+        sembo: bool = False,
+        features: tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of a batch, unweighted float32 scalars by name, with gradients to whatever takes gradients.
+
+        Args:
+            audio: [B, N] (or [N], [B, 1, N]) at the model's sample rate.
+            lengths: [B] int64 samples; None: all N. Kept on the CPU they cost a GPU no wait.
+            sample: draw z from the posterior (else z = mu).
+            sembo: add the losses of :meth:`sembo_losses`.
+            features: what :meth:`teacher` gave for this batch, to spare computing it again.
+            generator: of the noise.
+
+        Returns:
+            ``mel``: multi-scale L1 mel between decoded and given audio; ``semantic_high``: MSE of acoustic to semantic features
+            [T, D]; ``semantic_low``: the same at d dimensions; ``kl``: in nats, clamped below at ``config.kl_clamp`` per
+            dimension. Semantic targets take no gradient. All are means over the valid frames of the whole batch.
+        """
+        audio = as_batch(audio).to(self.device, torch.float32)
+        counts = torch.full(audio.shape[:1], audio.shape[1]) if lengths is None else lengths
+        if features is None:
+            features = self.semantic_encoder(audio, counts)
+        latents = self._encode(audio, counts, sample, high=True, generator=generator, teacher=features)
+        tokens = latents.lengths
+        assert latents.acoustic is not None and latents.semantic is not None
+        assert latents.acoustic_low is not None and latents.semantic_low is not None
+        decoded = self.decoder(latents.z, None if lengths is None else tokens)
+        size = min(decoded.shape[1], audio.shape[1])
+        heard = None if lengths is None else torch.minimum(tokens * self.samples_per_token, counts.to(self.device))
+        ragged = None if lengths is None else tokens
+        losses = {
+            "mel": self.mel_loss(decoded[:, :size], audio[:, :size], heard),
+            "semantic_high": masked_mse(latents.acoustic, latents.semantic, ragged),
+            "semantic_low": masked_mse(latents.acoustic_low, latents.semantic_low, ragged),
+            "kl": kl_divergence(latents.mu, latents.logvar, ragged, self.config.kl_clamp),
+        }
+        return {**losses, **self.sembo_losses(*features)} if sembo else losses
+
+    def sembo_losses(
+        self,
+        features: Tensor,
+        lengths: Tensor | None = None,
+        window: int | None = None,
+        high_energy: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """``sembo_reconstruction`` and ``sembo_relation`` of teacher features [B, T, D]; see :meth:`Bottleneck.losses`."""
+        return self.bottleneck.losses(features, lengths, window, high_energy)
+
+    def train_only(self, stage: str) -> list[nn.Parameter]:
+        """Let gradients flow to the parts that ``stage`` (``"sembo"`` or ``"tokenizer"``) trains and no others; returns their weights.
+
+        Raises:
+            ValueError: there is no such stage.
+        """
+        if stage not in STAGES:
+            raise ValueError(f"stage should be one of {', '.join(map(repr, STAGES))}, got {stage!r}")
+        self.requires_grad_(False)
+        for name in STAGES[stage]:
+            getattr(self, name).requires_grad_(True)
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if need be), each whole or not at all."""
+        checkpoint.save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> LoSATok:
+        """The model that :meth:`save_pretrained` wrote, in eval mode.
+
+        Raises:
+            CheckpointError: a file is missing or unreadable, or a tensor is missing, left over or of another shape.
+        """
+        return checkpoint.load(cls, folder).to(device)
+
+    @classmethod
+    def from_reference_checkpoint(
+        cls,
+        path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor],
+        config: LoSATokConfig | Mapping[str, Any] | None = None,
+        hidden_dim: int = 512,
+        frame_rate: int = 25,
+        semantic_encoder: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    ) -> LoSATok:
+        """The model of a checkpoint in the published layout, in eval mode. Nothing is fetched and no pickle is run.
+
+        Args:
+            path_or_state_dict: a ``.safetensors`` file, a ``.pth``/``.pt``/``.bin`` file (read with ``weights_only=True``), or
+                the state dict itself.
+            config: a LoSATokConfig, or the published configuration's own dict; None is the published model.
+            hidden_dim: of the semantic bottleneck; used with a dict or None, as the published configuration does not hold it.
+            frame_rate: tokens per second; likewise.
+            semantic_encoder: the semantic encoder's weights where they are kept apart: a file, a state dict or a folder of
+                sharded safetensors, by MiDashengLM's names (``audio_encoder.*``; of a large model nothing else is read) or bare.
+
+        Raises:
+            CheckpointError: unreadable, or tensors missing, left over or of another shape.
+            ConfigError: ``config`` holds an unknown key, or contradicts ``frame_rate``.
+        """
+        if not isinstance(config, LoSATokConfig):
+            config = LoSATokConfig.from_published(config or {}, hidden_dim, frame_rate)
+        state = published.read(path_or_state_dict, config, semantic_encoder)
+        return checkpoint.build(cls, config, state, "the published checkpoint")
+
+    def to_reference_state_dict(self) -> dict[str, Tensor]:
+        """The weights by the published checkpoint's names and layout, its computed buffers included."""
+        return published.to_published(self.state_dict(), self.config)
+
+    def fingerprint(self) -> str:
+        """16 hex digits that name this model: a hash of its configuration and weights.
+
+        Weights are rounded to bfloat16 first, so that a model and its bfloat16 copy have one name. The hash is kept until a
+        weight changes.
+        """
+        weights = [*self.parameters(), *self.buffers()]
+        key = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in weights)
+        if self._fingerprint is None or self._fingerprint[0] != key:
+            self._fingerprint = (key, checkpoint.fingerprint(self.config, self.state_dict()))
+        return self._fingerprint[1]
+
+    # -- inner -------------------------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self, audio: Tensor, sample_rate: int, lengths: Tensor | Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Checked clips [B, N] float32 on the model's device, at its rate, cut to the longest; lengths [B] on the CPU."""
+        audio = as_batch(audio)
+        counts = clip_lengths(lengths, *audio.shape)
+        require_finite("audio", audio, counts)
+        audio = audio.detach().float()
+        if sample_rate != self.sample_rate:
+            audio, counts = resample_clips(audio, counts, sample_rate, self.sample_rate)
+        longest = int(counts.max()) if len(counts) else 0
+        return audio[:, :longest].to(self.device), counts
+
+    def _encode(
+        self,
+        audio: Tensor,
+        lengths: Tensor,
+        sample: bool = False,
+        high: bool = False,
+        generator: torch.Generator | None = None,
+        teacher: tuple[Tensor, Tensor] | None = None,
+    ) -> Latents:
+        """Latents of clips [B, N] with ``lengths`` [B]; with gradients unless called without. ``high`` keeps the features."""
+        factor = self.config.semantic_upsampling
+        if teacher is None:
+            teacher = self.semantic_encoder(audio, lengths, None if high else self.bottleneck.down)
+        semantic, semantic_lengths = teacher
+        semantic_low = self.bottleneck.down(semantic) if high else semantic
+        acoustic, acoustic_lengths = self.acoustic_encoder(audio, lengths.to(audio.device))
+        time = min(semantic.shape[1] * factor, acoustic.shape[1])
+        tokens = torch.minimum(semantic_lengths * factor, acoustic_lengths)
+        acoustic = acoustic[:, :time]
+        acoustic_low = self.fc_a(acoustic)
+        semantic_low = upsample_tokens(semantic_low, factor, semantic_lengths)[:, :time]
+        unified_low = acoustic_low + semantic_low
+        mu, logvar = self.fc_mu(unified_low), self.fc_logvar(unified_low).clamp(-20.0, 20.0)
+        z = mu
+        if sample:
+            noise = torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
+            z = mu + (0.5 * logvar).exp() * noise
+        ours = {"z": z, "mu": mu, "logvar": logvar}
+        if high:
+            semantic = upsample_tokens(semantic, factor, semantic_lengths)[:, :time]
+            ours.update(semantic=semantic, semantic_low=semantic_low, acoustic=acoustic, acoustic_low=acoustic_low)
+            ours.update(unified=semantic + acoustic, unified_low=unified_low)
+        return Latents(lengths=tokens, **{name: keep_valid(value, tokens) for name, value in ours.items()})
