@@ -20,9 +20,9 @@ def mel_filter_bank(
 ) -> Tensor:
     """Triangular filters [n_fft // 2 + 1, n_mels] in float32.
 
-    The corners are ``n_mels + 2`` points equally spaced on the HTK mel scale from ``f_min`` to ``f_max`` (Hz; None: half of
-    ``sample_rate``); each filter rises from 0 to 1 and falls back to 0 over three neighbouring points. Computed in float32, as the
-    filters of the published checkpoint were: float64 would differ from them by up to 1e-5.
+    The corners are ``n_mels + 2`` points equally spaced on the HTK mel scale from ``f_min`` to ``f_max`` (Hz; None:
+    half of ``sample_rate``); each filter rises from 0 to 1 and falls back to 0 over three neighbouring points. Computed
+    in float32, as the filters of the published checkpoint were: float64 would differ from them by up to 1e-5.
     """
     f_max = sample_rate / 2 if f_max is None else f_max
     low, high = (2595.0 * math.log10(1.0 + f / 700.0) for f in (f_min, f_max))
@@ -36,7 +36,7 @@ def mel_filter_bank(
 
 
 class MelSpectrogram(Constants):
-    """Mel spectrogram [B, F, n_mels] of 16 kHz clips (Hann window of n_fft, centred, ends reflected at the clip's own end).
+    """Mel spectrogram [B, F, n_mels] of clips: Hann window of n_fft, centred, reflected at each clip's own ends.
 
     Args:
         n_fft: samples of the window and the FFT.
@@ -67,9 +67,9 @@ class MelSpectrogram(Constants):
 
 
 class SemanticMel(MelSpectrogram):
-    """The semantic encoder's front end: power mel to decibels, ``10 log10(max(., 1e-10))``, at most ``top_db`` below the clip's peak.
+    """The semantic encoder's front end: power mel to decibels, ``10 log10(max(., 1e-10))``.
 
-    The peak is that of the clip's own frames, so that its values do not depend on what else is in the batch.
+    Values are kept at most ``top_db`` below the peak of the clip's own frames: what else is in the batch does not matter.
     """
 
     def __init__(self, n_fft: int, n_mels: int, hop: int, top_db: float, sample_rate: int) -> None:
@@ -77,7 +77,7 @@ class SemanticMel(MelSpectrogram):
         self.top_db = top_db
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """audio [B, N], lengths [B] (samples) to (decibels [B, F, n_mels] float32, frame lengths [B]); see MelSpectrogram."""
+        """audio [B, N], lengths [B] (samples) to (decibels [B, F, n_mels], frame lengths [B]); see MelSpectrogram."""
         mel, frame_lengths = super().forward(audio, lengths)
         if mel.numel() == 0:
             return mel, frame_lengths
@@ -93,6 +93,6 @@ class AcousticMel(MelSpectrogram):
         super().__init__(n_fft, n_mels, hop, 1.0, sample_rate)
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """audio [B, N], lengths [B] (samples) to (log mel [B, F, n_mels] float32, frame lengths [B]); see MelSpectrogram."""
+        """audio [B, N], lengths [B] (samples) to (log mel [B, F, n_mels], frame lengths [B]); see MelSpectrogram."""
         mel, frame_lengths = super().forward(audio, lengths)
         return mel.clamp(min=1e-7).log(), frame_lengths

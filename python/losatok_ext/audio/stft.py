@@ -1,7 +1,7 @@
 """Short-time Fourier magnitudes of batches of clips of different lengths, each clip as if it were alone.
 
-Frame ``t`` is centred on sample ``t * hop``; at both ends the signal is reflected, and the reflection at the end starts at the
-clip's own last sample, not at the end of the padded row.
+Frame ``t`` is centred on sample ``t * hop``; at both ends the signal is reflected, and the reflection at the end starts
+at the clip's own last sample, not at the end of the padded row.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK_FRAMES = 16384
@@ -22,7 +22,7 @@ def valid_mask(lengths: Tensor, size: int) -> Tensor:
 
 
 def keep_valid(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """``x`` [B, T, ...] with zeros from each clip's length on (lengths [B]; None keeps all); NaN there does not survive."""
+    """``x`` [B, T, ...] with zeros from each clip's length on (lengths [B]; None keeps all); NaN there is gone."""
     if lengths is None:
         return x
     mask = valid_mask(lengths, x.shape[1])
@@ -80,7 +80,8 @@ def stft_magnitude(
         window: [n_fft] float32.
         hop: samples between frames.
         power: 1 for magnitudes, 2 for power.
-        transform: applied to each block of frames [B, F', n_fft // 2 + 1] before the next is computed (a mel filter bank, say).
+        transform: applied to each block of frames [B, F', n_fft // 2 + 1] before the next is computed (a mel filter
+            bank, say).
 
     Returns:
         (frames [B, N // hop + 1, ...], frame lengths [B] int64). Frames past a clip's own are zero.

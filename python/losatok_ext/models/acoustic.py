@@ -11,7 +11,8 @@ from losatok_ext.models.config import LoSATokConfig
 class AcousticEncoder(nn.Module):
     """16 kHz audio to D-dimensional acoustic features at the token rate: log mel -> patches -> linear -> LayerNorm.
 
-    Whole patches only: a clip of N samples has ``(N // hop + 1) // patch`` tokens, ``patch`` being the mel frames per token.
+    Whole patches only: a clip of N samples has ``(N // hop + 1) // patch`` tokens, ``patch`` being the mel frames per
+    token.
     """
 
     def __init__(self, config: LoSATokConfig) -> None:

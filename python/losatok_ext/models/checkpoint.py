@@ -52,8 +52,8 @@ def read_config(folder: str | os.PathLike[str]) -> LoSATokConfig:
         raise CheckpointError(f"{path} is not readable JSON ({error}); save the model again") from error
     if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE or "config" not in values:
         raise CheckpointError(
-            f"{path} does not describe a {MODEL_TYPE} model; a published checkpoint is read by from_reference_checkpoint "
-            "(`losatok convert`)"
+            f"{path} does not describe a {MODEL_TYPE} model; "
+            "a published checkpoint is read by from_reference_checkpoint (`losatok convert`)"
         )
     try:
         return LoSATokConfig.from_dict(values["config"])
@@ -86,7 +86,8 @@ def build(cls: type[LoSATok], config: LoSATokConfig, state: Mapping[str, Tensor]
     """A model of ``config`` with the weights ``state``, in eval mode.
 
     Raises:
-        CheckpointError: a tensor of ``state`` is missing, left over or of another shape; ``source`` names where it is from.
+        CheckpointError: a tensor of ``state`` is missing, left over or of another shape; ``source`` names where it is
+            from.
     """
     with torch.device("meta"):  # no random weights only to overwrite them
         model = cls(config)
@@ -102,8 +103,8 @@ def check_fit(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tenso
             raise CheckpointError(f"{source} lacks the tensor {name}; it is incomplete or of another model")
         if tuple(state[name].shape) != shape:
             raise CheckpointError(
-                f"{source}: the tensor {name} has shape {list(state[name].shape)}, but the configuration makes it {list(shape)}; "
-                "use the configuration it was trained with"
+                f"{source}: the tensor {name} has shape {list(state[name].shape)}, "
+                f"but the configuration makes it {list(shape)}; use the configuration it was trained with"
             )
     left_over = [name for name in state if name not in expected]
     if left_over:

@@ -29,7 +29,8 @@ class LoSATokConfig:
         semantic_n_fft: samples of its window.
         top_db: decibels below a clip's peak at which its mel is cut off.
         chunk_frames: mel frames that the semantic encoder sees at once (1008: 10.08 s, 252 tokens).
-        chunk_batch: chunks that go through the semantic encoder at once in inference: bounds its memory on long recordings.
+        chunk_batch: chunks that go through the semantic encoder at once in inference: bounds its memory on long
+            recordings.
         latent_dim: d, width of the latent.
         bottleneck_dim: hidden width of the semantic bottleneck.
         acoustic_mels: mel bins of the acoustic encoder.
@@ -159,15 +160,15 @@ class LoSATokConfig:
     def token_count(self, samples: int) -> int:
         """Tokens that a clip of that many samples (at ``sample_rate``) is encoded to.
 
-        The mel has ``samples // hop_length + 1`` frames, whole patches of them are tokens, and both encoders are cut to the
-        shorter; a clip of less than three quarters of a token (480 samples in the published model) has none.
+        The mel has ``samples // hop_length + 1`` frames, whole patches of them are tokens, and both encoders are cut to
+        the shorter; a clip of less than three quarters of a token (480 samples in the published model) has none.
         """
         frames = samples // self.hop_length + 1 if samples > 0 else 0
         return min(frames // SEMANTIC_PATCH * self.semantic_upsampling, frames // self.acoustic_patch)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> LoSATokConfig:
-        """``"base"``: the published model; ``"tiny"``: a few million weights with all its parts, to train in minutes on a CPU.
+        """``"base"``: the published model; ``"tiny"``: all its parts with a few million weights, to train on a CPU.
 
         Args:
             name: of the preset.
@@ -203,7 +204,8 @@ class LoSATokConfig:
 
         Args:
             values: the published names (``embed_dim, depth, num_heads, decoder_dim, decoder_embed_dim, decoder_depth,
-                decoder_intermediate_size, istft_n_fft, istft_hop, upsample_tokens, n_mels_patch, hop_length, patch_stride_time``).
+                decoder_intermediate_size, istft_n_fft, istft_hop, upsample_tokens, n_mels_patch, hop_length,
+                patch_stride_time``).
             hidden_dim: of the semantic bottleneck, which the published code keeps apart.
             frame_rate: tokens per second, likewise.
 
@@ -219,8 +221,9 @@ class LoSATokConfig:
         for key, name in _PUBLISHED_DERIVED.items():
             if key in values and values[key] != getattr(config, name):
                 raise ConfigError(
-                    f"{key} is {values[key]!r} in the published configuration, but frame_rate={frame_rate} and the hops make it "
-                    f"{getattr(config, name)}; pass the frame_rate the checkpoint was trained for"
+                    f"{key} is {values[key]!r} in the published configuration, "
+                    f"but frame_rate={frame_rate} and the hops make it {getattr(config, name)}; "
+                    "pass the frame_rate the checkpoint was trained for"
                 )
         return config
 

@@ -10,11 +10,11 @@ from losatok_ext.models.config import SEMANTIC_PATCH, LoSATokConfig
 from losatok_ext.nn.attention import TransformerBlock, key_mask
 
 TYPICAL_DECIBELS, TYPICAL_SPREAD = -15.0, 22.0
-"""Mean and standard deviation of the mel decibels of ordinary recordings: the statistics of an encoder with random weights."""
+"""Mean and standard deviation of the mel decibels of ordinary recordings, for an encoder with random weights."""
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation over mel bins [..., M] by stored statistics, in training as in inference, computed in float32."""
+    """Batch normalisation over mel bins [..., M] by stored statistics, in training too, computed in float32."""
 
     def __init__(self, bins: int) -> None:
         super().__init__()
@@ -37,8 +37,8 @@ class SemanticEncoder(nn.Module):
     """16 kHz audio to D-dimensional semantic features at 25 Hz. Its weights take no gradient and it stays in eval mode.
 
     Mel decibels are normalised per bin, cut into patches of 4 frames, and go through the transformer in chunks of
-    ``config.chunk_frames``, each alone: positions restart, the last chunk stays short. Whole patches only: a clip of N samples
-    has ``(N // hop + 1) // 4`` tokens.
+    ``config.chunk_frames``, each alone: positions restart, the last chunk stays short. Whole patches only: a clip of N
+    samples has ``(N // hop + 1) // 4`` tokens.
     """
 
     def __init__(self, config: LoSATokConfig) -> None:
@@ -68,10 +68,10 @@ class SemanticEncoder(nn.Module):
 
         Args:
             audio: [B, N]; what lies past a length is not read.
-            lengths: [B] int64 samples. On the CPU they also decide which chunks need no work and which no mask; on a GPU nothing
-                waits for them.
-            project: applied to each group of chunks [n, T', D]; what it returns is kept instead of the features, which for a long
-                recording are larger than all else.
+            lengths: [B] int64 samples. On the CPU they also decide which chunks need no work and which no mask; on a
+                GPU nothing waits for them.
+            project: applied to each group of chunks [n, T', D]; what it returns is kept instead of the features, which
+                for a long recording are larger than all else.
 
         Returns:
             (features [B, T, D], token lengths [B] int64 on the device of ``audio``); zeros past a clip's tokens.
@@ -124,7 +124,8 @@ class SemanticEncoder(nn.Module):
     def encode_chunks(self, patches: Tensor, lengths: Tensor | None) -> Tensor:
         """Patches [n, T', bins, 4] of mel decibels, T' up to ``chunk_tokens``, to features [n, T', D]; one chunk each.
 
-        ``lengths`` [n] (tokens) marks what may be attended to; None means all. What comes out past a length is undefined.
+        ``lengths`` [n] (tokens) marks what may be attended to; None means all. What comes out past a length is
+        undefined.
         """
         with torch.autocast(patches.device.type, enabled=False):
             normalised = self.batch_norm(patches.float().transpose(2, 3)).transpose(2, 3).flatten(2)

@@ -33,7 +33,7 @@ class Decoder(nn.Module):
         self.context_tokens = -(-frames // self.factor)
 
     def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """z [B, T, d] to audio [B, samples_per_token T] float32; from ``lengths`` [B] tokens on (None: all valid) zeros."""
+        """z [B, T, d] to audio [B, samples_per_token T] float32; zeros from ``lengths`` [B] on (None: all valid)."""
         valid = None
         if lengths is not None:
             past = torch.arange(z.shape[1], device=z.device) < lengths[:, None]
@@ -46,7 +46,7 @@ class Decoder(nn.Module):
         return self.head(self.backbone(x, valid), valid)
 
     def decode_long(self, z: Tensor, lengths: Tensor | None = None, block_tokens: int = BLOCK_TOKENS) -> Tensor:
-        """As :meth:`forward`, ``block_tokens`` at a time with all the context they see: the same samples in bounded memory."""
+        """As :meth:`forward`, ``block_tokens`` at a time with all the context they see: the same, in bounded memory."""
         tokens, context, size = z.shape[1], self.context_tokens, self.samples_per_token
         if tokens <= block_tokens + 2 * context:
             return self(z, lengths)
@@ -61,7 +61,7 @@ class Decoder(nn.Module):
 
 
 def init_decoder(decoder: Decoder) -> None:
-    """Random weights: truncated normal of 0.02, zero biases; the head starts quiet, with magnitudes near ``exp(-1)``."""
+    """Random weights: truncated normal of 0.02, zero biases; the head starts with magnitudes near ``exp(-1)``."""
     for module in decoder.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d)):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -65,7 +65,10 @@ def require_finite(name: str, x: Tensor, lengths: Tensor) -> None:
 
 
 def resample_clips(audio: Tensor, lengths: Tensor, from_rate: int, to_rate: int) -> tuple[Tensor, Tensor]:
-    """Each clip of ``audio`` [B, N] resampled alone, so that padding does not ring into it: (audio [B, N'], lengths [B]).
+    """Each clip of ``audio`` [B, N] resampled alone, so that padding does not ring into it.
+
+    Returns:
+        (audio [B, N'], lengths [B] int64).
 
     Raises:
         UserError: soxr is not installed.

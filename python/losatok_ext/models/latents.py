@@ -18,7 +18,8 @@ class Latents:
         mu: [B, T, d], mean of the posterior.
         logvar: [B, T, d], its log variance, within -20..20.
         lengths: [B] int64, tokens of each clip.
-        semantic: [B, T, D], features of the semantic encoder at the token rate. This and what follows only when asked for.
+        semantic: [B, T, D], features of the semantic encoder at the token rate. This and what follows only when asked
+            for.
         semantic_low: [B, T, d], the same through the bottleneck.
         acoustic: [B, T, D], features of the acoustic encoder.
         acoustic_low: [B, T, d], the same through ``fc_a``.
@@ -39,5 +40,5 @@ class Latents:
 
     def to(self, device: torch.device | str) -> Latents:
         """The same on ``device``."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Latents(**{name: None if value is None else value.to(device) for name, value in values.items()})
+        moved = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: x.to(device) for name, x in moved.items() if x is not None})

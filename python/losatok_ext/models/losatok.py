@@ -1,7 +1,7 @@
 """LoSATok: a continuous audio tokenizer whose low-dimensional latent serves understanding and generation alike.
 
-Source: arXiv 2605.27840. Two encoders, a frozen semantic and a trained acoustic one, meet in a d-dimensional VAE latent at 25 (or
-50) tokens per second; a ConvNeXt decoder with an inverse STFT head turns it back into 16 kHz audio.
+Source: arXiv 2605.27840. Two encoders, a frozen semantic and a trained acoustic one, meet in a d-dimensional VAE latent
+at 25 (or 50) tokens per second; a ConvNeXt decoder with an inverse STFT head turns it back into 16 kHz audio.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losatok_ext.audio.stft import keep_valid
@@ -33,8 +33,8 @@ STAGES = {"sembo": ("bottleneck",), "tokenizer": ("acoustic_encoder", "fc_a", "f
 class LoSATok(nn.Module):
     """The tokenizer. ``torch.manual_seed`` decides the random weights of a new one.
 
-    A clip's latents and audio are the same alone, in any batch and behind any padding (to rounding). Encoding a clip of N
-    samples gives ``config.token_count(N)`` tokens; decoding T tokens gives ``T * samples_per_token`` samples.
+    A clip's latents and audio are the same alone, in any batch and behind any padding (to rounding). Encoding a clip of
+    N samples gives ``config.token_count(N)`` tokens; decoding T tokens gives ``T * samples_per_token`` samples.
 
     Args:
         config: what to build; None is the published model.
@@ -77,7 +77,7 @@ class LoSATok(nn.Module):
         """Where the weights are."""
         return self.fc_mu.weight.device
 
-    # -- inference ---------------------------------------------------------------------------------------------------------
+    # -- inference -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(
@@ -100,8 +100,8 @@ class LoSATok(nn.Module):
             generator: of the noise when ``sample``.
 
         Returns:
-            Latents of B clips; T is the tokens of the longest. A clip of less than 3/4 of a token (480 samples in the published
-            model) has none. Dtype: the model's.
+            Latents of B clips; T is the tokens of the longest. A clip of less than 3/4 of a token (480 samples in the
+            published model) has none. Dtype: the model's.
 
         Raises:
             TypeError: ``audio`` is not a floating-point tensor.
@@ -128,7 +128,8 @@ class LoSATok(nn.Module):
             UserError: NaN or infinity within a clip's tokens.
         """
         if isinstance(z, Latents):
-            z, lengths = z.z, z.lengths if lengths is None else lengths
+            lengths = z.lengths if lengths is None else lengths
+            z = z.z
         if not isinstance(z, Tensor) or not z.is_floating_point():
             kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
             raise TypeError(f"z should be a floating-point torch.Tensor [B, T, d] or Latents, got {kind}")
@@ -146,7 +147,8 @@ class LoSATok(nn.Module):
     ) -> Tensor:
         """Encode and decode: what the model makes of each clip, as long as the clip.
 
-        A clip that ends within a token is first continued with zeros to that token's end, so that its last samples are heard.
+        A clip that ends within a token is first continued with zeros to that token's end, so that its last samples are
+        heard.
 
         Args:
             audio: as in :meth:`encode`.
@@ -154,8 +156,8 @@ class LoSATok(nn.Module):
             lengths: [B] samples of each clip, at ``sample_rate``.
 
         Returns:
-            [B, N'] float32 at the model's sample rate, N' the samples of the longest clip at that rate; zeros past a clip's end.
-            Raises as :meth:`encode`.
+            [B, N'] float32 at the model's sample rate, N' the samples of the longest clip at that rate; zeros past a
+            clip's end. Raises as :meth:`encode`.
         """
         clips, counts = self._prepare(audio, sample_rate, lengths)
         per_token = self.samples_per_token
@@ -186,7 +188,7 @@ class LoSATok(nn.Module):
         """
         return self.semantic_encoder(*self._prepare(audio, self.sample_rate, lengths))
 
-    # -- training ----------------------------------------------------------------------------------------------------------
+    # -- training ------------------------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -208,9 +210,10 @@ class LoSATok(nn.Module):
             generator: of the noise.
 
         Returns:
-            ``mel``: multi-scale L1 mel between decoded and given audio; ``semantic_high``: MSE of acoustic to semantic features
-            [T, D]; ``semantic_low``: the same at d dimensions; ``kl``: in nats, clamped below at ``config.kl_clamp`` per
-            dimension. Semantic targets take no gradient. All are means over the valid frames of the whole batch.
+            ``mel``: multi-scale L1 mel between decoded and given audio; ``semantic_high``: MSE of acoustic to semantic
+            features [T, D]; ``semantic_low``: the same at d dimensions; ``kl``: in nats, clamped below at
+            ``config.kl_clamp`` per dimension. Semantic targets take no gradient. All are means over the valid frames of
+            the whole batch.
         """
         audio = as_batch(audio).to(self.device, torch.float32)
         counts = torch.full(audio.shape[:1], audio.shape[1]) if lengths is None else lengths
@@ -218,16 +221,20 @@ class LoSATok(nn.Module):
             features = self.semantic_encoder(audio, counts)
         latents = self._encode(audio, counts, sample, high=True, generator=generator, teacher=features)
         tokens = latents.lengths
-        assert latents.acoustic is not None and latents.semantic is not None
-        assert latents.acoustic_low is not None and latents.semantic_low is not None
+        acoustic, semantic = latents.acoustic, latents.semantic
+        acoustic_low, semantic_low = latents.acoustic_low, latents.semantic_low
+        assert acoustic is not None
+        assert semantic is not None
+        assert acoustic_low is not None
+        assert semantic_low is not None
         decoded = self.decoder(latents.z, None if lengths is None else tokens)
         size = min(decoded.shape[1], audio.shape[1])
         heard = None if lengths is None else torch.minimum(tokens * self.samples_per_token, counts.to(self.device))
         ragged = None if lengths is None else tokens
         losses = {
             "mel": self.mel_loss(decoded[:, :size], audio[:, :size], heard),
-            "semantic_high": masked_mse(latents.acoustic, latents.semantic, ragged),
-            "semantic_low": masked_mse(latents.acoustic_low, latents.semantic_low, ragged),
+            "semantic_high": masked_mse(acoustic, semantic, ragged),
+            "semantic_low": masked_mse(acoustic_low, semantic_low, ragged),
             "kl": kl_divergence(latents.mu, latents.logvar, ragged, self.config.kl_clamp),
         }
         return {**losses, **self.sembo_losses(*features)} if sembo else losses
@@ -239,11 +246,14 @@ class LoSATok(nn.Module):
         window: int | None = None,
         high_energy: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """``sembo_reconstruction`` and ``sembo_relation`` of teacher features [B, T, D]; see :meth:`Bottleneck.losses`."""
+        """``sembo_reconstruction`` and ``sembo_relation`` of features [B, T, D]; see :meth:`Bottleneck.losses`."""
         return self.bottleneck.losses(features, lengths, window, high_energy)
 
     def train_only(self, stage: str) -> list[nn.Parameter]:
-        """Let gradients flow to the parts that ``stage`` (``"sembo"`` or ``"tokenizer"``) trains and no others; returns their weights.
+        """Let gradients flow to what ``stage`` (``"sembo"`` or ``"tokenizer"``) trains and to nothing else.
+
+        Returns:
+            The weights it trains.
 
         Raises:
             ValueError: there is no such stage.
@@ -255,10 +265,10 @@ class LoSATok(nn.Module):
             getattr(self, name).requires_grad_(True)
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    # -- checkpoints -------------------------------------------------------------------------------------------------------
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if need be), each whole or not at all."""
+        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if needed), each whole or not at all."""
         checkpoint.save(self, folder)
 
     @classmethod
@@ -282,13 +292,15 @@ class LoSATok(nn.Module):
         """The model of a checkpoint in the published layout, in eval mode. Nothing is fetched and no pickle is run.
 
         Args:
-            path_or_state_dict: a ``.safetensors`` file, a ``.pth``/``.pt``/``.bin`` file (read with ``weights_only=True``), or
-                the state dict itself.
+            path_or_state_dict: a ``.safetensors`` file, a ``.pth``/``.pt``/``.bin`` file (read with
+                ``weights_only=True``), or the state dict itself.
             config: a LoSATokConfig, or the published configuration's own dict; None is the published model.
-            hidden_dim: of the semantic bottleneck; used with a dict or None, as the published configuration does not hold it.
+            hidden_dim: of the semantic bottleneck; used with a dict or None, as the published configuration does not
+                hold it.
             frame_rate: tokens per second; likewise.
-            semantic_encoder: the semantic encoder's weights where they are kept apart: a file, a state dict or a folder of
-                sharded safetensors, by MiDashengLM's names (``audio_encoder.*``; of a large model nothing else is read) or bare.
+            semantic_encoder: the semantic encoder's weights where they are kept apart: a file, a state dict or a folder
+                of sharded safetensors, by MiDashengLM's names (``audio_encoder.*``; of a large model nothing else is
+                read) or bare.
 
         Raises:
             CheckpointError: unreadable, or tensors missing, left over or of another shape.
@@ -306,8 +318,8 @@ class LoSATok(nn.Module):
     def fingerprint(self) -> str:
         """16 hex digits that name this model: a hash of its configuration and weights.
 
-        Weights are rounded to bfloat16 first, so that a model and its bfloat16 copy have one name. The hash is kept until a
-        weight changes.
+        Weights are rounded to bfloat16 first, so that a model and its bfloat16 copy have one name. The hash is kept
+        until a weight changes.
         """
         weights = [*self.parameters(), *self.buffers()]
         key = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in weights)
@@ -315,12 +327,12 @@ class LoSATok(nn.Module):
             self._fingerprint = (key, checkpoint.fingerprint(self.config, self.state_dict()))
         return self._fingerprint[1]
 
-    # -- inner -------------------------------------------------------------------------------------------------------------
+    # -- inner ---------------------------------------------------------------------------------------------------------
 
     def _prepare(
         self, audio: Tensor, sample_rate: int, lengths: Tensor | Sequence[int] | None
     ) -> tuple[Tensor, Tensor]:
-        """Checked clips [B, N] float32 on the model's device, at its rate, cut to the longest; lengths [B] on the CPU."""
+        """Clips [B, N] float32 on the model's device, at its rate, cut to the longest; lengths [B] on the CPU."""
         audio = as_batch(audio)
         counts = clip_lengths(lengths, *audio.shape)
         require_finite("audio", audio, counts)
@@ -339,7 +351,7 @@ class LoSATok(nn.Module):
         generator: torch.Generator | None = None,
         teacher: tuple[Tensor, Tensor] | None = None,
     ) -> Latents:
-        """Latents of clips [B, N] with ``lengths`` [B]; with gradients unless called without. ``high`` keeps the features."""
+        """Latents of clips [B, N] with ``lengths`` [B], with gradients; ``high`` keeps the features."""
         factor = self.config.semantic_upsampling
         if teacher is None:
             teacher = self.semantic_encoder(audio, lengths, None if high else self.bottleneck.down)

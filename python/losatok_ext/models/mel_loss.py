@@ -15,7 +15,9 @@ from losatok_ext.nn.losses import masked_mean
 
 
 class MultiScaleMelLoss(Constants):
-    """Mean over scales of the mean absolute difference of ``log10(max(mel, 1e-5))`` (as in Kumar et al. 2023, section 3.5).
+    """Mean over scales of the mean absolute difference of ``log10(max(mel, 1e-5))``.
+
+    Source: the descript audio codec (Kumar et al. 2023, section 3.5).
 
     Args:
         windows: window lengths in samples; the hop is a quarter of each.
@@ -33,8 +35,8 @@ class MultiScaleMelLoss(Constants):
     def forward(self, audio: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Compare ``audio`` [B, N] with ``target`` [B, N] up to ``lengths`` [B] samples (None: all): a float32 scalar.
 
-        Frames are centred, with zeros beyond a clip's ends: a clip counts the same behind any padding. Each frame of the batch
-        weighs the same. Gradients go to ``audio`` only.
+        Frames are centred, with zeros beyond a clip's ends: a clip counts the same behind any padding. Each frame of
+        the batch weighs the same. Gradients go to ``audio`` only.
         """
         with torch.autocast(audio.device.type, enabled=False):
             both = torch.cat([keep_valid(audio.float(), lengths), keep_valid(target.detach().float(), lengths)])

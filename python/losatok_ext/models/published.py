@@ -2,14 +2,15 @@
 
 | published | ours |
 |---|---|
-| ``semantic_encoder.encoder.*`` (``init_bn.1``, ``patch_embed.proj``, ``attn``, ``mlp.fc1``...) | ``semantic_encoder.*`` |
+| ``semantic_encoder.encoder.*``, with ``init_bn.1``, ``patch_embed.proj``, ``attn``, ``mlp`` | ``semantic_encoder.*`` |
 | ``semantic_encoder.bottleneck.{downsample,upsample}.{0,2}`` | ``bottleneck.{down,up}.{fc1,fc2}`` |
 | ``dasheng_tokenizer.encoder.*`` | ``acoustic_encoder.*`` |
 | ``dasheng_tokenizer.upsampler.*``, ``dasheng_tokenizer.decoder.*`` | ``decoder.*`` |
 | ``fc_a.*``, ``fc_mu.*``, ``fc_logvar.*`` | the same |
 
 Patch embeddings are convolutions there and matrices here (the same numbers in the same order); position embeddings are
-[1, D, 1, T] there and [T, D] here. Windows and filter banks are computed here: those of a checkpoint are compared with ours.
+[1, D, 1, T] there and [T, D] here. Windows and filter banks are computed here: those of a checkpoint are compared with
+ours.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ def from_published(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[s
             ours = constants[name]()
             if ours.shape != tensor.shape or not torch.allclose(ours, tensor.float(), atol=1e-2):
                 raise CheckpointError(
-                    f"the checkpoint's {name} {list(tensor.shape)} is not what the configuration computes {list(ours.shape)}: "
-                    "its front end is another one; pass the configuration it was trained with"
+                    f"the checkpoint's {name} {list(tensor.shape)} is not what the configuration computes, "
+                    f"{list(ours.shape)}: its front end is another one; pass the configuration it was trained with"
                 )
         elif not _IGNORED.match(name):
             renamed = _rename(name, _TO_OURS)
@@ -185,7 +186,7 @@ def _semantic_names(source: Source) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tensors(source: Source, only: str | None = None) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a state dict, file or folder of shards. Of a folder only names that begin with ``only`` are read."""
+    """(name, tensor) of a state dict, file or folder of shards; of a folder only names beginning with ``only``."""
     if isinstance(source, Mapping):
         yield from _state_dict(source, "the state dict").items()
         return
@@ -202,8 +203,8 @@ def _tensors(source: Source, only: str | None = None) -> Iterator[tuple[str, Ten
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
             reason = str(error).split("\n", 1)[0]
             raise CheckpointError(
-                f"{path} cannot be read as a file of weights ({reason}); copy it again, or save its state dict with torch.save "
-                "or safetensors"
+                f"{path} cannot be read as a file of weights ({reason}); "
+                "copy it again, or save its state dict with torch.save or safetensors"
             ) from error
         yield from _state_dict(loaded, str(path)).items()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -55,5 +55,5 @@ class TransformerBlock(nn.Module):
 
 
 def key_mask(lengths: Tensor, time: int) -> Tensor:
-    """[B, 1, 1, T] bool: the keys below each length; a clip of length 0 attends to its first key, since none would be 0 / 0."""
+    """[B, 1, 1, T] bool: the keys below each length; with length 0 the first key, since none would be 0 / 0."""
     return (torch.arange(time, device=lengths.device) < lengths.clamp(min=1)[:, None])[:, None, None, :]

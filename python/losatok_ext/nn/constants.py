@@ -12,7 +12,8 @@ from torch import Tensor, nn
 class Constants(nn.Module):
     """A module whose constants follow it from device to device but never from dtype to dtype, and are in no state dict.
 
-    Windows and filter banks that went through bfloat16 with ``model.to(torch.bfloat16)`` would be wrong in their third digit.
+    Windows and filter banks that went through bfloat16 with ``model.to(torch.bfloat16)`` would be wrong in their third
+    digit.
     """
 
     def __init__(self) -> None:
@@ -20,7 +21,7 @@ class Constants(nn.Module):
         self._makers: dict[str, Callable[[], Tensor]] = {}
 
     def add_constant(self, name: str, maker: Callable[[], Tensor]) -> None:
-        """Register the float32 buffer ``name``, made on the CPU by ``maker()`` (picklable, so that the module stays so)."""
+        """Register the float32 buffer ``name``, made on the CPU by ``maker()``, which should be picklable."""
         self._makers[name] = maker
         self.register_buffer(name, maker(), persistent=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 KERNEL = 7
@@ -51,8 +51,8 @@ class ConvNeXtBlock(nn.Module):
 class ConvNeXtBackbone(nn.Module):
     """conv k7 -> LN -> ConvNeXt blocks -> LN, all over [B, T, C].
 
-    A frame sees ``3 (1 + depth)`` frames either side. Every convolution finds zeros past a clip's length, as it finds them past
-    the end of a clip alone.
+    A frame sees ``3 (1 + depth)`` frames either side. Every convolution finds zeros past a clip's length, as it finds
+    them past the end of a clip alone.
 
     Args:
         in_dim: channels of the input.

@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losatok_ext.nn.constants import Constants, hann_window
@@ -28,9 +28,9 @@ def overlap_add(frames: Tensor, hop: int) -> Tensor:
 class ISTFTHead(Constants):
     """Linear to (log magnitude, phase) of ``n_fft // 2 + 1`` bins, then an inverse STFT with "same" padding.
 
-    Magnitude is ``min(exp(m), 100)``; the spectrum ``magnitude (cos p + i sin p)``; each windowed inverse FFT is overlapped and
-    divided by the overlapped squared window; ``(n_fft - hop) / 2`` samples are trimmed on either side, so that L frames give
-    ``hop L`` samples. The envelope ends at each clip's own end; nothing waits for the device.
+    Magnitude is ``min(exp(m), 100)``; the spectrum ``magnitude (cos p + i sin p)``; each windowed inverse FFT is
+    overlapped and divided by the overlapped squared window; ``(n_fft - hop) / 2`` samples are trimmed on either side,
+    so that L frames give ``hop L`` samples. The envelope ends at each clip's own end; nothing waits for the device.
 
     Args:
         dim: channels of the input.

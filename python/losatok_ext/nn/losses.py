@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def masked_mean(per_frame: Tensor, lengths: Tensor | None) -> Tensor:
-    """Mean of ``per_frame`` [B, T] over the frames below ``lengths`` [B] (None: all), a float32 scalar; 0 where there is none.
+    """Mean of ``per_frame`` [B, T] over the frames below ``lengths`` [B] (None: all); 0 where there is none.
 
-    What lies past a length never reaches the result, nor do gradients reach it, even NaN.
+    A float32 (float64) scalar. What lies past a length never reaches it, even NaN, and takes no gradient.
     """
     per_frame = per_frame if per_frame.dtype == torch.float64 else per_frame.float()
     if lengths is None:
@@ -19,7 +19,7 @@ def masked_mean(per_frame: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def masked_mse(x: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Mean squared difference of ``x`` and ``target`` [B, T, C] over valid frames and channels; no gradient to ``target``."""
+    """Mean squared difference of ``x`` and ``target`` [B, T, C] over valid frames; no gradient to ``target``."""
     return masked_mean((x.float() - target.detach().float()).square().mean(-1), lengths)
 
 
