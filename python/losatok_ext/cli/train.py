@@ -1,0 +1,134 @@
+"""``losatok train sembo`` and ``losatok train tokenizer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from losatok_ext.training import TrainConfig, TrainResult, train_sembo, train_tokenizer
+from losatok_ext.training.progress import TrainingProgress
+
+app = typer.Typer(no_args_is_help=True, help="Train a model: first `sembo`, then `tokenizer` on what it wrote.")
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help='Folder of audio files (searched through), or JSONL manifest of {"path": ...} lines.', show_default=False
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder of the run: model/, checkpoints/, log.jsonl. The same command again goes on from there.",
+        show_default=False,
+    ),
+]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file of configuration keys.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="KEY=VALUE, such as optimizer.lr=1e-3 or data.crop_seconds=2; may be given more than once.",
+        show_default=False,
+    ),
+]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="the paper's")]
+BatchSize = Annotated[int | None, typer.Option(help="Crops per step.", show_default="16")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="1e-4")]
+Seed = Annotated[int | None, typer.Option(help="Of new weights, order, crops and noise.", show_default="0")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")]
+Tensorboard = Annotated[
+    bool | None, typer.Option("--tensorboard/--no-tensorboard", help="Write TensorBoard scalars.", show_default="no")
+]
+
+
+@app.command()
+def sembo(
+    data: Data,
+    output: Output,
+    config: Config = None,
+    assignments: Set = None,
+    preset: Annotated[str | None, typer.Option(help="Size of the model: tiny or base.", show_default="base")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Published LoSATok or MiDashengLM weights: their encoder is the teacher.",
+            show_default="a frozen encoder with seeded random weights",
+        ),
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Model folder to start from, instead of a preset.", show_default=False)
+    ] = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    seed: Seed = None,
+    device: Device = None,
+    tensorboard: Tensorboard = None,
+) -> None:
+    """Train the semantic bottleneck (SemBo) under a frozen teacher."""
+    options = {"preset": preset, "teacher": teacher, "init": init}
+    common = _common(steps, batch_size, lr, seed, device, tensorboard)
+    _run(train_sembo, data, output, TrainConfig.load(config, {**_given(options), **common}, assignments or []))
+
+
+@app.command()
+def tokenizer(
+    data: Data,
+    output: Output,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Folder that `losatok train sembo` wrote (needed, here or in --config).", show_default=False),
+    ] = None,
+    config: Config = None,
+    assignments: Set = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    seed: Seed = None,
+    device: Device = None,
+    tensorboard: Tensorboard = None,
+) -> None:
+    """Train acoustic encoder, latent and decoder; the semantic branch stays frozen."""
+    common = _common(steps, batch_size, lr, seed, device, tensorboard)
+    _run(
+        train_tokenizer, data, output, TrainConfig.load(config, {**_given({"init": init}), **common}, assignments or [])
+    )
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _common(
+    steps: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    seed: int | None,
+    device: str | None,
+    tensorboard: bool | None,
+) -> dict[str, Any]:
+    options = _given({"steps": steps, "batch_size": batch_size, "seed": seed, "device": device})
+    if lr is not None:
+        options["optimizer"] = {"lr": lr}
+    if tensorboard is not None:
+        options["log"] = {"tensorboard": tensorboard}
+    return options
+
+
+def _run(train: Callable[..., TrainResult], data: Path, output: Path, config: TrainConfig) -> None:
+    try:
+        with TrainingProgress() as progress:
+            result = train(data, output, config, on_start=progress.on_start, on_step=progress.on_step)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the same command goes on from the last checkpoint in {output}", err=True)
+        raise typer.Exit(130) from None
+    for reason in result.unreadable:
+        typer.echo(f"unreadable on the way, replaced by another clip: {reason}", err=True)
+    skipped = f", {result.skipped} of them skipped as not finite" if result.skipped else ""
+    typer.echo(f"{result.model}: trained for {result.steps} steps{skipped}")

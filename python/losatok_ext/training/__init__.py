@@ -1,0 +1,8 @@
+"""Training: one shared loop, and a small module per stage."""
+
+from losatok_ext.training.config import TrainConfig
+from losatok_ext.training.log import read_log
+from losatok_ext.training.loop import StepReport
+from losatok_ext.training.run import RunStart, TrainResult, train_sembo, train_tokenizer
+
+__all__ = ["RunStart", "StepReport", "TrainConfig", "TrainResult", "read_log", "train_sembo", "train_tokenizer"]

@@ -1,0 +1,15 @@
+"""Where a run puts things: ``OUTPUT/model`` is the model, beside ``OUTPUT/checkpoints`` and ``OUTPUT/log.jsonl``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODEL = "model"
+
+
+def model_folder(path: str | Path) -> Path:
+    """The model folder meant by ``path``: the one inside it when ``path`` is the folder of a training run, else
+    ``path`` itself."""
+    path = Path(path)
+    inside = path / MODEL
+    return inside if inside.is_dir() else path

@@ -1,0 +1,184 @@
+"""A training run from data to model folder: new, or continued exactly where it stopped."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from losatok_ext.errors import CheckpointError, TrainingError
+from losatok_ext.models import LoSATok, LoSATokConfig
+from losatok_ext.training.checkpoint import Checkpoint, CheckpointStore, keep_random
+from losatok_ext.training.config import TrainConfig, differences
+from losatok_ext.training.corpus import Corpus, open_corpus
+from losatok_ext.training.data import CropSource
+from losatok_ext.training.folders import MODEL
+from losatok_ext.training.log import TrainingLog
+from losatok_ext.training.loop import OnStep, StepReport, Trainer
+from losatok_ext.training.sembo import SemBoStage
+from losatok_ext.training.tokenizer import TokenizerStage
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What ``on_start`` receives once everything is ready."""
+
+    stage: str
+    corpus: Corpus
+    device: torch.device
+    steps: int
+    start: int
+    """Steps already done; 0 in a new run."""
+    epochs: float
+    """How often the whole run visits every clip."""
+    trained_parameters: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves."""
+
+    model: Path
+    """The model folder, for ``LoSATok.from_pretrained`` and ``losatok encode --model``."""
+    steps: int
+    skipped: int
+    """Steps that were skipped because a loss or the gradient was not finite."""
+    last: StepReport | None
+    """The last step; None when the run was complete already."""
+    unreadable: tuple[str, ...]
+    """One sentence per file that was found unreadable on the way, and replaced by another."""
+
+
+OnStart = Callable[[RunStart], None]
+
+
+def train_sembo(
+    data: str | Path,
+    output: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    on_start: OnStart | None = None,
+    on_step: OnStep | None = None,
+) -> TrainResult:
+    """Train the semantic bottleneck on the recordings of ``data``, and leave a model folder ``output/model``.
+
+    The same call again goes on from the last checkpoint in ``output``: on the CPU the weights come out bit for bit as
+    from a run that was never interrupted. A finished run returns at once. Global random generators are left as they
+    were found.
+
+    Args:
+        data: folder of audio files (searched through) or JSONL manifest.
+        output: the run's folder: ``model``, ``checkpoints``, ``log.jsonl``, ``tensorboard``.
+        config: the run's configuration; None takes the defaults (the published model, the paper's settings).
+        on_start: called once, before the first step.
+        on_step: called after every step.
+
+    Raises:
+        ConfigError, TrainingError, CheckpointError: what cannot be used, in one sentence.
+        KeyboardInterrupt: after SIGINT or SIGTERM, when the step was finished and a checkpoint written.
+    """
+    return _train(SemBoStage, data, output, config or TrainConfig(), on_start, on_step)
+
+
+def train_tokenizer(
+    data: str | Path,
+    output: str | Path,
+    config: TrainConfig,
+    *,
+    on_start: OnStart | None = None,
+    on_step: OnStep | None = None,
+) -> TrainResult:
+    """Train acoustic encoder, latent and decoder on the recordings of ``data``, and leave a model folder
+    ``output/model``.
+
+    ``config.init`` names the folder that :func:`train_sembo` wrote. All else is as there.
+    """
+    return _train(TokenizerStage, data, output, config, on_start, on_step)
+
+
+def _train(
+    kind: type[SemBoStage] | type[TokenizerStage],
+    data: str | Path,
+    output: str | Path,
+    config: TrainConfig,
+    on_start: OnStart | None,
+    on_step: OnStep | None,
+) -> TrainResult:
+    device, steps, output = config.torch_device(), config.steps or kind.paper_steps, Path(output)
+    with CheckpointStore(output, config.checkpoint.keep) as store, keep_random(device):
+        checkpoint = store.latest()
+        facts: dict[str, Any] = {"stage": kind.name, "config": config.to_dict()}
+        if checkpoint is None:
+            model = kind.build(config)
+        else:
+            _check_same_run(store, facts)
+            model = LoSATok(LoSATokConfig.from_dict(store.read_run()["model"]))
+        corpus, source = _open_data(data, model.config, config)
+        facts |= {"model": model.config.to_dict(), "corpus": corpus.digest()}
+        stage = kind(model.to(device), config)
+        trainer = Trainer(stage, source, config, steps, store, device)
+        if checkpoint is None:
+            store.write_run(facts, trainer.frozen_state())
+            _seed(config.seed)
+        else:
+            if facts["corpus"] != store.read_run()["corpus"]:
+                raise TrainingError(
+                    f"{data}: the recordings are not those that the run in {output} began with; bring them back, or "
+                    "choose another folder"
+                )
+            _restore(trainer, store, checkpoint)
+        with TrainingLog(output, config.log, trainer.step) as log:
+            if on_start is not None:
+                trained = sum(p.numel() for p in trainer.parameters.values())
+                total = sum(p.numel() for p in model.parameters())
+                epochs = steps / source.steps_per_epoch
+                on_start(RunStart(kind.name, corpus, device, steps, trainer.step, epochs, trained, total))
+            progress = trainer.run(log, on_step)
+        model.save_pretrained(output / MODEL)
+    return TrainResult(
+        output / MODEL, progress.step, progress.skipped, progress.last, tuple(source.unreadable.values())
+    )
+
+
+def _open_data(data: str | Path, model: LoSATokConfig, config: TrainConfig) -> tuple[Corpus, CropSource]:
+    # A clip needs one token of the semantic encoder, which sees the most audio at once.
+    multiple = max(model.samples_per_token, model.semantic_upsampling * model.samples_per_token)
+    corpus = open_corpus(data, model.sample_rate, multiple, config.data.cache_megabytes)
+    return corpus, CropSource(corpus, config.data, batch_size=config.batch_size, seed=config.seed, multiple=multiple)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _check_same_run(store: CheckpointStore, facts: dict[str, Any]) -> None:
+    then, output = store.read_run(), store.root.parent
+    if then["stage"] != facts["stage"]:
+        raise TrainingError(
+            f"{output} holds a run of train {then['stage']}; choose another folder for train {facts['stage']}"
+        )
+    changed = differences(then["config"], facts["config"])
+    if changed:
+        raise TrainingError(
+            f"{output} holds a run with another configuration ({'; '.join(changed)}); use the same to go on with it, "
+            "or choose another folder"
+        )
+
+
+def _restore(trainer: Trainer, store: CheckpointStore, checkpoint: Checkpoint) -> None:
+    frozen, wanted = store.read_frozen(), trainer.frozen_state()
+    for name, parameter in wanted.items():
+        if name not in frozen or frozen[name].shape != parameter.shape:
+            raise CheckpointError(
+                f"{store.root / 'frozen.safetensors'}: {name} is missing or has another shape; start in another folder"
+            )
+        parameter.data.copy_(frozen[name])
+    trainer.restore(checkpoint)

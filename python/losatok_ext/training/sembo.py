@@ -1,0 +1,60 @@
+"""Stage one: the semantic bottleneck (SemBo) learns to compress a frozen teacher's features and to restore them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from losatok_ext.errors import ConfigError
+from losatok_ext.models import LoSATok, LoSATokConfig
+from losatok_ext.training.config import TrainConfig
+from losatok_ext.training.data import Batch
+from losatok_ext.training.folders import model_folder
+
+
+class SemBoStage:
+    """Trains the model's ``bottleneck`` on ``sembo_reconstruction`` and ``sembo_relation``; all else stays as it is.
+
+    Weights: arXiv 2605.27840 (1000 times reconstruction plus relation).
+    """
+
+    name = "sembo"
+    paper_steps = 100_000
+
+    def __init__(self, model: LoSATok, config: TrainConfig) -> None:
+        self.model = model
+        self.weights = {
+            "sembo_reconstruction": config.sembo.reconstruction,
+            "sembo_relation": config.sembo.relation,
+        }
+        model.train()
+        model.train_only("sembo")
+
+    @staticmethod
+    def build(config: TrainConfig) -> LoSATok:
+        """A model to start from: the folder ``init``, or a new model of the preset, with the teacher's weights where
+        given.
+
+        Raises:
+            ConfigError: ``model`` holds a key or value that does not fit.
+            CheckpointError: ``init`` or ``teacher`` cannot be read, or does not fit the model.
+        """
+        if config.init is not None:
+            return LoSATok.from_pretrained(model_folder(config.init))
+        torch.manual_seed(config.seed)
+        try:
+            model_config = LoSATokConfig.preset(config.preset or "base", **config.model)
+        except ConfigError as error:
+            raise ConfigError(f"model: {error}") from None
+        model = LoSATok(model_config)
+        if config.teacher is None:
+            return model
+        rest = model.to_reference_state_dict()
+        return LoSATok.from_reference_checkpoint(rest, model_config, semantic_encoder=Path(config.teacher))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Both losses of a batch, unweighted."""
+        features, lengths = self.model.teacher(batch.audio, batch.lengths)
+        return self.model.sembo_losses(features, lengths)

@@ -1,0 +1,51 @@
+"""Stage two: acoustic encoder, latent and decoder learn to reconstruct, under the supervision of the frozen semantic
+branch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from losatok_ext.errors import ConfigError
+from losatok_ext.models import LoSATok
+from losatok_ext.training.config import TrainConfig
+from losatok_ext.training.data import Batch
+from losatok_ext.training.folders import model_folder
+
+
+class TokenizerStage:
+    """Trains everything but the semantic encoder and SemBo on the losses ``mel``, ``semantic_high``, ``semantic_low``
+    and ``kl``.
+
+    Weights: arXiv 2605.27840 (45 mel + 45 (L_H + L_L) + 0.01 KL), without its adversarial terms.
+    """
+
+    name = "tokenizer"
+    paper_steps = 1_000_000
+
+    def __init__(self, model: LoSATok, config: TrainConfig) -> None:
+        self.model = model
+        weights = config.tokenizer
+        self.weights = {
+            "mel": weights.mel,
+            "semantic_high": weights.semantic_high,
+            "semantic_low": weights.semantic_low,
+            "kl": weights.kl,
+        }
+        model.train()
+        model.train_only("tokenizer")
+
+    @staticmethod
+    def build(config: TrainConfig) -> LoSATok:
+        """The model of the folder ``init``, which ``losatok train sembo`` wrote.
+
+        Raises:
+            ConfigError: there is no ``init``.
+            CheckpointError: it cannot be read.
+        """
+        if config.init is None:
+            raise ConfigError("train tokenizer needs init, the folder that train sembo wrote: --init DIR")
+        return LoSATok.from_pretrained(model_folder(config.init))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch, unweighted; latents are sampled."""
+        return self.model(batch.audio, batch.lengths, sample=True)
