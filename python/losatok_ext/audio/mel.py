@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from losatok_ext.audio.constants import Constants, hann_window
 from losatok_ext.audio.stft import stft_magnitude
-from losatok_ext.nn.constants import Constants, hann_window
 
 
 def mel_filter_bank(
@@ -69,7 +69,7 @@ class MelSpectrogram(Constants):
 class SemanticMel(MelSpectrogram):
     """The semantic encoder's front end: power mel to decibels, ``10 log10(max(., 1e-10))``.
 
-    Values are kept at most ``top_db`` below the peak of the clip's own frames: what else is in the batch does not matter.
+    Values are kept at most ``top_db`` below the peak of the clip's own frames, whatever else is in the batch.
     """
 
     def __init__(self, n_fft: int, n_mels: int, hop: int, top_db: float, sample_rate: int) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK_FRAMES = 16384
-"""Frames transformed at once (164 s at a hop of 160): bounds the memory that a recording of an hour takes."""
+"""Frames of all clips transformed at once (164 s at a hop of 160): bounds the memory that an hour of audio takes."""
 
 
 def valid_mask(lengths: Tensor, size: int) -> Tensor:
@@ -94,8 +94,9 @@ def stft_magnitude(
     padded = reflect_pad(audio, lengths, n_fft // 2)
     frames = padded.unfold(1, n_fft, hop)[:, : audio.shape[1] // hop + 1]
     blocks = []
-    for start in range(0, frames.shape[1], BLOCK_FRAMES):
-        spectrum = torch.fft.rfft(frames[:, start : start + BLOCK_FRAMES] * window)
+    step = max(BLOCK_FRAMES // len(audio), 1)
+    for start in range(0, frames.shape[1], step):
+        spectrum = torch.fft.rfft(frames[:, start : start + step] * window)
         magnitude = spectrum.abs() if power == 1 else torch.view_as_real(spectrum).square().sum(-1)
         blocks.append(transform(magnitude if power in (1, 2) else spectrum.abs() ** power))
     result = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)

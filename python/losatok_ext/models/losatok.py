@@ -22,9 +22,8 @@ from losatok_ext.models.dasheng import SemanticEncoder, init_semantic_encoder
 from losatok_ext.models.decoder import Decoder, init_decoder
 from losatok_ext.models.inputs import as_batch, clip_lengths, require_finite, resample_clips
 from losatok_ext.models.latents import Latents
-from losatok_ext.models.mel_loss import MultiScaleMelLoss
 from losatok_ext.nn.bottleneck import Bottleneck, upsample_tokens
-from losatok_ext.nn.losses import kl_divergence, masked_mse
+from losatok_ext.nn.losses import MultiScaleMelLoss, kl_divergence, masked_mse
 
 STAGES = {"sembo": ("bottleneck",), "tokenizer": ("acoustic_encoder", "fc_a", "fc_mu", "fc_logvar", "decoder")}
 """What each stage of training trains; the semantic encoder never."""
@@ -216,7 +215,7 @@ class LoSATok(nn.Module):
             the whole batch.
         """
         audio = as_batch(audio).to(self.device, torch.float32)
-        counts = torch.full(audio.shape[:1], audio.shape[1]) if lengths is None else lengths
+        counts = clip_lengths(lengths, *audio.shape) if lengths is None or lengths.device.type == "cpu" else lengths
         if features is None:
             features = self.semantic_encoder(audio, counts)
         latents = self._encode(audio, counts, sample, high=True, generator=generator, teacher=features)
@@ -268,7 +267,7 @@ class LoSATok(nn.Module):
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if needed), each whole or not at all."""
+        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if needed), each whole or not."""
         checkpoint.save(self, folder)
 
     @classmethod

@@ -27,11 +27,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from losatok_ext.audio.constants import hann_window
 from losatok_ext.audio.mel import mel_filter_bank
 from losatok_ext.errors import CheckpointError
 from losatok_ext.models.checkpoint import read_safetensors
 from losatok_ext.models.config import SEMANTIC_PATCH, LoSATokConfig
-from losatok_ext.nn.constants import hann_window
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -186,7 +186,7 @@ def _semantic_names(source: Source) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tensors(source: Source, only: str | None = None) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a state dict, file or folder of shards; of a folder only names beginning with ``only``."""
+    """(name, tensor) of a state dict, file or folder of shards; of a folder see :func:`_shards`."""
     if isinstance(source, Mapping):
         yield from _state_dict(source, "the state dict").items()
         return
@@ -210,25 +210,32 @@ def _tensors(source: Source, only: str | None = None) -> Iterator[tuple[str, Ten
 
 
 def _shards(folder: Path, only: str | None) -> Iterator[tuple[str, Tensor]]:
-    files = sorted(folder.glob("*.safetensors"))
+    """The tensors of a folder of safetensors files: those whose names begin with ``only``, or all where none does."""
     index = folder / "model.safetensors.index.json"
     try:
         if index.is_file():
-            where = json.loads(index.read_text())["weight_map"]
-            files = sorted({folder / file for name, file in where.items() if only is None or name.startswith(only)})
-        if not files:
+            where = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        else:
+            where = {name: file for file in sorted(folder.glob("*.safetensors")) for name in _names(file)}
+        wanted = [name for name in where if only is not None and name.startswith(only)] or list(where)
+        if not wanted:
             raise CheckpointError(
                 f"{folder} holds no .safetensors files; pass a file or the folder of a safetensors model"
             )
-        for file in files:
+        for file in sorted({where[name] for name in wanted}):
             with safe_open(file, "pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 - not a dict
-                    if only is None or name.startswith(only):
+                for name in wanted:
+                    if where[name] == file:
                         yield name, shard.get_tensor(name)
+    except CheckpointError:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{folder} is not a whole safetensors model ({error}); copy it again") from error
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, "pt") as shard:
+        return list(shard.keys())
 
 
 def _state_dict(loaded: Any, source: str) -> dict[str, Tensor]:

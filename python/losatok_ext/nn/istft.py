@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losatok_ext.nn.constants import Constants, hann_window
+from losatok_ext.audio.constants import Constants, hann_window
 
 MAX_MAGNITUDE = 100.0
 
