@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,11 +33,10 @@ class Batch:
     """Audio in the batch, padding not counted."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on ``device``."""
+        """The batch with its audio on ``device``; lengths stay on the CPU, where the model reads them without a wait."""
         if device.type == "cpu":
             return self
-        audio = self.audio.pin_memory().to(device, non_blocking=True)
-        return Batch(audio, self.lengths.to(device), self.names, self.seconds)
+        return dataclasses.replace(self, audio=self.audio.pin_memory().to(device, non_blocking=True))
 
 
 class CropSource:

@@ -72,11 +72,10 @@ class TrainingProgress:
         if len(corpus.skipped) > 5:
             self._say(f"skipped {len(corpus.skipped) - 5} more files", style="yellow")
         length = f"{corpus.seconds / 60:.1f} minutes" if corpus.seconds < 7200 else f"{corpus.seconds / 3600:.1f} hours"
-        self._say(
-            f"{start.stage}: {len(corpus.clips)} clips, {length}; {_count(start.trained_parameters)} of "
-            f"{_count(start.parameters)} weights train on {start.device} for {start.steps} steps ({start.epochs:.1f} "
-            "epochs)"
-        )
+        clips = "1 clip" if len(corpus.clips) == 1 else f"{len(corpus.clips)} clips"
+        weights = f"{_count(start.trained_parameters)} of {_count(start.parameters)} weights"
+        epochs = f"{start.steps} steps ({start.epochs:.1f} epochs)"
+        self._say(f"{start.stage}: {clips}, {length}; {weights} train on {start.device} for {epochs}")
         if start.start:
             self._say(f"going on after step {start.start}")
         self._task = self._bar.add_task(start.stage, total=start.steps, completed=start.start, numbers="")

@@ -1,0 +1,91 @@
+"""``losatok train``: options become configuration, the same command goes on, mistakes end in one sentence and code 2."""
+
+import json
+
+import pytest
+import yaml
+
+from losatok_ext.audio.samples import sample_folder
+from losatok_ext.cli import main
+from losatok_ext.models import LoSATok
+from losatok_ext.training import read_log
+
+MODEL = {
+    "embed_dim": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "latent_dim": 8,
+    "bottleneck_dim": 16,
+    "decoder_dim": 16,
+    "decoder_depth": 1,
+    "decoder_hidden": 32,
+    "mel_loss_windows": [128],
+    "mel_loss_bins": [10],
+}
+MUSIC = str(sample_folder() / "music")
+
+
+@pytest.fixture
+def config(tmp_path):
+    values = {"batch_size": 2, "data": {"crop_seconds": 0.4}, "device": "cpu", "log": {"every": 1}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values | {"model": MODEL}))
+    return tmp_path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in ("train", *arguments)])
+
+
+def test_both_stages_from_the_command_line(config, capsys):
+    sembo, tokenizer = config / "sembo", config / "tokenizer"
+    options = ["--config", config / "small.yaml", "--preset", "tiny", "--steps", 3, "--lr", "2e-3", "--seed", 5]
+    assert run("sembo", MUSIC, "-o", sembo, *options, "--set", "data.crop_seconds=0.48") == 0
+    assert f"{sembo / 'model'}: trained for 3 steps" in capsys.readouterr().out
+    told = json.loads((sembo / "checkpoints" / "run.json").read_text())["config"]
+    assert (told["preset"], told["steps"], told["seed"], told["batch_size"]) == ("tiny", 3, 5, 2)
+    assert (told["optimizer"]["lr"], told["data"]["crop_seconds"]) == (2e-3, 0.48)
+    manifest = sample_folder() / "manifest.jsonl"
+    options = ["--config", config / "run.yaml", "--init", sembo, "--steps", 4, "--batch-size", 3, "--tensorboard"]
+    assert run("tokenizer", manifest, "-o", tokenizer, *options) == 0
+    captured = capsys.readouterr()
+    assert "48 clips, 2.4 minutes" in captured.err
+    assert "tokenizer 4/4  mel " in captured.err
+    assert [line["step"] for line in read_log(tokenizer)] == [1, 2, 3, 4]
+    assert list((tokenizer / "tensorboard").iterdir())
+    assert LoSATok.from_pretrained(tokenizer / "model").config.embed_dim == 32
+    assert run("tokenizer", manifest, "-o", tokenizer, *options) == 0
+    assert "going on after step 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sembo", "nowhere"], "nowhere: no such folder or manifest"),
+        (["sembo", MUSIC, "--preset", "huge"], "options: preset should be one of 'tiny', 'base' or null, got 'huge'"),
+        (["sembo", MUSIC, "--set", "optimizer.learning_rate=1"], "--set: optimizer.learning_rate is not a key"),
+        (["sembo", MUSIC, "--set", "batchsize=1"], "did you mean batch_size?"),
+        (["sembo", MUSIC, "--steps", "0"], "options: steps should be at least 1, got 0"),
+        (["sembo", MUSIC, "--config", "gone.yaml"], "gone.yaml: cannot read the configuration"),
+        (["sembo", MUSIC, "--device", "tpu"], "device should be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["tokenizer", MUSIC], "train tokenizer needs init, the folder that train sembo wrote: --init DIR"),
+        (["tokenizer", MUSIC, "--init", "gone"], "gone is no model folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(config, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(config)
+    assert run(*arguments, "-o", "out") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (config / "out").exists()
+
+
+def test_skipped_files_are_named(config, capsys):
+    (config / "broken.flac").write_bytes(b"not audio")
+    (config / "list.jsonl").write_text(f'{{"path": "broken.flac"}}\n{{"path": "{MUSIC}/00000.flac"}}\n')
+    options = ["--config", config / "small.yaml", "--preset", "tiny", "--steps", 1]
+    assert run("sembo", config / "list.jsonl", "-o", config / "out", *options) == 0
+    assert "skipped " in (error := capsys.readouterr().err)
+    assert "broken.flac" in error
+    assert "1 clip, 0.0 minutes" in error
