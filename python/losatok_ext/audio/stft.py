@@ -7,10 +7,12 @@ at the clip's own last sample, not at the end of the padded row.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 BLOCK_FRAMES = 16384
 """Frames of all clips transformed at once (164 s at a hop of 160): bounds the memory that an hour of audio takes."""
@@ -103,11 +105,46 @@ def stft_magnitude(
     return keep_valid(result, frame_lengths), frame_lengths
 
 
-def centred_magnitude(audio: Tensor, window: Tensor, hop: int) -> Tensor:
-    """``|STFT|`` [B, N // hop + 1, n_fft // 2 + 1] with zeros beyond both ends: differentiable, for losses.
+class _Magnitude(torch.autograd.Function):
+    """``|rfft(frames * window)|`` of frames ``hop`` samples apart.
 
-    Zeros (and not reflections) make a clip's frames the same whatever zeros follow it in a batch.
+    Its gradient is one inverse FFT of half a spectrum and an overlap-add: a third of the time of PyTorch's own, which
+    goes through a full complex FFT. Where the magnitude is 0 the gradient is 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, window: Tensor, hop: int) -> Tensor:
+        spectrum = torch.fft.rfft(padded.unfold(1, window.numel(), hop) * window)
+        magnitude = spectrum.abs()
+        ctx.save_for_backward(spectrum, magnitude, window)
+        ctx.hop, ctx.samples = hop, padded.shape[1]
+        return magnitude
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        spectrum, magnitude, window = ctx.saved_tensors
+        n_fft, hop = window.numel(), ctx.hop
+        scale = torch.where(magnitude > 0, gradient / magnitude, 0.0)
+        scale[..., 1 : (n_fft + 1) // 2] *= 0.5  # the inverse counts these bins twice, the forward once
+        frames = torch.fft.irfft(spectrum * scale, n_fft, norm="forward") * window
+        batch, count, overlap = frames.shape[0], frames.shape[1], n_fft // hop
+        parts = frames.view(batch, count, overlap, hop)
+        total = frames.new_zeros(batch, count + overlap - 1, hop)
+        for shift in range(overlap):
+            total[:, shift : shift + count] += parts[:, :, shift]
+        total = total.flatten(1)
+        return F.pad(total, (0, ctx.samples - total.shape[1])), None, None
+
+
+def centred_magnitude(audio: Tensor, window: Tensor, hop: int) -> Tensor:
+    """``|STFT|`` [B, N // hop + 1, n_fft // 2 + 1] with zeros beyond both ends: differentiable (once), for losses.
+
+    Zeros (and not reflections) make a clip's frames the same whatever zeros follow it in a batch. ``hop`` divides the
+    window's length, which is even.
     """
     n_fft = window.numel()
-    frames = F.pad(audio, (n_fft // 2, n_fft // 2)).unfold(1, n_fft, hop)[:, : audio.shape[1] // hop + 1]
-    return torch.fft.rfft(frames * window).abs()
+    padded = F.pad(audio, (n_fft // 2, n_fft // 2))[:, : audio.shape[1] // hop * hop + n_fft]
+    if torch.is_grad_enabled() and padded.requires_grad:
+        return _Magnitude.apply(padded, window, hop)
+    return torch.fft.rfft(padded.unfold(1, n_fft, hop) * window).abs()

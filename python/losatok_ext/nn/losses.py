@@ -76,12 +76,12 @@ class MultiScaleMelLoss(Constants):
         the batch weighs the same. Gradients go to ``audio`` only.
         """
         with torch.autocast(audio.device.type, enabled=False):
-            both = torch.cat([keep_valid(audio.float(), lengths), keep_valid(target.detach().float(), lengths)])
+            signals = keep_valid(audio.float(), lengths), keep_valid(target.detach().float(), lengths)
             total = audio.new_zeros((), dtype=torch.float32)
             for size in self.windows:
                 window, filters = getattr(self, f"window_{size}"), getattr(self, f"filters_{size}")
-                mel = (centred_magnitude(both, window, size // 4) @ filters).clamp(min=1e-5).log10()
-                ours, theirs = mel.chunk(2)
+                mels = (centred_magnitude(signal, window, size // 4) @ filters for signal in signals)
+                ours, theirs = (mel.clamp(min=1e-5).log10() for mel in mels)
                 frames = None if lengths is None else frame_count(lengths, size // 4)
                 assert not isinstance(frames, int)
                 total = total + masked_mean((ours - theirs).abs().mean(-1), frames)
