@@ -1,4 +1,4 @@
-"""``losatok train``: options become configuration, the same command goes on, mistakes end in one sentence and code 2."""
+"""``losatok train``: options become configuration, the same command goes on, mistakes end in a sentence and code 2."""
 
 import json
 

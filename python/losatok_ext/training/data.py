@@ -33,7 +33,7 @@ class Batch:
     """Audio in the batch, padding not counted."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its audio on ``device``; lengths stay on the CPU, where the model reads them without a wait."""
+        """The batch with its audio on ``device``; lengths stay on the CPU, where the model reads them at once."""
         if device.type == "cpu":
             return self
         return dataclasses.replace(self, audio=self.audio.pin_memory().to(device, non_blocking=True))
