@@ -1,0 +1,260 @@
+// time_relation_forward and gram_energy_forward on the CPU: which algorithm, which threads, and the sums over clips.
+#include "cpu/time_relation.h"
+
+#include <ATen/TensorUtils.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <functional>
+#include <numeric>
+#include <optional>
+#include <string>
+
+namespace losatok::relation {
+namespace {
+
+// Which pairs of a batch count.
+struct Pairs {
+  std::vector<int64_t> frames;  // of each clip
+  int64_t window;               // |i - j| <= window; T for all
+
+  // Pairs of one clip: exact below 2^53.
+  double count(int64_t clip) const {
+    const double n = static_cast<double>(frames[clip]), w = std::min(static_cast<double>(window), n - 1);
+    return n <= 0 ? 0. : n * (2 * w + 1) - w * (w + 1);
+  }
+
+  bool band(int64_t clip) const { return window < frames[clip] - 1; }
+};
+
+Pairs pairs_of(const std::optional<at::Tensor>& lengths, int64_t batch, int64_t time, int64_t window) {
+  Pairs pairs{std::vector<int64_t>(batch, time), window < 0 ? time : std::min(window, time)};
+  if (!lengths.has_value()) return pairs;
+  const at::Tensor given = lengths->contiguous();
+  const int64_t* values = given.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < batch; ++b) pairs.frames[b] = std::clamp<int64_t>(values[b], 0, time);
+  return pairs;
+}
+
+// --- the cost model: multiply-adds, weighted by how fast they run ---------------------------------------------------
+
+// How much cheaper a multiply-add of bfloat16 rows is than one in float32, and how much dearer the thin products of
+// the factored form and the tiles of low's Gram matrix (with the passes over them) are than the tiles of high's.
+constexpr double kBfloat16Gain = 2.1, kThin = 1.15, kPasses = 60.;
+
+struct Sizes {
+  int64_t low, high;  // d, D
+  bool bfloat16_products, need_grad;
+};
+
+double tiled_cost(const Pairs& pairs, const Sizes& s) {
+  double cost = 0;
+  for (size_t b = 0; b < pairs.frames.size(); ++b) {
+    const double high = s.high / (s.bfloat16_products ? kBfloat16Gain : 1.);
+    cost += pairs.count(b) / 2 * 1.15 * (high + s.low * (s.need_grad ? 3. : 1.) + kPasses);
+  }
+  return cost;
+}
+
+double energy_over_features_cost(double frames, double features) { return frames * features * features / 2 * 1.2; }
+
+double energy_cost(const Pairs& pairs, const Sizes& s) {
+  double cost = 0;
+  for (size_t b = 0; b < pairs.frames.size(); ++b) {
+    const double high = s.high / (s.bfloat16_products ? kBfloat16Gain : 1.);
+    const double by_tiles = pairs.count(b) / 2 * 1.15 * (high + kPasses / 2);
+    cost += std::min(by_tiles, energy_over_features_cost(pairs.frames[b], s.high));
+  }
+  return cost;
+}
+
+double factored_cost(const Pairs& pairs, const Sizes& s, bool energy_given) {
+  double cost = energy_given ? 0. : energy_cost(pairs, s);
+  const double products = (s.need_grad ? 2. : 1.) * kThin * s.low * (s.low + s.high);
+  for (const int64_t n : pairs.frames) cost += n * products;
+  return cost;
+}
+
+// --- clips and threads ----------------------------------------------------------------------------------------------
+
+// Whether the clips keep the threads busy when each clip is one thread's: the dearest first, each to whoever is free.
+bool clips_fill_threads(std::vector<double> costs) {
+  const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  if (threads == 1) return true;
+  std::sort(costs.rbegin(), costs.rend());
+  std::vector<double> busy(threads, 0.);
+  for (const double cost : costs) *std::min_element(busy.begin(), busy.end()) += cost;
+  const double total = std::accumulate(costs.begin(), costs.end(), 0.);
+  return *std::max_element(busy.begin(), busy.end()) * threads <= 1.15 * total;
+}
+
+// Calls each(workspace, clip) for every clip that has frames. What it computes may not depend on the workspace.
+template <class R>
+void for_each_clip(const Pairs& pairs, bool clips_in_parallel,
+                   const std::function<void(Workspace<R>&, int64_t)>& each) {
+  std::vector<int64_t> order;
+  for (size_t b = 0; b < pairs.frames.size(); ++b)
+    if (pairs.frames[b] > 0) order.push_back(b);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return pairs.frames[a] > pairs.frames[b]; });
+  const int64_t clips = order.size();
+  const auto worker = [&](std::atomic<int64_t>& next) {
+    Workspace<R> own;
+    for (int64_t k = next++; k < clips; k = next++) each(own, order[k]);
+  };
+  std::atomic<int64_t> next{0};
+  if (!clips_in_parallel) return worker(next);
+  at::parallel_for(0, std::min<int64_t>(clips, at::get_num_threads()), 1, [&](int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) worker(next);
+  });
+}
+
+bool multiplies_bfloat16() {
+#if defined(__x86_64__)
+  static const bool fast = __builtin_cpu_supports("avx512bf16");
+  return fast && isa() == Isa::kAvx512;
+#else
+  return false;
+#endif
+}
+
+template <class R>
+Clip<R> clip_of(Workspace<R>& own, const at::Tensor& low, const at::Tensor& high, const Pairs& pairs, int64_t b,
+                bool bfloat16_products) {
+  const int64_t n = pairs.frames[b];
+  R* inverse_high = own.inverse_high.reserve(n);
+  Clip<R> clip{high.select(0, b), bfloat16_products, n, std::min(pairs.window, n), nullptr, 0, nullptr, inverse_high};
+  Features<R>(own, clip.high, n, bfloat16_products).inverse_norms(inverse_high);
+  if (!low.defined()) return clip;
+  const int64_t d = low.size(2);
+  const at::Tensor rows = low.select(0, b);
+  R *unit = own.unit.reserve(n * d), *inverse_low = own.inverse_low.reserve(n);
+  at::parallel_for(0, n, 256, [&](int64_t begin, int64_t end) {
+    unit_rows<R>(rows.const_data_ptr<R>() + begin * d, end - begin, d, d, kEps<R>, unit + begin * d,
+                 inverse_low + begin);
+  });
+  clip.unit = unit;
+  clip.low_size = d;
+  clip.inverse_low = inverse_low;
+  return clip;
+}
+
+template <class R>
+double energy_of(Workspace<R>& own, Clip<R> clip, bool band, const Sizes& s) {
+  const Pairs alone{{clip.frames}, clip.window};
+  const bool over_features = !band && energy_over_features_cost(clip.frames, s.high) <= energy_cost(alone, s);
+  if (over_features) return energy_over_features(own, clip);
+  clip.unit = nullptr;
+  return tiled(own, clip, R(0), static_cast<R*>(nullptr));
+}
+
+// The costs of whole clips, for dealing them out; nothing but their proportions matters.
+std::vector<double> clip_costs(const Pairs& pairs) {
+  std::vector<double> costs;
+  for (size_t b = 0; b < pairs.frames.size(); ++b) costs.push_back(pairs.count(b));
+  return costs;
+}
+
+template <class R>
+std::tuple<at::Tensor, at::Tensor> loss_and_gradient(const at::Tensor& low, const at::Tensor& high, const Pairs& pairs,
+                                                     const Sizes& s, bool by_factors, const at::Tensor& energies) {
+  const int64_t batch = low.size(0), time = low.size(1);
+  const auto options = low.options().dtype(c10::CppTypeToScalarType<R>::value);
+  at::Tensor grad = s.need_grad ? at::zeros(low.sizes(), options) : at::empty({0}, options);
+  R* grad_data = s.need_grad ? grad.mutable_data_ptr<R>() : nullptr;
+  const at::Tensor rows = low.to(options.dtype()).contiguous();
+  double count = 0;
+  for (int64_t b = 0; b < batch; ++b) count += pairs.count(b);
+  const R scale = static_cast<R>(4. / std::max(count, 1.));
+  std::vector<double> sums(batch, 0.);
+  for_each_clip<R>(pairs, clips_fill_threads(clip_costs(pairs)), [&](Workspace<R>& own, int64_t b) {
+    const Clip<R> clip = clip_of<R>(own, rows, high, pairs, b, s.bfloat16_products);
+    R* const to = grad_data ? grad_data + b * time * s.low : nullptr;
+    if (by_factors) {
+      const double energy = energies.defined() ? static_cast<double>(energies.const_data_ptr<R>()[b])
+                                               : energy_of(own, clip, pairs.band(b), s);
+      sums[b] = factored(own, clip, energy, scale, to);
+    } else {
+      sums[b] = tiled(own, clip, scale, to);
+    }
+  });
+  const double loss = std::accumulate(sums.begin(), sums.end(), 0.) / std::max(count, 1.);
+  at::Tensor result = at::empty({}, options);
+  *result.mutable_data_ptr<R>() = static_cast<R>(loss);
+  return {result, grad};
+}
+
+template <class R>
+at::Tensor energies_of(const at::Tensor& high, const Pairs& pairs, const Sizes& s) {
+  at::Tensor result = at::zeros({high.size(0)}, high.options().dtype(c10::CppTypeToScalarType<R>::value));
+  R* energies = result.mutable_data_ptr<R>();
+  for_each_clip<R>(pairs, clips_fill_threads(clip_costs(pairs)), [&](Workspace<R>& own, int64_t b) {
+    const Clip<R> clip = clip_of<R>(own, at::Tensor(), high, pairs, b, s.bfloat16_products);
+    energies[b] = static_cast<R>(energy_of(own, clip, pairs.band(b), s));
+  });
+  return result;
+}
+
+// Autograd has been dealt with above, autocast in Python; neither may touch what happens inside.
+struct Below {
+  at::AutoDispatchBelowADInplaceOrView no_autograd;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
+
+at::Tensor ready(const at::Tensor& high, bool bfloat16_products) {
+  const at::Tensor plain = high.detach();
+  return bfloat16_products && plain.size(1) > 0 && (plain.stride(2) != 1 || plain.stride(1) < plain.size(2))
+             ? plain.contiguous()
+             : plain;
+}
+
+std::tuple<at::Tensor, at::Tensor> time_relation_forward(const at::Tensor& low, const at::Tensor& high,
+                                                         const std::optional<at::Tensor>& lengths, int64_t window,
+                                                         c10::string_view algorithm,
+                                                         const std::optional<at::Tensor>& high_energy, bool need_grad) {
+  TORCH_CHECK(low.dim() == 3 && high.dim() == 3 && low.size(0) == high.size(0) && low.size(1) == high.size(1),
+              "low and high should be [B, T, d] and [B, T, D], got ", low.sizes(), " and ", high.sizes());
+  TORCH_CHECK(low.scalar_type() == high.scalar_type(), "low and high should have one dtype, got ", low.scalar_type(),
+              " and ", high.scalar_type());
+  const Below guard;
+  const Pairs pairs = pairs_of(lengths, low.size(0), low.size(1), window);
+  const bool half = low.scalar_type() == at::kBFloat16 || low.scalar_type() == at::kHalf;
+  const bool bfloat16_products = low.scalar_type() == at::kBFloat16 && multiplies_bfloat16();
+  const Sizes sizes{low.size(2), high.size(2), bfloat16_products, need_grad};
+  bool band = false;
+  for (size_t b = 0; b < pairs.frames.size(); ++b) band |= pairs.band(b);
+  TORCH_CHECK(!(algorithm == "factored" && band), "algorithm 'factored' takes no window, got ", window);
+  TORCH_CHECK(algorithm == "auto" || algorithm == "tiled" || algorithm == "factored" || algorithm == "banded",
+              "algorithm should be 'auto', 'tiled', 'factored' or 'banded', got '", algorithm, "'");
+  const bool by_factors =
+      algorithm == "factored" ||
+      (algorithm == "auto" && !band && factored_cost(pairs, sizes, high_energy.has_value()) < tiled_cost(pairs, sizes));
+  const auto wide = low.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  TORCH_CHECK(half || low.scalar_type() == wide, "low should be float32, bfloat16, float16 or float64, got ",
+              low.scalar_type());
+  const at::Tensor energies = high_energy.has_value() ? high_energy->detach().to(wide).contiguous() : at::Tensor();
+  const at::Tensor features = ready(high, bfloat16_products);
+  return wide == at::kDouble ? loss_and_gradient<double>(low.detach(), features, pairs, sizes, by_factors, energies)
+                             : loss_and_gradient<float>(low.detach(), features, pairs, sizes, by_factors, energies);
+}
+
+at::Tensor gram_energy_forward(const at::Tensor& high, const std::optional<at::Tensor>& lengths, int64_t window) {
+  TORCH_CHECK(high.dim() == 3, "high should be [B, T, D], got ", high.sizes());
+  const Below guard;
+  const Pairs pairs = pairs_of(lengths, high.size(0), high.size(1), window);
+  const bool bfloat16_products = high.scalar_type() == at::kBFloat16 && multiplies_bfloat16();
+  const Sizes sizes{0, high.size(2), bfloat16_products, false};
+  const at::Tensor features = ready(high, bfloat16_products);
+  return high.scalar_type() == at::kDouble ? energies_of<double>(features, pairs, sizes)
+                                           : energies_of<float>(features, pairs, sizes);
+}
+
+}  // namespace
+}  // namespace losatok::relation
+
+TORCH_LIBRARY_IMPL(losatok, CPU, m) {
+  m.impl("time_relation_forward", losatok::relation::time_relation_forward);
+  m.impl("gram_energy_forward", losatok::relation::gram_energy_forward);
+}
