@@ -166,6 +166,16 @@ class LoSATokConfig:
         frames = samples // self.hop_length + 1 if samples > 0 else 0
         return min(frames // SEMANTIC_PATCH * self.semantic_upsampling, frames // self.acoustic_patch)
 
+    def covering_samples(self, samples: int) -> int:
+        """The length to which a clip of that many samples is continued so that its tokens decode to all of it.
+
+        ``samples`` itself when they do already; else the end of the semantic encoder's last patch (640 samples).
+        """
+        if self.token_count(samples) * self.samples_per_token >= samples:
+            return samples
+        patch = self.samples_per_token * self.semantic_upsampling
+        return -(-samples // patch) * patch
+
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> LoSATokConfig:
         """``"base"``: the published model; ``"tiny"``: all its parts with a few million weights, to train on a CPU.

@@ -159,14 +159,7 @@ class LoSATok(nn.Module):
             clip's end. Raises as :meth:`encode`.
         """
         clips, counts = self._prepare(audio, sample_rate, lengths)
-        per_token = self.samples_per_token
-        covered = torch.tensor(
-            [
-                n if self.config.token_count(n) * per_token >= n else -(-n // per_token) * per_token
-                for n in counts.tolist()
-            ],
-            dtype=torch.int64,
-        )
+        covered = torch.tensor([self.config.covering_samples(n) for n in counts.tolist()], dtype=torch.int64)
         size = clips.shape[1]
         target = counts.to(self.device)
         longest = int(covered.max()) if len(covered) else 0

@@ -25,6 +25,11 @@ def overlap_add(frames: Tensor, hop: int) -> Tensor:
     return total.flatten(1)
 
 
+def _squares(n_fft: int, hop: int) -> Tensor:
+    """The squared window [n_fft // hop, hop] by what a frame adds to the hop it ends with, the one before, and so on."""
+    return hann_window(n_fft).square().view(-1, hop).flip(0)
+
+
 class ISTFTHead(Constants):
     """Linear to (log magnitude, phase) of ``n_fft // 2 + 1`` bins, then an inverse STFT with "same" padding.
 
@@ -39,12 +44,14 @@ class ISTFTHead(Constants):
     """
 
     window: Tensor
+    squares: Tensor
 
     def __init__(self, dim: int, n_fft: int, hop: int) -> None:
         super().__init__()
         self.n_fft, self.hop = n_fft, hop
         self.out = nn.Linear(dim, n_fft + 2)
         self.add_constant("window", partial(hann_window, n_fft))
+        self.add_constant("squares", partial(_squares, n_fft, hop))
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """x [B, L, dim] to audio [B, hop L] float32; ``valid`` [B, L, 1] bool (None: all) decides where clips end."""
@@ -60,14 +67,15 @@ class ISTFTHead(Constants):
         if batch * count == 0:
             return spectrum.real.new_zeros(batch, 0)
         frames = torch.fft.irfft(spectrum, self.n_fft, dim=-1) * self.window
-        squares = self.window.square().expand(1, count, self.n_fft)
+        present = self.window.new_ones(1, count) if valid is None else valid[:, :, 0].to(self.window.dtype)
         if valid is not None:
             frames = torch.where(valid, frames, 0.0)
-            squares = torch.where(valid, squares, 0.0)
         trim = (self.n_fft - self.hop) // 2
         inside = slice(trim, trim + count * self.hop)
         audio = overlap_add(frames, self.hop)[:, inside]
-        envelope = overlap_add(squares, self.hop)[:, inside]
+        # Which of the n_fft / hop frames over each hop are there, times what each of them adds to the envelope there.
+        around = F.pad(present, (len(self.squares) - 1,) * 2).unfold(1, len(self.squares), 1)
+        envelope = (around @ self.squares).flatten(1)[:, inside]
         if valid is None:
             return audio / envelope
         kept = valid.expand(batch, count, self.hop).reshape(batch, count * self.hop)

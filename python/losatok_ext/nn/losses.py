@@ -16,7 +16,8 @@ from losatok_ext.audio.stft import centred_magnitude, frame_count, keep_valid
 def masked_mean(per_frame: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean of ``per_frame`` [B, T] over the frames below ``lengths`` [B] (None: all); 0 where there is none.
 
-    A float32 (float64) scalar. What lies past a length never reaches it, even NaN, and takes no gradient.
+    A float32 (float64) scalar. What lies past a length never reaches it, even NaN; that gradients stay finite there too,
+    ``per_frame`` should be computed of inputs that are (``keep_valid``).
     """
     per_frame = per_frame if per_frame.dtype == torch.float64 else per_frame.float()
     if lengths is None:
@@ -27,7 +28,8 @@ def masked_mean(per_frame: Tensor, lengths: Tensor | None) -> Tensor:
 
 def masked_mse(x: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Mean squared difference of ``x`` and ``target`` [B, T, C] over valid frames; no gradient to ``target``."""
-    return masked_mean((x.float() - target.detach().float()).square().mean(-1), lengths)
+    difference = keep_valid(x.float() - target.detach().float(), lengths)
+    return masked_mean(difference.square().mean(-1), lengths)
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor, lengths: Tensor | None = None, clamp: float = 0.0) -> Tensor:
@@ -41,14 +43,14 @@ def kl_divergence(mu: Tensor, logvar: Tensor, lengths: Tensor | None = None, cla
 
     Formula: ``(mu^2 + exp(logvar) - 1 - logvar) / 2`` (Kingma and Welling 2014, appendix B).
     """
-    mu, logvar = mu.float(), logvar.float()
+    mu, logvar = keep_valid(mu.float(), lengths), keep_valid(logvar.float(), lengths)
     nats = 0.5 * (mu.square() + logvar.exp() - 1.0 - logvar)
     return masked_mean(nats.clamp(min=clamp).sum(-1), lengths)
 
 
 def logvar_energy(logvar: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Squared log variance [B, T, d], summed over dimensions, mean over valid frames: holds the variances near 1."""
-    return masked_mean(logvar.float().square().sum(-1), lengths)
+    return masked_mean(keep_valid(logvar.float(), lengths).square().sum(-1), lengths)
 
 
 class MultiScaleMelLoss(Constants):

@@ -1,0 +1,158 @@
+"""Model folders: what is saved comes back, and what does not fit is named."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import lively, small_config, tone
+
+from losatok_ext.errors import CheckpointError
+from losatok_ext.models import LoSATok, LoSATokConfig
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_round_trip(model, folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    loaded = LoSATok.from_pretrained(folder)
+    assert loaded.config == model.config
+    assert not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    audio = tone(9000)
+    assert torch.equal(loaded.encode(audio).z, model.encode(audio).z)
+    assert torch.equal(loaded.reconstruct(audio), model.reconstruct(audio))
+    assert loaded.fingerprint() == model.fingerprint()
+    assert not any(p.requires_grad for p in loaded.semantic_encoder.parameters())
+    assert all(p.requires_grad for p in loaded.decoder.parameters())
+    loaded.train()(audio)["mel"].backward()
+
+
+def test_a_low_precision_model_comes_back_as_it_was(model, tmp_path):
+    half = copy.deepcopy(model).bfloat16()
+    half.save_pretrained(tmp_path)
+    loaded = LoSATok.from_pretrained(tmp_path)
+    assert loaded.fc_mu.weight.dtype == torch.bfloat16
+    assert loaded.semantic_encoder.mel.window.dtype == torch.float32
+    assert torch.equal(loaded.encode(tone(5000)).z, half.encode(tone(5000)).z)
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(model, folder):
+    other = lively(LoSATok(small_config()))
+    with torch.no_grad():
+        other.fc_mu.weight.add_(1)
+    other.save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert LoSATok.from_pretrained(folder).fingerprint() == other.fingerprint() != model.fingerprint()
+
+
+def test_the_fingerprint_follows_the_weights():
+    torch.manual_seed(0)
+    model = LoSATok(small_config())
+    first = model.fingerprint()
+    assert len(first) == 16
+    assert model.fingerprint() == first
+    with torch.no_grad():
+        model.decoder.head.out.bias[3] += 0.5
+    second = model.fingerprint()
+    assert second != first
+    optimizer = torch.optim.SGD(model.train_only("tokenizer"), lr=0.1)
+    model(tone(3200))["kl"].backward()
+    optimizer.step()
+    assert model.fingerprint() not in (first, second)
+    # How it runs is not what it is.
+    other = LoSATok(small_config(chunk_batch=3, kl_clamp=0.1))
+    other.load_state_dict(model.state_dict())
+    assert other.fingerprint() == model.fingerprint()
+    changed = LoSATok(small_config(top_db=80.0))
+    changed.load_state_dict(model.state_dict())
+    assert changed.fingerprint() != model.fingerprint()
+
+
+def test_loading_makes_no_random_numbers(folder):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    LoSATok.from_pretrained(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def break_json(folder):
+    (folder / "config.json").write_text('{"model_type": ')
+
+
+def break_config(folder):
+    values = json.loads((folder / "config.json").read_text())
+    values["config"]["n_layer"] = 3
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def break_shape(folder):
+    values = json.loads((folder / "config.json").read_text())
+    values["config"]["latent_dim"] = 12
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def foreign_config(folder):
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def empty(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def drop_tensor(folder):
+    state = load_file(folder / "model.safetensors")
+    del state["fc_mu.bias"]
+    save_file(state, folder / "model.safetensors")
+
+
+def add_tensor(folder):
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, "extra.weight": torch.zeros(1)}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), r"is no model folder: it has no config\.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors does not exist"),
+        (break_json, r"config\.json is not readable JSON"),
+        (break_config, r"config\.json: unknown key 'n_layer'"),
+        (foreign_config, "does not describe a losatok model"),
+        (break_shape, r"bottleneck\.down\.fc2\.weight has shape \[8, 16\].*\[12, 16\]"),
+        (truncate, "not a whole safetensors file"),
+        (empty, "not a whole safetensors file"),
+        (drop_tensor, r"lacks the tensor fc_mu\.bias"),
+        (add_tensor, r"1 tensors that this model does not, extra\.weight first"),
+    ],
+)
+def test_what_does_not_fit_is_named(folder, damage, match):
+    damage(folder)
+    with pytest.raises(CheckpointError, match=match):
+        LoSATok.from_pretrained(folder)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="no model folder"):
+        LoSATok.from_pretrained(tmp_path / "nowhere")
+
+
+def test_the_published_model_has_its_size():
+    with torch.device("meta"):
+        model = LoSATok(LoSATokConfig.preset("base"))
+    sizes = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
+    assert 800 < sum(sizes.values()) < 810
+    assert 628 < sizes["semantic_encoder"] < 632
+    assert 168 < sizes["decoder"] < 174
+    assert sizes["bottleneck"] == pytest.approx(1.44, abs=0.01)

@@ -1,0 +1,42 @@
+"""Small models whose weights make large, varied outputs, so that an error cannot hide."""
+
+import torch
+
+from losatok_ext.models import LoSATokConfig
+
+
+def small_config(**overrides):
+    values = {
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "latent_dim": 8,
+        "bottleneck_dim": 16,
+        "decoder_dim": 24,
+        "decoder_depth": 2,
+        "decoder_hidden": 48,
+        "mel_loss_windows": (128, 512),
+        "mel_loss_bins": (20, 40),
+    }
+    return LoSATokConfig(**{**values, **overrides})
+
+
+def lively(model):
+    """Weights of unit gain: with those of a fresh model attention is nearly uniform and the decoder nearly silent."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                spread = parameter[0].numel() ** -0.5 if parameter.dim() == 2 else 0.3
+                parameter.normal_(0, spread, generator=generator)
+            else:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model.eval()
+
+
+def tone(samples, seed=0):
+    """A gliding tone in noise, [samples]."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(samples) / 16000
+    glide = torch.sin(2 * torch.pi * (200 + 90 * seed + 400 * time) * time)
+    return 0.3 * glide * (1 + torch.sin(9 * time)) / 2 + 0.02 * torch.randn(samples, generator=generator)
