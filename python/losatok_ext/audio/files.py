@@ -1,0 +1,295 @@
+"""Reading and writing audio files: any rate, any number of channels, as float32 mono tensors.
+
+Files are read in blocks, mixed down and resampled as they stream in, so that an hour of 48 kHz stereo needs no more
+memory than its 16 kHz mono result. Every file that cannot be used raises :class:`~losatok_ext.errors.AudioFileError`,
+whose message names the file and the cure.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from losatok_ext.audio.containers import kind_by_first_bytes, missing_bytes
+from losatok_ext.audio.resample import import_soxr
+from losatok_ext.errors import AudioFileError, UserError
+from losatok_ext.files import atomic_path
+
+READABLE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
+"""Suffixes taken for audio when a folder is searched. A file named explicitly is read whatever its suffix."""
+
+WRITABLE = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+"""Suffix -> (container, encoding) of :func:`write_audio`."""
+
+_BLOCK = 1 << 16  # frames per read and write; Vorbis encoders overflow their stack on long ones
+_RATES = (1_000, 1_000_000)  # Hz; outside, a header is damaged, and resampling would explode
+_MP3_SLACK = 2257  # frames: one MPEG frame (1152) and the decoder delay (1105), which not every encoder declares
+_UNKNOWN_FRAMES = 1 << 62
+_MAX_MP3_RATE, _MAX_OGG_RATE, _MAX_FLAC_RATE = 48_000, 192_000, 655_350  # Hz
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says.
+
+    Attributes:
+        path: the file.
+        format: container, e.g. ``"WAV"``; ``encoding``: e.g. ``"PCM_16"``.
+        sample_rate: Hz.
+        channels: count.
+        frames: samples per channel at ``sample_rate``; after :func:`read_audio_with_info` the number decoded.
+    """
+
+    path: Path
+    format: str
+    encoding: str
+    sample_rate: int
+    channels: int
+    frames: int
+
+    @property
+    def seconds(self) -> float:
+        """Duration in seconds."""
+        return self.frames / self.sample_rate
+
+
+def _import_soundfile() -> ModuleType:
+    try:
+        import soundfile
+    except (
+        ImportError,
+        OSError,
+    ) as error:  # OSError: the wheel for this platform ships no libsndfile, and none is found
+        raise UserError(
+            f"reading and writing audio files needs soundfile ({error}); pip install 'losatok-ext[audio]'"
+        ) from error
+    return soundfile
+
+
+@cache
+def _sequential(soundfile: ModuleType) -> type:
+    """``soundfile.SoundFile`` that reads straight on.
+
+    The original seeks to where it already is after each block. In MP3 that drops the bit reservoir, and what follows
+    decodes wrong.
+    """
+
+    class SequentialSoundFile(soundfile.SoundFile):  # type: ignore[name-defined]
+        def seekable(self) -> bool:
+            return False
+
+    return SequentialSoundFile
+
+
+def _check_regular(path: Path) -> None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise AudioFileError(f"{path} does not exist; check the name") from None
+    except OSError as error:
+        raise AudioFileError(f"{path} cannot be read: {error.strerror or error}") from None
+    if path.is_dir():
+        raise AudioFileError(f"{path} is a folder, not an audio file")
+    if not path.is_file():
+        raise AudioFileError(f"{path} is not a regular file; copy its content to one first")
+    if status.st_size == 0:
+        raise AudioFileError(f"{path} is empty (0 bytes); copy or download it again")
+    if not os.access(path, os.R_OK):
+        raise AudioFileError(f"{path} cannot be read: permission denied")
+
+
+def _open(path: Path):
+    """An open ``soundfile.SoundFile``, with every reason why there is none told apart."""
+    soundfile = _import_soundfile()
+    _check_regular(path)
+    kind = kind_by_first_bytes(path)
+    if kind is None and path.suffix.lower() in (".mp3", ".raw"):
+        # By these names alone libsndfile would take any bytes for audio.
+        raise AudioFileError(f"{path} is not an audio file that libsndfile can read; convert it to WAV or FLAC first")
+    try:
+        file = _sequential(soundfile)(os.fspath(path))
+    except (soundfile.LibsndfileError, TypeError) as error:
+        if kind is not None and kind != "MP3":
+            raise AudioFileError(
+                f"{path} starts like {kind} but holds no readable audio: "
+                "it is truncated or damaged; copy or download it again"
+            ) from error
+        raise AudioFileError(
+            f"{path} is not an audio file that libsndfile can read; convert it to WAV or FLAC first"
+        ) from error
+    if not _RATES[0] <= file.samplerate <= _RATES[1]:
+        rate = file.samplerate
+        file.close()
+        raise AudioFileError(
+            f"{path} declares a sample rate of {rate} Hz: its header is damaged; copy or convert it again"
+        )
+    return file
+
+
+def _info(path: Path, file) -> AudioInfo:
+    return AudioInfo(path, file.format, file.subtype, file.samplerate, file.channels, file.frames)
+
+
+def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
+    """What the header of an audio file says, without decoding it.
+
+    Raises:
+        AudioFileError: the file is missing, empty, or not audio.
+        UserError: soundfile is not installed.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        return _info(path, file)
+
+
+def read_audio(path: str | os.PathLike[str], sample_rate: int = 16_000) -> Tensor:
+    """Read an audio file as float32 mono [N] at ``sample_rate`` (Hz).
+
+    Integer encodings are scaled to [-1, 1); channels are averaged; other rates are converted by soxr (quality HQ). A
+    silent file is valid. WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and what else libsndfile reads.
+
+    Raises:
+        AudioFileError: the file is missing, empty, not audio, truncated (its header promises more than it holds), holds
+            no samples, or holds NaN or infinite samples.
+        UserError: soundfile or soxr is not installed.
+        ValueError: ``sample_rate`` is not positive.
+    """
+    return read_audio_with_info(path, sample_rate)[0]
+
+
+def read_audio_with_info(path: str | os.PathLike[str], sample_rate: int = 16_000) -> tuple[Tensor, AudioInfo]:
+    """What :func:`read_audio` gives, and an :class:`AudioInfo` with the frames that were decoded. Raises as it does."""
+    if sample_rate <= 0:
+        raise ValueError(f"sample_rate should be a positive number of Hz, got {sample_rate}")
+    path = Path(path)
+    soundfile = _import_soundfile()
+    pieces: list[np.ndarray] = []
+    decoded = 0
+    with _open(path) as file:
+        info = _info(path, file)
+        stream = None
+        if info.sample_rate != sample_rate:
+            stream = import_soxr().ResampleStream(info.sample_rate, sample_rate, 1, dtype="float32", quality="HQ")
+        while True:
+            try:
+                block = file.read(_BLOCK, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise _truncated(info, decoded) from error
+            mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+            if not np.isfinite(mono).all():
+                second = (decoded + int(np.argmin(np.isfinite(mono)))) / info.sample_rate
+                raise AudioFileError(
+                    f"{path} holds NaN or infinite samples (first at {second:.3f} s); repair or re-export it"
+                )
+            decoded += len(mono)
+            last = len(mono) < _BLOCK
+            pieces.append(stream.resample_chunk(mono, last=last) if stream is not None else mono)
+            if last:
+                break
+    _check_whole(info, decoded)
+    audio = torch.from_numpy(np.concatenate(pieces))
+    if audio.numel() == 0:
+        raise AudioFileError(f"{path} holds {decoded} samples, too few for one at {sample_rate} Hz; leave it out")
+    if not torch.isfinite(audio).all():
+        raise AudioFileError(f"{path} holds samples too large to resample in float32; re-export it within [-1, 1]")
+    return audio, AudioInfo(path, info.format, info.encoding, info.sample_rate, info.channels, decoded)
+
+
+def _truncated(info: AudioInfo, decoded: int) -> AudioFileError:
+    held, promised = decoded / info.sample_rate, info.frames / info.sample_rate
+    lengths = f"its header promises {promised:.2f} s, " if 0 < info.frames < _UNKNOWN_FRAMES else ""
+    return AudioFileError(
+        f"{info.path} is truncated or damaged: {lengths}decoding stopped after {held:.2f} s; "
+        "copy it again, or save what is left of it to a new file first"
+    )
+
+
+def _check_whole(info: AudioInfo, decoded: int) -> None:
+    """Raise AudioFileError when the file promises more than was decoded, or when nothing was."""
+    slack = _MP3_SLACK if info.format == "MP3" else 0
+    if info.frames < _UNKNOWN_FRAMES and decoded + slack < info.frames:
+        raise _truncated(info, decoded)
+    missing = missing_bytes(info.path)
+    if missing:
+        raise AudioFileError(
+            f"{info.path} is truncated: its header promises {missing} bytes more than it holds "
+            f"({decoded / info.sample_rate:.2f} s are left); "
+            "copy it again, or save what is left of it to a new file first"
+        )
+    if decoded == 0:
+        raise AudioFileError(f"{info.path} holds no samples; record or export it again, or leave it out")
+
+
+def write_audio(path: str | os.PathLike[str], audio: Tensor, sample_rate: int) -> None:
+    """Write ``audio`` [N] or [channels, N] (floating point, [-1, 1]) to ``path`` at ``sample_rate`` (Hz), whole or not
+    at all.
+
+    The suffix chooses the format: .wav and .flac (16 bits), .ogg (Vorbis), .mp3. Samples beyond [-1, 1] are clipped.
+    Parent folders are made.
+
+    Raises:
+        AudioFileError: the suffix is none of these, the format does not take the rate, ``audio`` is empty or not
+            finite, or the file cannot be written.
+        TypeError, ValueError: ``audio`` is not a floating-point tensor of one of those shapes.
+        UserError: soundfile is not installed.
+    """
+    path = Path(path)
+    soundfile = _import_soundfile()
+    container, encoding = check_writable(path, sample_rate)
+    if not isinstance(audio, Tensor) or not audio.is_floating_point():
+        kind = audio.dtype if isinstance(audio, Tensor) else type(audio).__name__
+        raise TypeError(f"audio should be a floating-point torch.Tensor, got {kind}")
+    if audio.dim() not in (1, 2):
+        raise ValueError(f"audio should have shape [N] or [channels, N], got {list(audio.shape)}")
+    if audio.numel() == 0:
+        raise AudioFileError(f"{path} was not written: the audio holds no samples")
+    samples = torch.atleast_2d(audio.detach()).t().to("cpu", torch.float32)
+    if not torch.isfinite(samples).all():
+        raise AudioFileError(
+            f"{path} was not written: the audio holds NaN or infinite samples; look for them where it was made"
+        )
+    samples = samples.clamp(-1, 1).contiguous().numpy()
+    try:
+        with (
+            atomic_path(path) as temporary,
+            soundfile.SoundFile(
+                os.fspath(temporary), "w", sample_rate, samples.shape[1], encoding, format=container
+            ) as file,
+        ):
+            for start in range(0, len(samples), _BLOCK):
+                file.write(samples[start : start + _BLOCK])
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise AudioFileError(f"{path} cannot be written: {error}") from error
+
+
+def check_writable(path: str | os.PathLike[str], sample_rate: int) -> tuple[str, str]:
+    """The container and encoding that :func:`write_audio` would use for ``path`` at ``sample_rate`` (Hz).
+
+    Raises:
+        AudioFileError: the suffix is not one of :data:`WRITABLE`, or the format does not take the rate.
+        ValueError: ``sample_rate`` is not positive.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in WRITABLE:
+        raise AudioFileError(f"{path} cannot be written: {suffix or 'no suffix'} is none of {', '.join(WRITABLE)}")
+    highest = {".mp3": _MAX_MP3_RATE, ".ogg": _MAX_OGG_RATE, ".flac": _MAX_FLAC_RATE}.get(suffix)
+    if sample_rate <= 0:
+        raise ValueError(f"sample_rate should be a positive number of Hz, got {sample_rate}")
+    if highest is not None and sample_rate > highest:
+        raise AudioFileError(
+            f"{path} cannot be written at {sample_rate} Hz: {suffix} takes rates up to {highest} Hz; use .wav"
+        )
+    return WRITABLE[suffix]

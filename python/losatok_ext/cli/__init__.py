@@ -1,0 +1,31 @@
+"""The ``losatok`` command. This module is the console entry; the commands are one module each.
+
+Nothing here or in :mod:`losatok_ext.cli.app` imports torch, so that ``losatok --help`` is quick: commands import what
+they need when they run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (None: that of the process) and return its exit code.
+
+    0: done. 2: wrong usage, or something the user can put right; one sentence on stderr says what, and other inputs
+    were still worked on. 130: interrupted. 1: a defect of this program. Tracebacks only with ``--debug``.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        from losatok_ext.cli.app import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
+            raise
+        print(f"losatok: the command line needs {error.name}: pip install 'losatok-ext[cli]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return run(arguments)

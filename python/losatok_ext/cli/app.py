@@ -1,0 +1,119 @@
+"""The ``losatok`` application: its commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+from importlib import import_module
+from typing import Annotated, Any, cast
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+import losatok_ext
+from losatok_ext.cli.convert import convert
+from losatok_ext.cli.decode import decode
+from losatok_ext.cli.encode import encode
+from losatok_ext.cli.info import info
+from losatok_ext.cli.reconstruct import reconstruct
+from losatok_ext.errors import UserError
+
+# Commands whose modules import torch: name -> module, attribute, and the line that --help shows without importing them.
+_HEAVY = {
+    "train": ("losatok_ext.cli.train", "app", "Train a model: first `sembo`, then `tokenizer` on what it wrote."),
+    "demo": ("losatok_ext.cli.demo", "demo", "Train a small model on the bundled recordings, then tokenize one."),
+}
+
+# Typer's usage errors derive from click's, which newer releases of typer carry inside themselves.
+_ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+class _Group(TyperGroup):
+    """Imports a heavy command when it is called, not when it is listed."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in _HEAVY:
+            module, attribute, summary = _HEAVY[args[0]]
+            command = getattr(import_module(module), attribute)
+            host = typer.Typer(add_completion=False)
+            host.callback()(lambda: None)  # keeps a host of one command a group
+            if isinstance(command, typer.Typer):
+                host.add_typer(command, name=args[0])
+            else:
+                host.command(args[0], help=command.__doc__ or summary)(command)
+            self.commands[args[0]] = cast("TyperGroup", get_command(host)).commands[args[0]]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Group,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"losatok {losatok_ext.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (may stand anywhere on the line).")] = False,
+) -> None:
+    """Turn audio into low-dimensional latents and back."""
+    ctx.obj = {"debug": debug}
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+for _command in (encode, decode, reconstruct, info, convert):
+    app.command(_command.__name__)(_command)
+for _name, (_, _, _summary) in _HEAVY.items():
+    app.command(_name, help=_summary)(lambda: None)  # takes the place in --help; resolve_command puts in the real one
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return the exit code; see :func:`losatok_ext.cli.main`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    debug = "--debug" in arguments[:end]
+    options = ["--debug"] if debug else []
+    arguments = options + [a for a in arguments[:end] if a != "--debug"] + arguments[end:]
+    try:
+        code = get_command(app).main(args=arguments, prog_name="losatok", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except _ClickException as error:
+        path = error.ctx.command_path if getattr(error, "ctx", None) is not None else "losatok"
+        message = " ".join(error.format_message().split())
+        if message:  # else it was a group without a command, and its help stands there already
+            print(f"{path}: {message.rstrip('.')}; see {path} --help", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        elif _is_for_the_user(error):
+            print(f"losatok: {' '.join(str(error).split())}", file=sys.stderr)
+        else:
+            first = " ".join(str(error).split()).partition(". ")[0][:300]
+            print(f"losatok: a defect: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
+        return 2 if _is_for_the_user(error) else 1
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the message of ``error`` says all that the user needs."""
+    dispatch = sys.modules.get("losatok_ext.ops.dispatch")  # only what was imported can have raised
+    unavailable = (dispatch.BackendUnavailableError,) if dispatch is not None else ()
+    return isinstance(error, (UserError, OSError, *unavailable))

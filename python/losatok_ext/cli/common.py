@@ -1,0 +1,140 @@
+"""What the commands share: their options, loading a model, progress, and the summary of a job over many files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from losatok_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from losatok_ext.inference.jobs import Progress, Summary
+    from losatok_ext.inference.paths import Failure, Source
+    from losatok_ext.models import LoSATok
+
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="LOSATOK_MODEL",
+        help="Model folder (config.json, model.safetensors).",
+        show_default=False,
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write again what exists; otherwise it is kept.")]
+
+_NO_MODEL = (
+    "no model: pass --model DIR or set LOSATOK_MODEL; `make demo` (or `losatok demo`) makes a small one in demo/model, "
+    "`losatok train` trains one, and `losatok convert CHECKPOINT -o DIR` makes one from a published checkpoint"
+)
+
+
+def require_model(folder: Path | None) -> Path:
+    """``folder``, or a UserError that says how to come by one. Checked before any file is read."""
+    if folder is None:
+        raise UserError(_NO_MODEL)
+    if not folder.exists():
+        raise UserError(f"the model folder {folder} does not exist; check --model, or {_NO_MODEL.partition('; ')[2]}")
+    return folder
+
+
+def load_model(folder: Path, device: str) -> LoSATok:
+    """The model in ``folder``, in eval mode on ``device``.
+
+    Raises:
+        CheckpointError: the folder holds no usable model.
+        UserError: there is no such device.
+    """
+    chosen = pick_device(device)
+    from losatok_ext.models import LoSATok
+
+    return LoSATok.from_pretrained(folder).to(chosen).eval()
+
+
+def pick_device(name: str) -> str:
+    """The torch device of a ``--device`` option: ``auto`` is a GPU where torch sees one, else the CPU.
+
+    Raises:
+        UserError: no such kind of device, or torch does not see it.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not index.isdecimal())):
+        raise UserError(f"--device is {name!r}; it takes auto, cpu, cuda or cuda:N")
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        if torch.version.cuda is None:
+            raise UserError(
+                "--device cuda: this torch was built without CUDA; install a CUDA build of torch, or pass --device cpu"
+            )
+        if not torch.cuda.is_available() or int(index or 0) >= count:
+            raise UserError(
+                f"--device {name}: torch sees {count} GPUs; "
+                "check the driver and CUDA_VISIBLE_DEVICES, or pass --device cpu"
+            )
+    return name
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError when the output folder cannot be one."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"-o {folder} is a file; give the name of a folder")
+
+
+@contextmanager
+def progress_bar(title: str, count: int) -> Iterator[Progress]:
+    """Yield what to call after each source. Shows a bar on a terminal for more than one file, else nothing."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[name]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=count < 2 or not console.is_terminal) as bar:
+        task = bar.add_task(title, total=count, name="")
+
+        def advance(source: Source) -> None:
+            bar.update(task, advance=1, name=escape(source.path.name))
+
+        yield advance
+
+
+def report(summary: Summary, verb: str, folder: Path, before: Sequence[Failure] = ()) -> None:
+    """Print what a job did, failures on stderr, and end with exit code 2 when anything failed."""
+    failures = [*before, *summary.failures]
+    for failure in failures:
+        print(f"losatok: {failure.message}", file=sys.stderr)
+    parts = []
+    if summary.written:
+        speed = summary.audio_seconds / max(summary.wall_seconds, 1e-9)
+        parts.append(
+            f"{_files(len(summary.written))} {verb} into {folder} "
+            f"({summary.audio_seconds:.1f} s of audio in {summary.wall_seconds:.1f} s, {speed:.1f}x real time)"
+        )
+    if summary.kept:
+        parts.append(f"{_files(len(summary.kept))} kept as they were (--overwrite writes them again)")
+    if failures:
+        parts.append(f"{_files(len(failures))} failed")
+    print("; ".join(parts) or f"nothing {verb}")
+    if failures:
+        raise typer.Exit(2)
+
+
+def _files(count: int) -> str:
+    return f"{count} file" if count == 1 else f"{count} files"

@@ -1,0 +1,71 @@
+"""``losatok convert``: a published checkpoint to a model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from losatok_ext.cli.common import OverwriteOption, check_folder
+from losatok_ext.errors import ConfigError, UserError
+
+
+def convert(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Published weights: .safetensors, .pth, .pt or .bin.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.", show_default=False)],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file: the published configuration, or a model folder's config.json.",
+            show_default="the published model",
+        ),
+    ] = None,
+    hidden_dim: Annotated[int, typer.Option(help="Hidden width of the semantic bottleneck.", min=1)] = 512,
+    frame_rate: Annotated[int, typer.Option(help="Tokens per second, 25 or 50.", min=1)] = 25,
+    semantic_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="MiDashengLM weights (file or folder), where the semantic encoder is kept apart.", show_default=False
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Convert a published LoSATok checkpoint to a model folder (config.json and model.safetensors).
+
+    Nothing is downloaded, and no pickled code is run.
+    """
+    check_folder(output)
+    if (output / "config.json").exists() and not overwrite:
+        raise UserError(f"{output} holds a model already; pass --overwrite or another folder")
+    values = None if config is None else _read_config(config)
+    from losatok_ext.models import LoSATok, LoSATokConfig
+
+    settings = LoSATokConfig.from_dict(values["config"]) if values is not None and "model_type" in values else values
+    model = LoSATok.from_reference_checkpoint(
+        checkpoint, settings, hidden_dim=hidden_dim, frame_rate=frame_rate, semantic_encoder=semantic_encoder
+    )
+    model.save_pretrained(output)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{output}: model {model.fingerprint()}, {weights / 1e6:.1f} M weights, "
+        f"{model.config.latent_dim} dimensions at {model.frame_rate} Hz"
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"--config {path} does not exist; check the name") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config {path} is not readable JSON ({error})") from error
+    if not isinstance(values, dict) or ("model_type" in values and not isinstance(values.get("config"), dict)):
+        raise ConfigError(f"--config {path} should hold a JSON object of configuration keys")
+    return values

@@ -1,0 +1,61 @@
+"""``losatok encode``: recordings to latent files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from losatok_ext.cli.common import (
+    DeviceOption,
+    ModelOption,
+    OverwriteOption,
+    check_folder,
+    load_model,
+    progress_bar,
+    report,
+    require_model,
+)
+
+
+def encode(
+    ctx: typer.Context,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="IN", help="Audio files, folders (searched through) or patterns.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the .losatok files.", show_default=False)],
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    logvar: Annotated[bool, typer.Option("--logvar", help="Store the posterior's log variance too.")] = False,
+) -> None:
+    """Encode audio files to latent files (.losatok), keeping the tree of a folder.
+
+    WAV, FLAC, Ogg, MP3 and what else libsndfile reads; any sample rate, any number of channels. A file that cannot be
+    used is named at the end (exit code 2) and does not stop the others.
+    """
+    model = require_model(model)
+    check_folder(output)
+    from losatok_ext.audio.files import READABLE_SUFFIXES
+    from losatok_ext.inference.jobs import Summary, encode_files
+    from losatok_ext.inference.latent_files import SUFFIX
+    from losatok_ext.inference.paths import find_inputs, place_outputs
+
+    found = find_inputs(inputs, READABLE_SUFFIXES)
+    outputs = place_outputs(found.sources, output, SUFFIX, READABLE_SUFFIXES)
+    summary = Summary()
+    if found.sources:
+        tokenizer = load_model(model, device)
+        with progress_bar("encoding", len(outputs)) as progress:
+            summary = encode_files(
+                tokenizer,
+                found.sources,
+                outputs,
+                overwrite=overwrite,
+                logvar=logvar,
+                progress=progress,
+                debug=ctx.obj["debug"],
+            )
+    report(summary, "encoded", output, found.failures)

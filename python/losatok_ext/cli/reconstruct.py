@@ -1,0 +1,58 @@
+"""``losatok reconstruct``: what a model makes of a recording, to hear and to see."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from losatok_ext.cli.common import DeviceOption, ModelOption, load_model, require_model
+from losatok_ext.errors import UserError
+
+
+def reconstruct(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Audio file.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Audio file to write (.wav, .flac, .ogg, .mp3).", show_default=False)
+    ],
+    model: ModelOption = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Picture to write (.png, .pdf, .svg): mels and latent.", show_default=False)
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Encode an audio file and decode it again, and draw both beside the latent."""
+    model = require_model(model)
+    from losatok_ext.audio.files import check_writable, read_audio_with_info, write_audio
+    from losatok_ext.audio.plots import PICTURES, plot_reconstruction
+
+    if plot is not None and plot.suffix.lower() not in PICTURES:
+        raise UserError(f"--plot {plot} ends in none of {', '.join(PICTURES)}")
+    for path in filter(None, (output, plot)):
+        if os.path.realpath(path) == os.path.realpath(source):
+            raise UserError(f"{path} is the input and would be overwritten; choose another name")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give the name of a file in it")
+    tokenizer = load_model(model, device)
+    check_writable(output, tokenizer.sample_rate)
+    from losatok_ext.inference.jobs import decode_clip, encode_clip
+
+    audio, info = read_audio_with_info(source, tokenizer.sample_rate)
+    start = time.perf_counter()
+    latents = encode_clip(tokenizer, audio, info)
+    between = time.perf_counter()
+    decoded = decode_clip(tokenizer, latents)
+    end = time.perf_counter()
+    write_audio(output, decoded, tokenizer.sample_rate)
+    header = latents.header
+    print(
+        f"{output}: {header.seconds:.2f} s, {header.tokens} tokens of {header.latent_dim} dimensions "
+        f"(encoded in {between - start:.2f} s, decoded in {end - between:.2f} s)"
+    )
+    if plot is not None:
+        title = f"{source.name}: {header.seconds:.2f} s, model {header.fingerprint}"
+        plot_reconstruction(plot, audio, decoded, tokenizer.sample_rate, latents.mu, header.frame_rate, title)
+        print(f"{plot}: mel of input and reconstruction, latent")

@@ -1,0 +1,1 @@
+"""Jobs on the models: latent files, and encoding and decoding many recordings."""
