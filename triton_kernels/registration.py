@@ -1,0 +1,58 @@
+"""Registers the raw ops as ``torch.ops.losatok_triton.*``, with the schemas and the fake implementations of the native
+ops.
+
+They are registered for CUDA tensors, and for CPU tensors for Triton's interpreter; without it a CPU tensor raises
+BackendUnavailableError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import losatok_ext.ops.bottleneck
+import losatok_ext.ops.time_relation  # noqa: F401 - both fill the table of fake implementations
+from losatok_ext.ops.fakes import register_triton_fake
+from losatok_ext.triton_kernels import bottleneck, normalized_reconstruction_loss, time_relation
+
+SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "bottleneck_project_forward": (
+        "(Tensor x, Tensor weight_in, Tensor? bias_in, Tensor weight_out, Tensor? bias_out, "
+        "str activation, bool keep_hidden) -> (Tensor z, Tensor hidden)",
+        bottleneck.bottleneck_project_forward,
+    ),
+    "bottleneck_project_backward": (
+        "(Tensor grad, Tensor x, Tensor hidden, Tensor weight_in, Tensor weight_out, "
+        "str activation, bool need_x, bool need_parameters) -> "
+        "(Tensor grad_x, Tensor grad_weight_in, Tensor grad_bias_in, Tensor grad_weight_out, Tensor grad_bias_out)",
+        bottleneck.bottleneck_project_backward,
+    ),
+    "normalized_reconstruction_loss_forward": (
+        "(Tensor z, Tensor target, Tensor weight_in, Tensor? bias_in, "
+        "Tensor weight_out, Tensor? bias_out, Tensor? lengths, str activation, bool need_grad) -> "
+        "(Tensor loss, Tensor grad_z, Tensor grad_weight_in, Tensor grad_bias_in, Tensor grad_weight_out, "
+        "Tensor grad_bias_out)",
+        normalized_reconstruction_loss.normalized_reconstruction_loss_forward,
+    ),
+    "time_relation_forward": (
+        "(Tensor low, Tensor high, Tensor? lengths, int window, str algorithm, "
+        "Tensor? high_energy, bool need_grad) -> (Tensor loss, Tensor grad_low)",
+        time_relation.time_relation_forward,
+    ),
+    "gram_energy_forward": (
+        "(Tensor high, Tensor? lengths, int window) -> Tensor",
+        time_relation.gram_energy_forward,
+    ),
+}
+"""Schema and implementation of each raw op; the schemas are those of csrc/registration.cpp."""
+
+library = torch.library.Library("losatok_triton", "DEF")
+"""Holds the registrations: they go when it is collected."""
+
+for _name, (_schema, _function) in SCHEMAS.items():
+    library.define(_name + _schema)
+    for _key in ("CUDA", "CPU"):
+        library.impl(_name, _function, _key)
+    register_triton_fake(_name)
