@@ -1,9 +1,9 @@
 """The models that several tests share."""
 
 import pytest
-from small_models import lively, small_config
 
 from losatok_ext.models import LoSATok
+from small_models import lively, small_config
 
 
 @pytest.fixture(scope="session")

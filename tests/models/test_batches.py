@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import lively, small_config, tone
 
 from losatok_ext.models import Latents, LoSATok
+from small_models import lively, small_config, tone
 
 NAN = float("nan")
 MODELS = ("model", "model50", "chunked")

@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import lively, small_config, tone
 
 from losatok_ext.errors import CheckpointError
 from losatok_ext.models import LoSATok, LoSATokConfig
+from small_models import lively, small_config, tone
 
 
 @pytest.fixture

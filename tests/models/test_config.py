@@ -40,7 +40,7 @@ def test_the_published_dict():
     config = LoSATokConfig.from_published({**values, "patch_stride_time": 2, "upsample_tokens": 1}, 24, frame_rate=50)
     assert (config.latent_dim, config.decoder_hidden, config.bottleneck_dim) == (16, 96, 24)
     assert (config.acoustic_patch, config.semantic_upsampling, config.upsample_tokens) == (2, 2, 1)
-    with pytest.raises(ConfigError, match="patch_stride_time is 4 .* frame_rate=50"):
+    with pytest.raises(ConfigError, match=r"patch_stride_time is 4 .* frame_rate=50"):
         LoSATokConfig.from_published({**values, "patch_stride_time": 4}, 24, frame_rate=50)
 
 

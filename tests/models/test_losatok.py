@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-from small_models import lively, small_config, tone
 
 from losatok_ext.errors import UserError
 from losatok_ext.models import Latents, LoSATok, LoSATokConfig
+from small_models import lively, small_config, tone
 
 
 def test_shapes_and_dtypes(model):

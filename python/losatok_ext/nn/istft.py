@@ -26,7 +26,7 @@ def overlap_add(frames: Tensor, hop: int) -> Tensor:
 
 
 def _squares(n_fft: int, hop: int) -> Tensor:
-    """The squared window [n_fft // hop, hop] by what a frame adds to the hop it ends with, the one before, and so on."""
+    """[n_fft // hop, hop]: what each of the frames over one hop adds to the envelope there, the earliest frame first."""
     return hann_window(n_fft).square().view(-1, hop).flip(0)
 
 

@@ -16,8 +16,8 @@ from losatok_ext.audio.stft import centred_magnitude, frame_count, keep_valid
 def masked_mean(per_frame: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean of ``per_frame`` [B, T] over the frames below ``lengths`` [B] (None: all); 0 where there is none.
 
-    A float32 (float64) scalar. What lies past a length never reaches it, even NaN; that gradients stay finite there too,
-    ``per_frame`` should be computed of inputs that are (``keep_valid``).
+    A float32 (float64) scalar. What lies past a length never reaches it, even NaN. For gradients to be finite there,
+    ``per_frame`` should be computed from finite values (``keep_valid``).
     """
     per_frame = per_frame if per_frame.dtype == torch.float64 else per_frame.float()
     if lengths is None:
