@@ -1,0 +1,183 @@
+"""Compiles CUDA sources for tests: with a C++ compiler through the host shim, and with nvcc.
+
+Objects and programs lie under build/host_shim, named by a hash of their source, the headers and the command line:
+a second run of the tests compiles nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+SHIM = ROOT / "tests" / "host_shim"
+CACHE = ROOT / "build" / "host_shim"
+
+KERNELS = tuple(sorted((CSRC / "cuda").glob("*.cu")))
+BINDINGS = tuple(sorted((CSRC / "cuda").glob("bindings*.cpp")))
+
+SANITIZERS = {
+    "": [],
+    "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fsanitize=bounds-strict", "-g"],
+    "tsan": ["-fsanitize=thread", "-g"],
+}
+
+
+class CompileError(RuntimeError):
+    """A compiler said no; the message holds the command and what it said."""
+
+
+@cache
+def nvcc() -> str | None:
+    """The nvcc to test with, or None."""
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=f"{home}/bin" if home else None)
+
+
+@cache
+def cuda_include() -> Path | None:
+    """The folder of cuda_runtime_api.h, as nvcc names it, or None."""
+    compiler = nvcc()
+    if compiler is None:
+        return None
+    with tempfile.NamedTemporaryFile(suffix=".cu") as empty:
+        said = subprocess.run([compiler, "--dryrun", "-c", empty.name], capture_output=True, text=True).stderr
+    folders = [Path(f) for f in re.findall(r'-I([^"\s]+)', said)]
+    return next((f.resolve() for f in folders if (f / "cuda_runtime_api.h").is_file()), None)
+
+
+def missing() -> str | None:
+    """Why CUDA sources cannot be compiled here, or None."""
+    if nvcc() is None:
+        return "nvcc was not found (put it on PATH or set CUDA_HOME)"
+    if cuda_include() is None:
+        return "nvcc is there, but not cuda_runtime_api.h"
+    if shutil.which("g++") is None:
+        return "g++ was not found"
+    return None
+
+
+def run(command: list[str]) -> str:
+    """Run ``command`` and return what it said; CompileError where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise CompileError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+@cache
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+
+
+@cache
+def _headers(*suffixes: str) -> bytes:
+    digest = hashlib.sha256()
+    for folder in (CSRC / "cuda", SHIM):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in suffixes):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.digest()
+
+
+def _key(command: list[str], source: Path) -> str:
+    device_code = source.suffix == ".cu" or source.parent == SHIM
+    headers = _headers(".h", ".cuh") if device_code else _headers(".h")
+    parts = [_version(command[0]).encode(), " ".join(command).encode(), source.read_bytes(), headers]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:20]
+
+
+def compile_object(command: list[str], source: Path) -> tuple[Path, str]:
+    """``command`` (without -c and -o) applied to ``source``: the object file and what the compiler said."""
+    target = CACHE / f"{source.stem}-{_key([*command, str(source.name)], source)}.o"
+    log = target.with_suffix(".log")
+    if not (target.is_file() and log.is_file()):
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            temporary = Path(folder) / target.name
+            said = run([*command, "-c", str(source), "-o", str(temporary)])
+            written = temporary.with_suffix(".log")
+            written.write_text(said)
+            written.replace(log)
+            temporary.replace(target)
+    return target, log.read_text()
+
+
+def _common() -> list[str]:
+    flags = ["-std=c++20", "-O2", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-DLOSATOK_HOST_SHIM", f"-I{SHIM}/include"]
+    return [*flags, f"-I{SHIM}", f"-I{CSRC}", "-isystem", str(cuda_include())]
+
+
+def _torch_flags() -> list[str]:
+    flags = [f for path in cpp_extension.include_paths() for f in ("-isystem", path)]
+    return [*flags, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+
+
+def shim_object(source: Path, sanitizer: str = "") -> Path:
+    """``source`` as an object file; a .cu goes through the shim. Fibers speak to sanitizers by hand, uninstrumented."""
+    flags = _common()
+    if source.suffix == ".cu":
+        flags = ["-x", "c++", *flags]
+    if source.name == "fibers.cpp":
+        flags += [f"-DLOSATOK_SHIM_{sanitizer.upper()}"] if sanitizer else []
+    else:
+        flags += SANITIZERS[sanitizer]
+    # A namespace of its own, for the ops too: they meet no build of losatok_ext in the same process.
+    flags += ["-Dlosatok=losatok_shim"]
+    if source in BINDINGS:
+        flags += ["-O1", *_torch_flags()]
+    return compile_object(["g++", *flags], source)[0]
+
+
+def _link(name: str, objects: list[Path], flags: list[str]) -> Path:
+    names = " ".join(sorted(o.name for o in objects))
+    target = CACHE / f"{name}-{hashlib.sha256((names + ' '.join(flags)).encode()).hexdigest()[:20]}"
+    if not target.is_file():
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            temporary = Path(folder) / target.name
+            run(["g++", *map(str, objects), "-o", str(temporary), *flags])
+            temporary.replace(target)
+    return target
+
+
+def _objects(sources: list[Path], sanitizer: str) -> list[Path]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda source: shim_object(source, sanitizer), sources))
+
+
+def shim_ops() -> Path:
+    """The bindings and all kernels as a library that registers ``torch.ops.losatok_shim`` for CUDA."""
+    objects = _objects([*BINDINGS, *KERNELS, SHIM / "fibers.cpp", SHIM / "runtime.cpp"], "")
+    libraries = f"-L{Path(torch.__file__).parent / 'lib'}"
+    return _link("shim_ops", objects, ["-shared", "-Wl,-Bsymbolic", libraries, "-lc10", "-ltorch", "-ltorch_cpu"])
+
+
+def shim_library(*sources: Path) -> Path:
+    """A library of ``sources`` on the shim, without torch."""
+    return _link(sources[0].stem, _objects([*sources, SHIM / "fibers.cpp", SHIM / "runtime.cpp"], ""), ["-shared"])
+
+
+def shim_program(*sources: Path, sanitizer: str) -> Path:
+    """A program of ``sources`` on the shim, without torch, under ``sanitizer`` (``"asan"``, ``"tsan"``)."""
+    objects = _objects([*sources, SHIM / "fibers.cpp", SHIM / "runtime.cpp"], sanitizer)
+    return _link(f"{sources[0].stem}_{sanitizer}", objects, [f for f in SANITIZERS[sanitizer] if "sanitize=" in f])
+
+
+def cuda_object(source: Path, architecture: int) -> tuple[Path, str]:
+    """``source`` compiled by nvcc for one architecture, warnings being errors: the object and what ptxas said of it."""
+    compiler = nvcc()
+    assert compiler is not None
+    code = f"arch=compute_{architecture},code=sm_{architecture}"
+    flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", "-gencode", code]
+    flags += ["-Werror", "all-warnings", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-Wall,-Wextra"]
+    return compile_object([compiler, *flags], source)
