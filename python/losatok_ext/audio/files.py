@@ -93,6 +93,11 @@ def _sequential(soundfile: ModuleType) -> type:
     return SequentialSoundFile
 
 
+def _native_name(path: Path) -> str | bytes:
+    """The name as soundfile takes it: bytes, since a file name need not be text, but text on Windows, where it is."""
+    return os.fspath(path) if os.name == "nt" else os.fsencode(path)
+
+
 def _check_regular(path: Path) -> None:
     try:
         status = path.stat()
@@ -119,7 +124,7 @@ def _open(path: Path):
         # By these names alone libsndfile would take any bytes for audio.
         raise AudioFileError(f"{path} is not an audio file that libsndfile can read; convert it to WAV or FLAC first")
     try:
-        file = _sequential(soundfile)(os.fspath(path))
+        file = _sequential(soundfile)(_native_name(path))
     except (soundfile.LibsndfileError, TypeError) as error:
         if kind is not None and kind != "MP3":
             raise AudioFileError(
@@ -265,7 +270,7 @@ def write_audio(path: str | os.PathLike[str], audio: Tensor, sample_rate: int) -
         with (
             atomic_path(path) as temporary,
             soundfile.SoundFile(
-                os.fspath(temporary), "w", sample_rate, samples.shape[1], encoding, format=container
+                _native_name(temporary), "w", sample_rate, samples.shape[1], encoding, format=container
             ) as file,
         ):
             for start in range(0, len(samples), _BLOCK):

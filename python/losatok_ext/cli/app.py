@@ -26,6 +26,16 @@ _HEAVY = {
     "demo": ("losatok_ext.cli.demo", "demo", "Train a small model on the bundled recordings, then tokenize one."),
 }
 
+# Packages that an installation may lack, and the extra that brings them.
+_EXTRAS = {
+    "rich": "cli",
+    "yaml": "cli",
+    "matplotlib": "cli",
+    "soundfile": "audio",
+    "soxr": "audio",
+    "tensorboard": "train",
+}
+
 # Typer's usage errors derive from click's, which newer releases of typer carry inside themselves.
 _ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -102,6 +112,9 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+        if extra is not None and isinstance(error, ModuleNotFoundError):
+            error = UserError(f"this needs {error.name}, which is not installed: pip install 'losatok-ext[{extra}]'")
         if debug:
             traceback.print_exc()
         elif _is_for_the_user(error):

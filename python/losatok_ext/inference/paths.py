@@ -115,7 +115,7 @@ def place_outputs(
     ``a.flac.losatok``), and if that does not do, by the folders in which they lie.
 
     Raises:
-        UserError: two sources still meet, or an output is one of the sources.
+        UserError: a source is listed twice, or an output is one of the sources.
     """
     folder = Path(folder)
     absolute = [Path(os.path.abspath(source.path)) for source in sources]
@@ -133,14 +133,13 @@ def place_outputs(
         clashing = [i for i, n in enumerate(names) if counts[n] > 1]
         if not clashing:
             break
-        for i in clashing:
+        movable = [i for i in clashing if levels[i] < 3]
+        if not movable:  # the names of level 3 differ as their sources do
+            first, second = (sources[i].path for i in clashing[:2])
+            place = folder / names[clashing[0]]
+            raise UserError(f"{first} and {second} would both be written to {place}; name each once")
+        for i in movable:
             levels[i] += 1
-        if max(levels) > 3:
-            first, second = clashing[0], next(j for j in clashing[1:] if names[j] == names[clashing[0]])
-            raise UserError(
-                f"{sources[first].path} and {sources[second].path} would both be written to {folder / names[first]}; "
-                "encode them into different folders"
-            )
     outputs = [folder / n for n in names]
     inputs = {os.path.realpath(path) for path in absolute}
     for output in outputs:

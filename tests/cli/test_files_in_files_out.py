@@ -1,0 +1,227 @@
+"""``losatok encode``, ``decode`` and ``reconstruct`` on real files: formats, folders, resuming, bad input."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from losatok_ext.audio.files import audio_info, read_audio
+from losatok_ext.audio.samples import sample_folder
+from losatok_ext.inference.latent_files import load_latents
+from losatok_ext.models import LoSATok
+from small_models import tone
+
+
+def record(path, rate=16_000, seconds=0.5, channels=1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = tone(round(rate * seconds)).numpy()
+    soundfile.write(path, np.stack([samples] * channels, 1), rate)
+    return path
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_goes_there_and_back(losatok, tmp_path, model_folder):
+    made = ["a.wav", "with space/b ü 音.flac", "with space/c.ogg", "d.mp3"]
+    for name, rate, channels in zip(made, (8_000, 44_100, 48_000, 16_000), (1, 2, 1, 2), strict=True):
+        record(tmp_path / "in" / name, rate, 0.5, channels)
+    result = losatok("encode", tmp_path / "in", "-o", tmp_path / "latents", "--model", model_folder)
+    assert (result.code, result.err) == (0, "")
+    assert "4 files encoded" in result.out
+    assert tree(tmp_path / "latents") == ["a.losatok", "d.losatok", "with space/b ü 音.losatok", "with space/c.losatok"]
+    result = losatok("decode", tmp_path / "latents", "-o", tmp_path / "out", "--model", model_folder)
+    assert (result.code, result.err) == (0, "")
+    assert tree(tmp_path / "out") == ["a.wav", "d.wav", "with space/b ü 音.wav", "with space/c.wav"]
+    for path in (tmp_path / "out").rglob("*.wav"):
+        assert (audio_info(path).sample_rate, audio_info(path).frames) == (16_000, 8_000)
+
+
+def test_the_command_line_and_the_model_agree(losatok, tmp_path, model_folder):
+    source = sample_folder() / "speech" / "00001.flac"
+    assert losatok("encode", source, "-o", tmp_path, "-m", model_folder, "--logvar").code == 0
+    assert (
+        losatok("decode", tmp_path / "00001.losatok", "-o", tmp_path, "-m", model_folder, "--format", "flac").code == 0
+    )
+    model = LoSATok.from_pretrained(model_folder)
+    audio = read_audio(source)
+    assert load_latents(tmp_path / "00001.losatok").logvar is not None
+    expected = model.reconstruct(audio)[0].clamp(-1, 1)
+    torch.testing.assert_close(read_audio(tmp_path / "00001.flac"), expected, rtol=0, atol=1e-4)
+
+
+def test_the_model_may_come_from_the_environment(losatok, tmp_path, model_folder, monkeypatch):
+    monkeypatch.setenv("LOSATOK_MODEL", str(model_folder))
+    assert losatok("encode", record(tmp_path / "a.wav"), "-o", tmp_path).code == 0
+
+
+def test_files_of_one_name_do_not_meet(losatok, tmp_path, model_folder):
+    for name in ("a.wav", "a.flac", "x/a.wav"):
+        record(tmp_path / "in" / name)
+    assert losatok("encode", tmp_path / "in", "-o", tmp_path / "out", "-m", model_folder).code == 0
+    assert tree(tmp_path / "out") == ["a.flac.losatok", "a.wav.losatok", "x/a.losatok"]
+
+
+def test_patterns_and_repeats(losatok, tmp_path, model_folder):
+    for name in ("1/a.wav", "2/a.wav", "2/b.flac"):
+        record(tmp_path / "in" / name)
+    result = losatok(
+        "encode", f"{tmp_path}/in/*/*.wav", tmp_path / "in/1/a.wav", "-o", tmp_path / "out", "-m", model_folder
+    )
+    assert result.code == 0
+    assert tree(tmp_path / "out") == ["1/a.losatok", "2/a.losatok"]
+
+
+def test_resuming_keeps_what_is_there(losatok, tmp_path, model_folder):
+    record(tmp_path / "in" / "a.wav")
+    losatok("encode", tmp_path / "in", "-o", tmp_path / "out", "-m", model_folder)
+    record(tmp_path / "in" / "b.wav")
+    result = losatok("encode", tmp_path / "in", "-o", tmp_path / "out", "-m", model_folder)
+    assert result.code == 0
+    assert "1 file encoded" in result.out
+    assert "1 file kept as they were (--overwrite" in result.out
+    result = losatok("encode", tmp_path / "in", "-o", tmp_path / "out", "-m", model_folder, "--overwrite")
+    assert "2 files encoded" in result.out
+    assert "kept" not in result.out
+
+
+def bad_inputs(folder):
+    """Every kind of bad audio file, and a piece of what has to be said of it."""
+    record(folder / "truncated.wav")
+    whole = (folder / "truncated.wav").read_bytes()
+    (folder / "truncated.wav").write_bytes(whole[: len(whole) // 2])
+    record(folder / "truncated.flac")
+    whole = (folder / "truncated.flac").read_bytes()
+    (folder / "truncated.flac").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.wav").touch()
+    (folder / "text.wav").write_text("this is not audio\n" * 50)
+    (folder / "text.mp3").write_text("this is not audio\n" * 50)
+    soundfile.write(folder / "no samples.wav", np.zeros(0), 16_000)
+    soundfile.write(folder / "nan.wav", np.full(8_000, np.nan), 16_000, subtype="FLOAT")
+    return {
+        "truncated.wav": "is truncated",
+        "truncated.flac": "is truncated",
+        "empty.wav": "is empty (0 bytes)",
+        "text.wav": "is not an audio file",
+        "text.mp3": "is not an audio file",
+        "no samples.wav": "holds no samples",
+        "nan.wav": "holds NaN or infinite samples",
+        "missing.wav": "does not exist",
+    }
+
+
+def test_every_bad_file_is_named_and_the_others_run(losatok, tmp_path, model_folder):
+    folder = tmp_path / "in"
+    good = [record(folder / "good.wav"), folder / "silent.wav"]
+    soundfile.write(good[1], np.zeros(8_000), 16_000)
+    bad = bad_inputs(folder)
+    result = losatok(
+        "encode", good[0], *(folder / name for name in bad), good[1], "-o", tmp_path / "out", "-m", model_folder
+    )
+    assert result.code == 2
+    assert "2 files encoded" in result.out
+    assert f"{len(bad)} files failed" in result.out
+    assert len(result.sentences) == len(bad)
+    for name, says in bad.items():
+        (line,) = (line for line in result.sentences if f"{name}" in line)
+        assert line.startswith("losatok: ")
+        assert says in line
+    assert tree(tmp_path / "out") == ["good.losatok", "silent.losatok"]
+
+
+@pytest.mark.parametrize("command", ["encode", "reconstruct"])
+def test_a_bad_file_alone_is_one_sentence_and_nothing_written(losatok, tmp_path, model_folder, command):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, says in bad_inputs(folder).items():
+        options = (
+            ["-o", tmp_path / "out"]
+            if command == "encode"
+            else ["-o", tmp_path / "out.wav", "--plot", tmp_path / "p.png"]
+        )
+        result = losatok(command, folder / name, *options, "-m", model_folder)
+        assert result.code == 2
+        assert len(result.sentences) == 1, result.err
+        assert says in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_bad_latent_files(losatok, tmp_path, model_folder, other_model_folder):
+    record(tmp_path / "in" / "a.wav")
+    losatok("encode", tmp_path / "in", "-o", tmp_path, "-m", model_folder)
+    whole = tmp_path / "a.losatok"
+    (tmp_path / "cut.losatok").write_bytes(whole.read_bytes()[:-10])
+    flipped = bytearray(whole.read_bytes())
+    flipped[-3] ^= 64
+    (tmp_path / "flipped.losatok").write_bytes(flipped)
+    (tmp_path / "text.losatok").write_text("not latents")
+    names = ["cut.losatok", "flipped.losatok", "text.losatok", "missing.losatok", "a.losatok"]
+    result = losatok("decode", *(tmp_path / name for name in names), "-o", tmp_path / "out", "-m", model_folder)
+    assert result.code == 2
+    for line, name, says in zip(
+        result.sentences,
+        names,
+        ["truncated or damaged", "does not match its checksum", "not a latent file", "does not exist"],
+        strict=False,
+    ):
+        assert name in line
+        assert says in line
+    assert tree(tmp_path / "out") == ["a.wav"]
+
+    result = losatok("decode", whole, "-o", tmp_path / "other", "-m", other_model_folder)
+    assert (result.code, len(result.sentences)) == (2, 1)
+    assert "was encoded by model" in result.err
+    assert not (tmp_path / "other").exists()
+    assert losatok("decode", whole, "-o", tmp_path / "other", "-m", other_model_folder, "--force").code == 0
+
+
+def test_reconstruct_writes_audio_and_picture(losatok, tmp_path, model_folder):
+    source = record(tmp_path / "in put" / "ä.mp3", 44_100, 0.7, 2)
+    result = losatok("reconstruct", source, "-o", tmp_path / "o.wav", "--plot", tmp_path / "p.png", "-m", model_folder)
+    assert (result.code, result.err) == (0, "")
+    assert "0.70 s, 18 tokens of 8 dimensions" in result.out
+    assert audio_info(tmp_path / "o.wav").seconds == pytest.approx(0.7, abs=1e-3)
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["encode", "IN/a.wav", "-o", "IN/a.wav", "-m", "MODEL"], "is a file; give the name of a folder"),
+        (["encode", "IN/empty folder", "-o", "OUT", "-m", "MODEL"], "holds no audio files"),
+        (["encode", "IN/*.xyz", "-o", "OUT", "-m", "MODEL"], "matches no file"),
+        (["encode", "IN/a.wav", "-o", "OUT"], "no model: pass --model DIR or set LOSATOK_MODEL; `make demo`"),
+        (["encode", "IN/a.wav", "-o", "OUT", "-m", "IN/nowhere"], "does not exist"),
+        (["encode", "IN/a.wav", "-o", "OUT", "-m", "IN"], "is no model folder"),
+        (["encode", "IN/a.wav", "-o", "OUT", "-m", "MODEL", "--device", "tpu"], "takes auto, cpu, cuda or cuda:N"),
+        (["encode", "IN/a.wav", "-o", "OUT", "-m", "MODEL", "--device", "cuda:99"], "--device cuda"),
+        (["encode", "IN/a.wav", "-m", "MODEL"], "Missing option '--output' / '-o'"),
+        (["encode", "-o", "OUT", "-m", "MODEL"], "Missing argument 'IN'"),
+        (["encode", "IN/a.wav", "-o", "OUT", "--nonsense"], "No such option"),
+        (["decode", "IN/a.wav", "-o", "OUT", "-m", "MODEL"], "not a latent file"),
+        (["decode", "IN", "-o", "OUT", "-m", "MODEL"], "holds no latent files"),
+        (["decode", "IN/a.losatok", "-o", "OUT", "-m", "MODEL", "--format", "aac"], "--format is 'aac'; it takes wav"),
+        (["reconstruct", "IN/a.wav", "-o", "IN/a.wav", "-m", "MODEL"], "is the input and would be overwritten"),
+        (["reconstruct", "IN/a.wav", "-o", "IN/o.xyz", "-m", "MODEL"], ".xyz is none of .wav"),
+        (["reconstruct", "IN/a.wav", "-o", "IN/o.wav", "--plot", "IN/p.bmp", "-m", "MODEL"], "ends in none of .png"),
+        (["reconstruct", "IN/a.wav", "-o", "IN/empty folder", "-m", "MODEL"], "is a folder"),
+        (["reconstruct", "IN/a.wav", "-o", "IN/o.wav"], "no model: pass --model"),
+        (["nonsense"], "No such command 'nonsense'"),
+        (["encod"], "Did you mean 'encode'"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_code_2(losatok, tmp_path, model_folder, arguments, says):
+    record(tmp_path / "in" / "a.wav")
+    (tmp_path / "in" / "empty folder").mkdir()
+    before = tree(tmp_path)
+    places = {"IN": str(tmp_path / "in"), "OUT": str(tmp_path / "out"), "MODEL": str(model_folder)}
+    result = losatok(
+        *("/".join([places.get(a.partition("/")[0], a.partition("/")[0]), *a.split("/")[1:]]) for a in arguments)
+    )
+    assert result.code == 2
+    assert len(result.sentences) == 1, result.err
+    assert result.err.startswith("losatok")
+    assert says in result.err
+    assert tree(tmp_path) == before
+    assert not (tmp_path / "out").exists()
