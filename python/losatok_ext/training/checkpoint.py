@@ -92,8 +92,7 @@ class CheckpointStore:
         return sorted((int(match[1]), path) for match, path in found if match)
 
     def write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of ``step`` under a temporary name, flush it to disk, rename it, and remove those beyond
-        ``keep``."""
+        """Write the checkpoint of ``step`` under a temporary name, flush, rename; then remove those beyond ``keep``."""
         path = self.root / f"step-{step:08d}"
         temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
         try:
@@ -145,8 +144,7 @@ class CheckpointStore:
         return Checkpoint(path, step, tensors, state)
 
     def write_run(self, facts: Mapping[str, Any], frozen: Mapping[str, Tensor]) -> None:
-        """Write, before the first step, what the run was told (``run.json``) and the weights that it will not
-        change."""
+        """Write what the run was told (``run.json``) and the weights that it leaves alone, before the first step."""
         with atomic_path(self.root / "frozen.safetensors") as temporary:
             save_file({n: t.detach().cpu().contiguous() for n, t in frozen.items()}, temporary)
         with atomic_path(self.root / "run.json") as temporary:

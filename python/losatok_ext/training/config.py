@@ -26,8 +26,7 @@ class DataConfig:
     crop_seconds: float = 4.0
     """Length of a training crop in seconds. Shorter clips are taken whole."""
     cache_megabytes: int = 512
-    """A corpus whose decoded audio fits (64 kB per second) is read once and kept in memory; a larger one is read as it
-    is needed."""
+    """A corpus whose decoded audio fits (64 kB per second) is kept in memory; a larger one is read as needed."""
     workers: int = 2
     """Threads that read ahead; 0 reads in the training thread. What is read does not depend on it."""
 
@@ -121,8 +120,7 @@ class LogConfig:
     """What is written down while training."""
 
     every: int = 10
-    """Steps between the lines of ``log.jsonl`` and TensorBoard scalars; the first and the last step are always
-    written."""
+    """Steps between the lines of ``log.jsonl`` and TensorBoard scalars; the first and last are always written."""
     tensorboard: bool = False
     """Write TensorBoard scalars to ``OUTPUT/tensorboard`` (needs ``losatok-ext[train]``)."""
 
@@ -158,8 +156,7 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """``bfloat16`` runs the network under autocast; weights, losses and the optimizer stay float32."""
     max_skipped: int = 10
-    """A step whose losses or gradient are not finite is skipped; after so many in a row training stops with an
-    error."""
+    """Steps whose losses or gradient are not finite are skipped; after so many in a row training stops."""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sembo: SemBoWeights = field(default_factory=SemBoWeights)
@@ -244,20 +241,17 @@ class TrainConfig:
 
 FREE_KEYS = (
     "device",
-    "data.cache_megabytes",
     "data.workers",
     "checkpoint.every",
     "checkpoint.keep",
     "log.every",
     "log.tensorboard",
 )
-"""Keys that may change between the parts of a resumed run: they do not change what is computed (a device only in
-rounding)."""
+"""Keys that may change when a run goes on: they do not change what is computed (a device only in rounding)."""
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """``key: then -> now`` for every key on which two :meth:`TrainConfig.to_dict` differ, apart from
-    :data:`FREE_KEYS`."""
+    """``key was then, is now`` for each key in which two :meth:`TrainConfig.to_dict` differ, but :data:`FREE_KEYS`."""
     found = []
     for key in sorted(set(then) | set(now)):
         name, a, b = prefix + key, then.get(key), now.get(key)

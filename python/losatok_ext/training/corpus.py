@@ -17,15 +17,13 @@ from losatok_ext.errors import AudioFileError, TrainingError
 from losatok_ext.training.regions import read_region
 
 LONG_SECONDS = 30.0
-"""Of clips longer than this that are not in memory, only the crop is decoded; shorter ones are read and checked
-whole."""
+"""Of clips longer than this and not in memory only the crop is decoded; shorter ones are read, and checked, whole."""
 _UNKNOWN_SECONDS = 1e9
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording: its ``path``, its ``name`` in the corpus, and its length in samples at the corpus's rate (nearly,
-    by its header)."""
+    """One recording: ``path``, ``name`` in the corpus, and length in ``samples`` by its header."""
 
     path: Path
     name: str
@@ -132,8 +130,7 @@ def open_corpus(data: str | Path, sample_rate: int, minimum_samples: int, cache_
 
 
 def _attempt(function: Callable, items: Iterable, skipped: list[str]) -> list:
-    """``function`` of every item, in order, by threads; for those that raise AudioFileError the message goes to
-    ``skipped``."""
+    """``function`` of every item, in order, by threads; messages of AudioFileErrors go to ``skipped`` instead."""
 
     def guarded(item: object) -> tuple[object, str | None]:
         try:

@@ -1,5 +1,4 @@
-"""Batches of random crops, each a pure function of the seed and the step: resuming needs no state, and workers change
-nothing."""
+"""Batches of random crops, each a pure function of seed and step: resuming needs no state, workers change nothing."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@ MODEL = "model"
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model folder meant by ``path``: the one inside it when ``path`` is the folder of a training run, else
-    ``path`` itself."""
+    """The model folder meant by ``path``: the one in it when it is the folder of a run, else ``path`` itself."""
     path = Path(path)
     inside = path / MODEL
     return inside if inside.is_dir() else path

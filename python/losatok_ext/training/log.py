@@ -62,21 +62,19 @@ class TrainingLog:
         # JSON has no word for what is not finite: such values are written as text.
         plain = {key: value if value - value == 0 else str(value) for key, value in values.items()}
         self._file.write(json.dumps({"step": report.step, **plain}) + "\n")
+        self._file.flush()
         if self._tensorboard is not None:
             for name, value in values.items():
                 group = "loss" if name == "total" or name in report.losses else "training"
                 self._tensorboard.add_scalar(f"{report.stage}/{group}/{name}", value, report.step)
 
-    def flush(self) -> None:
-        """Hand everything to the operating system: done before a checkpoint, so that none is ahead of its log."""
-        self._file.flush()
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
-
 
 def read_log(output: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``log.jsonl``: ``step``, ``total``, each loss by name, ``grad_norm``, ``lr``,
-    ``audio_rate``, ``skipped``."""
+    """The lines of a run's ``log.jsonl``, as mappings.
+
+    Keys: ``step``, ``total``, each loss by name, ``grad_norm``, ``lr``, ``audio_rate``, ``skipped``. What was not
+    finite is text (``"nan"``).
+    """
     return _complete_lines(Path(output) / "log.jsonl")
 
 

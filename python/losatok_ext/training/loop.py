@@ -39,8 +39,7 @@ class Stage(Protocol):
         """Loss name -> its weight in the total."""
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Unweighted scalar losses by name; at least those of :attr:`weights`. Runs under autocast when the run
-        does."""
+        """Unweighted scalar losses by name, at least those of :attr:`weights`; called under the run's autocast."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,12 @@ class Trainer:
         store: CheckpointStore,
         device: torch.device,
     ) -> None:
-        self.stage, self.source, self.config, self.steps, self.store, self.device = (
-            stage,
-            source,
-            config,
-            steps,
-            store,
-            device,
-        )
+        self.stage = stage
+        self.source = source
+        self.config = config
+        self.steps = steps
+        self.store = store
+        self.device = device
         self.parameters = {name: p for name, p in stage.model.named_parameters() if p.requires_grad}
         self.optimizer = self._make_optimizer()
         self.step = 0
@@ -197,12 +194,10 @@ class Trainer:
     def _failure(self, report: StepReport, batch: Batch) -> TrainingError:
         losses = ", ".join(f"{name} {value:g}" for name, value in report.losses.items())
         return TrainingError(
-            f"training of {self.stage.name} stopped at step {report.step}: {self.skipped_in_a_row} steps in a row "
-            "were skipped "
-            f"because losses or gradients were not finite (the last: {losses}, gradient {report.grad_norm:g}, clips "
-            f"{', '.join(batch.names[:3])}, ...); the state before them is kept in {self.store.root}; look at those "
-            "clips, or start "
-            "in another folder with a lower optimizer.lr"
+            f"training of {self.stage.name} stopped at step {report.step}: {self.skipped_in_a_row} steps in a row were "
+            f"skipped because losses or gradients were not finite (the last: {losses}, gradient {report.grad_norm:g}, "
+            f"clips {', '.join(batch.names[:3])}, ...); the state before them is kept in {self.store.root}; look at "
+            "those clips, or start in another folder with a lower optimizer.lr"
         )
 
     def run(self, log: TrainingLog, on_step: OnStep | None = None) -> Progress:
@@ -253,7 +248,6 @@ class Trainer:
                 failing = self.skipped_in_a_row >= self.config.max_skipped
                 stopping = stop_requested()
                 if failing or stopping or self.step % self.config.checkpoint.every == 0 or self.step == self.steps:
-                    log.flush()
                     self.save()
                 if failing:
                     raise self._failure(report, batch)
@@ -266,8 +260,10 @@ class Trainer:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Hold SIGINT and SIGTERM back until the step is done; a second one takes its usual course. Elsewhere than in the
-    main thread: nothing."""
+    """Hold SIGINT and SIGTERM back until the step is done; a second one takes its usual course.
+
+    Outside the main thread signals cannot be held, and take their usual course.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return

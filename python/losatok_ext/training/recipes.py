@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from losatok_ext.training.config import TrainConfig
+from losatok_ext.training.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig
 
 
 def demo_recipe(init: str | Path, device: str = "auto", scale: float = 1.0) -> tuple[TrainConfig, TrainConfig]:
@@ -18,24 +18,24 @@ def demo_recipe(init: str | Path, device: str = "auto", scale: float = 1.0) -> t
     Returns:
         The configurations of ``train_sembo`` and ``train_tokenizer``.
     """
-    common = {"device": device, "checkpoint": {"every": 200, "keep": 1}, "log": {"every": 10}}
-    sembo = {
-        "preset": "tiny",
-        "steps": 300,
-        "batch_size": 8,
-        "data": {"crop_seconds": 1.28},
-        "optimizer": {"lr": 2e-3},
-    }
-    tokenizer = {
-        "init": str(init),
-        "steps": 700,
-        "batch_size": 8,
-        "data": {"crop_seconds": 1.28},
-        "optimizer": {"lr": 2e-3},
-    }
-    for stage in (sembo, tokenizer):
-        stage["steps"] = max(round(stage["steps"] * scale), 1)
-    return (
-        TrainConfig.from_dict(common | sembo, "demo_recipe"),
-        TrainConfig.from_dict(common | tokenizer, "demo_recipe"),
+    data = DataConfig(crop_seconds=1.28)
+    checkpoint = CheckpointConfig(every=200, keep=1)
+    sembo = TrainConfig(
+        preset="tiny",
+        device=device,
+        steps=max(round(300 * scale), 1),
+        batch_size=8,
+        data=data,
+        optimizer=OptimizerConfig(lr=4e-3),
+        checkpoint=checkpoint,
     )
+    tokenizer = TrainConfig(
+        init=str(init),
+        device=device,
+        steps=max(round(700 * scale), 1),
+        batch_size=8,
+        data=data,
+        optimizer=OptimizerConfig(lr=2e-3),
+        checkpoint=checkpoint,
+    )
+    return sembo, tokenizer

@@ -1,5 +1,4 @@
-"""Stage two: acoustic encoder, latent and decoder learn to reconstruct, under the supervision of the frozen semantic
-branch."""
+"""Stage two: acoustic encoder, latent and decoder learn to reconstruct, supervised by the frozen semantic branch."""
 
 from __future__ import annotations
 

@@ -89,8 +89,7 @@ def _show(value: object) -> str:
 
 
 def _convert(value: Any, annotation: Any, key: str, source: str) -> Any:
-    """``value`` as ``annotation`` wants it; integers pass for floats, lists for tuples, and text such as 1e-4 (which
-    YAML leaves as text) for floats."""
+    """``value`` as ``annotation`` wants it; lists pass for tuples, integers and text (YAML's 1e-4) for floats."""
     problem = ConfigError(f"{source}: {key} should be {_describe(annotation)}, got {_show(value)}")
     if dataclasses.is_dataclass(annotation):
         return fit(annotation, value, source, prefix=f"{key}.")  # type: ignore[arg-type]
