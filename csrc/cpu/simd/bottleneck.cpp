@@ -1,0 +1,243 @@
+#include "cpu/simd/bottleneck.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace losatok::LOSATOK_ISA {
+namespace {  // nothing here may be shared between instruction sets by the linker
+
+constexpr double kNormEps = 1e-12;
+
+inline float load(float x) { return x; }
+inline double load(double x) { return x; }
+inline float load(Bf16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline void store(float* to, float x) { *to = x; }
+inline void store(double* to, double x) { *to = x; }
+inline void store(Bf16* to, float x) {  // round to nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  to->bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
+}
+
+// e^x by 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Taylor to degree 7, error below 2e-9); saturates near the
+// ends of float's normal range. NaN stays NaN.
+inline float exponential(float x) {
+  x = x < -87.f ? -87.f : x;
+  x = x > 88.f ? 88.f : x;
+  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
+  const float shifted = x * 1.44269504f + magic;
+  const float n = shifted - magic;
+  float r = x - n * 0.693145752f;  // ln 2 in two parts, the first exact in products with small integers
+  r = r - n * 1.42860677e-6f;
+  float p = 1.f / 5040.f;
+  p = p * r + 1.f / 720.f;
+  p = p * r + 1.f / 120.f;
+  p = p * r + 1.f / 24.f;
+  p = p * r + 1.f / 6.f;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000u;
+  float scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return p * scale;
+}
+inline double exponential(double x) { return std::exp(x); }
+
+// The standard normal distribution and its density. In float: erfc(u) e^(u^2) = t Q(t) with t = 1 / (1 + 0.3 u), the
+// form of Abramowitz & Stegun 7.1.26; Q is our own minimax fit of degree 8, relative error 2e-8 on 0 <= u <= 9.5.
+inline void normal(float x, float* cdf, float* pdf) {
+  const float size = std::fabs(x);
+  const float t = 1.f / (1.f + 0.212132034f * size);
+  float q = -0.12943408f;
+  q = q * t + 0.48509645f;
+  q = q * t - 0.5112265f;
+  q = q * t + 0.54639506f;
+  q = q * t - 0.09363125f;
+  q = q * t + 0.21443628f;
+  q = q * t + 0.14848243f;
+  q = q * t + 0.17069194f;
+  q = q * t + 0.16918962f;
+  const float e = exponential(-0.5f * x * x);
+  const float tail = 0.5f * e * (q * t);
+  *cdf = x > 0.f ? 1.f - tail : tail;
+  *pdf = 0.398942280f * e;
+}
+inline void normal(double x, double* cdf, double* pdf) {
+  *cdf = 0.5 * std::erfc(-x * 0.70710678118654752440);
+  *pdf = 0.39894228040143267794 * std::exp(-0.5 * x * x);
+}
+
+template <class W>
+inline W sigmoid(W x) {
+  return W(1) / (W(1) + exponential(-x));
+}
+
+// Value and derivative of an activation at x; a compile-time choice, so that loops over it become vector code.
+template <Activation A, class W>
+inline void evaluate(W x, W* value, W* derivative) {
+  if constexpr (A == Activation::kGelu) {
+    W cdf, pdf;
+    normal(x, &cdf, &pdf);
+    *value = x * cdf;
+    *derivative = cdf + x * pdf;
+  } else if constexpr (A == Activation::kGeluTanh) {
+    const W k = W(1.5957691216057307117), c = W(0.044715);  // 2 sqrt(2 / pi): (1 + tanh y) / 2 = sigmoid(2 y)
+    const W s = sigmoid(k * (x + c * x * x * x));
+    *value = x * s;
+    *derivative = s + x * s * (W(1) - s) * k * (W(1) + W(3) * c * x * x);
+  } else if constexpr (A == Activation::kSilu) {
+    const W s = sigmoid(x);
+    *value = x * s;
+    *derivative = s + x * s * (W(1) - s);
+  } else if constexpr (A == Activation::kRelu) {
+    *value = x <= W(0) ? W(0) : x;
+    *derivative = x <= W(0) ? W(0) : W(1);
+  } else {
+    *value = x;
+    *derivative = W(1);
+  }
+}
+
+template <class Loop>
+inline void by_activation(Activation activation, Loop&& loop) {
+  switch (activation) {
+    case Activation::kGelu:
+      return loop.template operator()<Activation::kGelu>();
+    case Activation::kGeluTanh:
+      return loop.template operator()<Activation::kGeluTanh>();
+    case Activation::kSilu:
+      return loop.template operator()<Activation::kSilu>();
+    case Activation::kRelu:
+      return loop.template operator()<Activation::kRelu>();
+    case Activation::kNone:
+      return loop.template operator()<Activation::kNone>();
+  }
+}
+
+template <class T, class U>
+double cosine_rows(T* restored, const U* const* target, bool grad, wide_t<T>* column_sums, int64_t rows,
+                   int64_t columns) {
+  using W = wide_t<T>;
+  double total = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    T* r = restored + i * columns;
+    const U* t = target[i];
+    W rr = 0, tt = 0, rt = 0;
+#pragma omp simd reduction(+ : rr, tt, rt)
+    for (int64_t j = 0; j < columns; ++j) {
+      const W a = load(r[j]), b = W(load(t[j]));
+      rr += a * a;
+      tt += b * b;
+      rt += a * b;
+    }
+    const W eps = W(kNormEps), r_norm = std::sqrt(rr), t_norm = std::sqrt(tt);
+    const W r_inverse = W(1) / (r_norm < eps ? eps : r_norm), t_inverse = W(1) / (t_norm < eps ? eps : t_norm);
+    W squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t j = 0; j < columns; ++j) {
+      const W difference = load(r[j]) * r_inverse - W(load(t[j])) * t_inverse;
+      squares += difference * difference;
+    }
+    total += squares;
+    if (!grad) continue;
+    // With a = r / |r|, b = t / |t|: the gradient is ((a - b) - a (a . (a - b))) / |r| = (a (a . b) - b) / |r|. Below
+    // eps the divisor is the constant eps, and the gradient (a - b) / eps.
+    const W cosine = r_norm < eps ? W(1) : rt * r_inverse * t_inverse;
+    const W r_factor = cosine * r_inverse * r_inverse, t_factor = t_inverse * r_inverse;
+#pragma omp simd
+    for (int64_t j = 0; j < columns; ++j) {
+      const W gradient = load(r[j]) * r_factor - W(load(t[j])) * t_factor;
+      store(r + j, gradient);
+      column_sums[j] += gradient;
+    }
+  }
+  return total;
+}
+
+}  // namespace
+
+template <class T>
+void activate(Activation activation, const T* x, const T* bias, T* pre, T* out, int64_t rows, int64_t columns) {
+  using W = wide_t<T>;
+  by_activation(activation, [&]<Activation A>() {
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* row = x + i * columns;
+      T* kept = pre ? pre + i * columns : nullptr;
+      T* to = out + i * columns;
+      if (bias || kept) {
+#pragma omp simd
+        for (int64_t j = 0; j < columns; ++j) {
+          W value = load(row[j]), derivative;
+          if (bias) value += load(bias[j]);
+          if (kept) store(kept + j, value);
+          evaluate<A, W>(value, &value, &derivative);
+          store(to + j, value);
+        }
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < columns; ++j) {
+          W value, derivative;
+          evaluate<A, W>(load(row[j]), &value, &derivative);
+          store(to + j, value);
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void activate_backward(Activation activation, const T* pre, T* grad, T* out, wide_t<T>* column_sums, int64_t rows,
+                       int64_t columns) {
+  using W = wide_t<T>;
+  by_activation(activation, [&]<Activation A>() {
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* row = pre + i * columns;
+      T* gradient = grad + i * columns;
+      T* to = out + i * columns;
+#pragma omp simd
+      for (int64_t j = 0; j < columns; ++j) {
+        W value, derivative;
+        evaluate<A, W>(load(row[j]), &value, &derivative);
+        const W product = load(gradient[j]) * derivative;
+        store(to + j, value);
+        store(gradient + j, product);
+        column_sums[j] += product;
+      }
+    }
+  });
+}
+
+template <class T>
+double cosine(T* restored, const T* const* target, bool grad, wide_t<T>* column_sums, int64_t rows, int64_t columns) {
+  return cosine_rows(restored, target, grad, column_sums, rows, columns);
+}
+
+double cosine_to_float(Bf16* restored, const float* const* target, bool grad, float* column_sums, int64_t rows,
+                       int64_t columns) {
+  return cosine_rows(restored, target, grad, column_sums, rows, columns);
+}
+
+void accumulate(const Bf16* x, float* sum, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) sum[i] += load(x[i]);
+}
+
+#define LOSATOK_INSTANTIATE(T)                                                                    \
+  template void activate<T>(Activation, const T*, const T*, T*, T*, int64_t, int64_t);            \
+  template void activate_backward<T>(Activation, const T*, T*, T*, wide_t<T>*, int64_t, int64_t); \
+  template double cosine<T>(T*, const T* const*, bool, wide_t<T>*, int64_t, int64_t);
+LOSATOK_INSTANTIATE(float)
+LOSATOK_INSTANTIATE(double)
+LOSATOK_INSTANTIATE(Bf16)
+
+}  // namespace losatok::LOSATOK_ISA

@@ -1,0 +1,58 @@
+// Row kernels of the bottleneck ops, compiled once per instruction set. Blocks are contiguous, [rows, columns].
+#pragma once
+
+#include <cstdint>
+
+namespace losatok {
+
+enum class Activation { kGelu, kGeluTanh, kSilu, kRelu, kNone };
+
+struct Bf16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct Wide {  // what T is computed and accumulated in
+  using type = float;
+};
+template <>
+struct Wide<double> {
+  using type = double;
+};
+template <class T>
+using wide_t = typename Wide<T>::type;
+
+}  // namespace losatok
+
+// T is float, double or Bf16. Each is instantiated in simd/bottleneck.cpp.
+#define LOSATOK_BOTTLENECK_KERNELS                                                                                   \
+  /* x += bias (null: none); x is copied to pre (null: not); then out = activation(x), which may be x or pre. */     \
+  template <class T>                                                                                                 \
+  void activate(Activation activation, const T* x, const T* bias, T* pre, T* out, int64_t rows, int64_t columns);    \
+  /* out = activation(pre); grad *= activation'(pre); column_sums += sum of grad over rows. */                       \
+  template <class T>                                                                                                 \
+  void activate_backward(Activation activation, const T* pre, T* grad, T* out, wide_t<T>* column_sums, int64_t rows, \
+                         int64_t columns);                                                                           \
+  /* Row i of restored against target[i], both normalised: returns the sum of their squared differences. With grad,  \
+     restored becomes the gradient of half that sum, and column_sums gets its sum over rows added. */                \
+  template <class T>                                                                                                 \
+  double cosine(T* restored, const T* const* target, bool grad, wide_t<T>* column_sums, int64_t rows,                \
+                int64_t columns);                                                                                    \
+  /* The same where the target is float and restored is not. */                                                      \
+  double cosine_to_float(Bf16* restored, const float* const* target, bool grad, float* column_sums, int64_t rows,    \
+                         int64_t columns);                                                                           \
+  /* sum += x */                                                                                                     \
+  void accumulate(const Bf16* x, float* sum, int64_t count);
+
+namespace losatok {
+namespace default_ {
+LOSATOK_BOTTLENECK_KERNELS
+}
+namespace avx2 {
+LOSATOK_BOTTLENECK_KERNELS
+}
+namespace avx512 {
+LOSATOK_BOTTLENECK_KERNELS
+}
+}  // namespace losatok
+#undef LOSATOK_BOTTLENECK_KERNELS
