@@ -26,7 +26,7 @@ def overlap_add(frames: Tensor, hop: int) -> Tensor:
 
 
 def _squares(n_fft: int, hop: int) -> Tensor:
-    """[n_fft // hop, hop]: what each of the frames over one hop adds to the envelope there, the earliest frame first."""
+    """[n_fft // hop, hop]: what each of the frames over one hop adds to the envelope there, earliest first."""
     return hann_window(n_fft).square().view(-1, hop).flip(0)
 
 
