@@ -116,7 +116,8 @@ def _project_fused(
     z: Tensor, hidden: Tensor | None, activation: str,
 ) -> None:  # fmt: skip
     (n, features), (outputs, hiddens) = x.shape, weight_out.shape
-    many = PROJECT_MANY if outputs <= 128 else PROJECT_WIDE
+    regular = features % 64 == 0 and hiddens % 128 == 0  # else masks take registers, as more outputs do
+    many = PROJECT_MANY if outputs <= 128 and regular else PROJECT_WIDE
     table = PROJECT_FEW if n <= FEW_ROWS else PROJECT_SOME if n <= SOME_ROWS and outputs <= 128 else many
     c = L.config(table, x.device, x.dtype)
     row_blocks, hidden_blocks = L.ceil_div(n, c["BLOCK_M"]), L.ceil_div(hiddens, c["BLOCK_N"])

@@ -16,63 +16,57 @@ from torch import Tensor
 
 from losatok_ext.triton_kernels import launch as L
 from losatok_ext.triton_kernels.bottleneck import activated_hidden, hidden_gradient
+from losatok_ext.triton_kernels.rows import NORM_EPS, row_blocks, rows_of_clips
 
 CHUNK_ELEMENTS = 1 << 24
 """Restored features of one chunk of rows: 32 MB in half precision."""
 
-NORM_EPS = tl.constexpr(1e-12)
-
 
 @triton.jit
 def cosine_rows_kernel(
-    restored, target, lengths, losses, first, time, features, target_clip_stride, target_stride,
-    NEED_GRAD: tl.constexpr, BLOCK: tl.constexpr,
+    restored, target, lengths, losses, first, rows, time, features, target_clip_stride, target_stride,
+    NEED_GRAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of one row: losses = |r/|r| - t/|t||^2, and with NEED_GRAD, restored = features/2 times its gradient by r. Grid
-    (rows of the chunk).
+    """Of each row: losses = |r/|r| - t/|t||^2, and with NEED_GRAD, restored = features/2 times its gradient by r. Grid
+    (blocks of the chunk's ``rows``).
 
-    restored [rows, features]; target [clips, time, features] by strides; ``first`` is the chunk's first row in [clips
-    time]. Rows past a length give zeros.
+    restored [rows, features]; target [clips, time, features] by strides; ``first`` is the chunk's first row in
+    [clips time]. Rows past a length give zeros.
     """
-    row = tl.program_id(0).to(tl.int64)
-    clip = (first + row) // time
-    frame = (first + row) % time
-    width = features  # how much of the row is read: nothing past a length
-    if lengths is not None:
-        width = tl.where(frame < tl.load(lengths + clip), features, 0)
-    r_row = restored + row * features
-    t_row = target + clip * target_clip_stride + frame * target_stride
-    columns = tl.arange(0, BLOCK)
-    rr = tl.zeros([BLOCK], tl.float32)
-    tt = tl.zeros([BLOCK], tl.float32)
+    row, clip, frame, width = rows_of_clips(lengths, first, rows, time, features, ROWS)
+    columns = tl.arange(0, BLOCK)[None, :]
+    r_at = restored + row * features + columns
+    t_at = target + (clip * target_clip_stride + frame * target_stride) + columns
+    rr = tl.zeros([ROWS, BLOCK], tl.float32)
+    tt = tl.zeros([ROWS, BLOCK], tl.float32)
     for k in range(0, features, BLOCK):
         mask = k + columns < width
-        r = tl.load(r_row + k + columns, mask=mask, other=0.0).to(tl.float32)
-        t = tl.load(t_row + k + columns, mask=mask, other=0.0).to(tl.float32)
+        r = tl.load(r_at + k, mask=mask, other=0.0).to(tl.float32)
+        t = tl.load(t_at + k, mask=mask, other=0.0).to(tl.float32)
         rr += r * r
         tt += t * t
-    norm = tl.sqrt(tl.sum(rr, 0))
-    r_inv = 1.0 / tl.maximum(norm, NORM_EPS)
-    t_inv = 1.0 / tl.maximum(tl.sqrt(tl.sum(tt, 0)), NORM_EPS)
+    norm = tl.sqrt(tl.sum(rr, 1, keep_dims=True))
+    r_inverse = 1.0 / tl.maximum(norm, NORM_EPS)
+    t_inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(tt, 1, keep_dims=True)), NORM_EPS)
     # |a - b|^2 from the differences: 2 - 2 cos would lose the digits that a small loss consists of.
-    squares = tl.zeros([BLOCK], tl.float32)
-    products = tl.zeros([BLOCK], tl.float32)
+    squares = tl.zeros([ROWS, BLOCK], tl.float32)
+    products = tl.zeros([ROWS, BLOCK], tl.float32)
     for k in range(0, features, BLOCK):
         mask = k + columns < width
-        r = tl.load(r_row + k + columns, mask=mask, other=0.0).to(tl.float32) * r_inv
-        t = tl.load(t_row + k + columns, mask=mask, other=0.0).to(tl.float32) * t_inv
+        r = tl.load(r_at + k, mask=mask, other=0.0).to(tl.float32) * r_inverse
+        t = tl.load(t_at + k, mask=mask, other=0.0).to(tl.float32) * t_inverse
         squares += (r - t) * (r - t)
         products += r * t
-    tl.store(losses + first + row, tl.sum(squares, 0))
+    tl.store(losses + first + row, tl.sum(squares, 1, keep_dims=True), mask=row < rows)
     if NEED_GRAD:
         # Below the eps the norm is a constant, and there is nothing to project out.
-        cosine = tl.where(norm > NORM_EPS, tl.sum(products, 0), 1.0)
+        cosine = tl.where(norm > NORM_EPS, tl.sum(products, 1, keep_dims=True), 1.0)
         for k in range(0, features, BLOCK):
             mask = k + columns < width
-            r = tl.load(r_row + k + columns, mask=mask, other=0.0).to(tl.float32) * r_inv
-            t = tl.load(t_row + k + columns, mask=mask, other=0.0).to(tl.float32) * t_inv
-            gradient = (cosine * r - t) * r_inv * features
-            tl.store(r_row + k + columns, gradient.to(restored.dtype.element_ty), mask=k + columns < features)
+            r = tl.load(r_at + k, mask=mask, other=0.0).to(tl.float32) * r_inverse
+            t = tl.load(t_at + k, mask=mask, other=0.0).to(tl.float32) * t_inverse
+            gradient = (cosine * r - t) * r_inverse * features
+            tl.store(r_at + k, gradient.to(restored.dtype.element_ty), mask=(k + columns < features) & (row < rows))
 
 
 def normalized_reconstruction_loss_forward(
@@ -115,9 +109,10 @@ def normalized_reconstruction_loss_forward(
             act = latents.new_empty((latents.shape[0], hiddens))
             activated_hidden(latents, weight_in, bias_in, activation, hidden, act)
             restored = torch.mm(act, weight_out.t()) if bias_out is None else torch.addmm(bias_out, act, weight_out.t())
+            grid, blocks = row_blocks(latents.shape[0], features)
             L.launch(
-                cosine_rows_kernel, (latents.shape[0],), restored, target, lengths, losses, start, time, features,
-                target.stride(0), target.stride(1), NEED_GRAD=need_grad, BLOCK=min(L.tile(features), 4096), num_warps=4,
+                cosine_rows_kernel, grid, restored, target, lengths, losses, start, latents.shape[0], time, features,
+                target.stride(0), target.stride(1), NEED_GRAD=need_grad, **blocks,
             )  # fmt: skip
             if hidden is None:
                 continue

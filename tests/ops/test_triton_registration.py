@@ -1,0 +1,137 @@
+"""torch.ops.losatok_triton: the native schemas, tracing, compiling, and every kernel compiled ahead of time."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from losatok_ext import use_backend
+from losatok_ext.ops.bottleneck import bottleneck_project, normalized_reconstruction_loss
+from losatok_ext.ops.time_relation import gram_energy, time_relation_loss
+from losatok_ext.triton_kernels.registration import SCHEMAS
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_schemas_are_the_native_ones():
+    source = (REPOSITORY / "csrc" / "registration.cpp").read_text()
+    listed = re.findall(r"m\.def\(\s*((?:\"[^\"]*\"\s*)+)\)", source)
+    native = {}
+    for pieces in listed:
+        schema = torch._C.parse_schema("".join(re.findall(r'"([^"]*)"', pieces)))
+        native[schema.name] = schema
+    assert set(SCHEMAS) <= set(native)
+    for name in SCHEMAS:
+        triton_schema = str(getattr(torch.ops.losatok_triton, name).default._schema)
+        assert triton_schema == f"losatok_triton::{native[name]}"
+
+
+def tensors(device):
+    def make(*shape):
+        return torch.randn(*shape, device=device)
+
+    return {
+        "x": make(5, 6),
+        "parameters": (make(7, 6), make(7), make(4, 7), make(4)),
+        "up": (make(7, 4), make(7), make(6, 7), make(6)),
+        "low": make(2, 5, 4),
+        "high": make(2, 5, 6),
+        "lengths": torch.tensor([5, 3], device=device),
+    }
+
+
+def raw_cases(device):
+    t = tensors(device)
+    w_in, b_in, w_out, b_out = t["parameters"]
+    hidden = torch.randn(5, 7, device=device)
+    grad = torch.randn(5, 4, device=device)
+    yield "bottleneck_project_forward", (t["x"], w_in, b_in, w_out, b_out, "gelu", True)
+    yield "bottleneck_project_forward", (t["x"], w_in, None, w_out, None, "relu", False)
+    yield "bottleneck_project_backward", (grad, t["x"], hidden, w_in, w_out, "gelu", True, True)
+    yield "bottleneck_project_backward", (grad, t["x"], hidden, w_in, w_out, "gelu", False, False)
+    for need_grad in (True, False):
+        arguments = (t["low"], t["high"], *t["up"], t["lengths"], "gelu", need_grad)
+        yield "normalized_reconstruction_loss_forward", arguments
+    for algorithm, need_grad in (("tiled", True), ("factored", True), ("auto", False)):
+        yield "time_relation_forward", (t["low"], t["high"], t["lengths"], -1, algorithm, None, need_grad)
+    yield "gram_energy_forward", (t["high"], t["lengths"], 2)
+
+
+@pytest.mark.parametrize("index", range(10))
+def test_opcheck(index, device):
+    name, arguments = list(raw_cases(device))[index]
+    torch.library.opcheck(getattr(torch.ops.losatok_triton, name).default, arguments)
+
+
+def test_opcheck_covers_every_op_and_case(device):
+    cases = list(raw_cases(device))
+    assert len(cases) == 10
+    assert {name for name, _ in cases} == set(SCHEMAS)
+
+
+def test_compiles_whole_and_once(device):
+    """fullgraph, dynamic: one graph for every batch size and length."""
+
+    def step(x, low, high, lengths, w_in, b_in, w_out, b_out, up):
+        z = bottleneck_project(x, w_in, b_in, w_out, b_out)
+        restored = normalized_reconstruction_loss(low, high, *up, lengths)
+        relation = time_relation_loss(low, high, lengths, high_energy=gram_energy(high, lengths))
+        return z.square().mean() + restored + relation
+
+    t = tensors(device)
+    parameters = [p.requires_grad_() for p in t["parameters"]]
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True), use_backend("triton"):
+        for rows, clips, time in ((11, 2, 5), (12, 3, 7), (13, 4, 9)):
+            x = torch.randn(rows, 6, device=device)
+            low = torch.randn(clips, time, 4, device=device, requires_grad=True)
+            high = torch.randn(clips, time, 6, device=device)
+            lengths = torch.full((clips,), time - 1, device=device)
+            arguments = (x, low, high, lengths, *parameters, t["up"])
+            results = []
+            for function in (compiled, step):
+                loss = function(*arguments)
+                results.append([loss, *torch.autograd.grad(loss, [low, *parameters])])
+            for a, b in zip(*results, strict=True):
+                torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for the GPU at hand here")
+def test_without_the_interpreter_a_cpu_tensor_is_refused():
+    code = (
+        "import torch, losatok_ext.triton_kernels\n"
+        "try:\n"
+        "    torch.ops.losatok_triton.gram_energy_forward(torch.ones(1, 2, 3), None, -1)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("BackendUnavailableError")
+    assert "TRITON_INTERPRET=1" in result.stdout
+
+
+# What each run takes: two cores, about 10 s. The rest of the targets and dtypes: python tests/triton_ahead.py
+@pytest.mark.parametrize(
+    ("target", "dtype", "extra"),
+    [
+        ("sm90", "bfloat16", []),
+        ("sm80", "float16", ["--model-sizes-only"]),
+        ("sm90", "float32", ["--model-sizes-only"]),
+        ("sm100", "bfloat16", ["--model-sizes-only"]),
+    ],
+)
+def test_every_kernel_compiles_ahead_of_time(target, dtype, extra):
+    command = [sys.executable, REPOSITORY / "tests" / "triton_ahead.py", "--targets", target, "--dtypes", dtype, *extra]
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert re.search(r"[1-9]\d* kernels compiled, 0 failed", result.stdout)

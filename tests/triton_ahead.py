@@ -1,0 +1,202 @@
+"""Compiles every Triton kernel ahead of time, with no GPU, in the configurations that the launch tables hold.
+
+What is compiled is what would be launched: the raw ops run on meta tensors (shapes without data, which also shows that
+nothing on the way asks the device for a value), and each launch is recorded instead of carried out. The recorded
+arguments give signature, alignment and constants as Triton's own just-in-time compilation would see them.
+
+    python tests/triton_ahead.py [--targets sm90,sm80] [--dtypes bfloat16,tf32] [--model-sizes-only] [--json FILE]
+
+prints a table: registers, spilled bytes, shared memory, whether wgmma is used. Exit code 1 when a kernel does not
+compile, needs more shared memory than the target has, or multiplies 16-bit matrices without wgmma on sm_90.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from losatok_ext.triton_kernels import bottleneck, launch, normalized_reconstruction_loss, time_relation
+
+KILO = 1024
+# name: the launch tables' kind of device, compute capability, shared memory that one program may have
+TARGETS = {
+    "sm80": ("sm80", 80, 163 * KILO),
+    "sm89": ("small", 89, 99 * KILO),
+    "sm90": ("sm90", 90, 227 * KILO),
+    "sm100": ("sm90", 100, 227 * KILO),
+}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+}
+PRODUCT_KERNELS = ("project_kernel", "hidden_kernel", "grad_hidden_kernel", "tile_kernel", "coefficient_kernel")
+
+
+def run_ops(dtype: torch.dtype, model_sizes_only: bool) -> None:
+    """Every raw op on meta tensors at the sizes of the published model, then in the variants that other sizes take."""
+
+    def empty(*shape, of=dtype):
+        return torch.empty(shape, dtype=of, device="meta")
+
+    wide, hidden, narrow, many = 1280, 512, 128, 1 << 20
+    down = (empty(hidden, wide), empty(hidden), empty(narrow, hidden), empty(narrow))
+    up = (empty(hidden, narrow), empty(hidden), empty(wide, hidden), empty(wide))
+    lengths = empty(4, of=torch.int64)
+    for rows in (250, 8192, many):
+        bottleneck.bottleneck_project_forward(empty(rows, wide), *down, "gelu", False)
+    kept = (empty(many, narrow), empty(many, wide), empty(many, hidden), down[0], down[2])
+    bottleneck.bottleneck_project_forward(empty(many, wide), *down, "gelu", True)
+    bottleneck.bottleneck_project_backward(*kept, "gelu", True, True)
+    latent, features = empty(4, 750, narrow), empty(4, 750, wide)
+    normalized_reconstruction_loss.normalized_reconstruction_loss_forward(latent, features, *up, lengths, "gelu", True)
+    for algorithm, need_grad in (("tiled", False), ("tiled", True), ("factored", True)):
+        time_relation.time_relation_forward(latent, features, lengths, -1, algorithm, None, need_grad)
+    if model_sizes_only:
+        return
+    time_relation.time_relation_forward(latent, features, lengths, 32, "banded", None, True)
+    time_relation.gram_energy_forward(features, lengths, -1)
+    bottleneck.bottleneck_project_forward(empty(many, wide), *down[:2], empty(256, hidden), None, "gelu", False)
+    bottleneck.bottleneck_project_forward(empty(many, narrow), *up, "gelu", True)
+    # Sizes that no tile divides: the masked variants.
+    odd = (empty(500, 1279), empty(500), empty(100, 500), empty(100))
+    kept = (empty(999, 100), empty(999, 1279), empty(999, 500), odd[0], odd[2])
+    bottleneck.bottleneck_project_forward(empty(many, 1279), *odd, "gelu_tanh", True)
+    bottleneck.bottleneck_project_backward(*kept, "gelu_tanh", True, True)
+    time_relation.time_relation_forward(empty(3, 333, 100), empty(3, 333, 1279), None, -1, "tiled", None, True)
+
+
+def describe(kernel, arguments, constants):
+    """Signature, constants, alignment and options of a recorded launch, as just-in-time compilation sees them."""
+    options = {k: v for k, v in constants.items() if k in ("num_warps", "num_stages")}
+    constants = {k: v for k, v in constants.items() if k not in options}
+    signature, attributes = {}, {}
+    for index, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+        if value is None or (isinstance(value, int) and value == 1):
+            constants[name] = value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    signature |= dict.fromkeys(constants, "constexpr")
+    return {name: signature[name] for name in kernel.arg_names}, constants, attributes, options
+
+
+def record(target: str, dtype_name: str, model_sizes_only: bool = False):
+    """The distinct launches of :func:`run_ops` for ``target`` and dtype."""
+    launches = {}
+
+    def recorder(kernel, grid, arguments, constants):
+        assert all(isinstance(size, int) and 0 < size < 2**31 for size in grid), (kernel.__name__, grid)
+        assert all(size < 2**16 for size in grid[1:]), (kernel.__name__, grid)
+        described = describe(kernel, arguments, constants)
+        launches.setdefault((kernel.__name__, repr(described)), (kernel, *described))
+
+    launch.runner = recorder
+    launch.kind = lambda device: TARGETS[target][0]
+    launch.multiprocessors = lambda device: 132
+    torch.backends.cuda.matmul.allow_tf32 = dtype_name == "tf32"
+    run_ops(DTYPES[dtype_name], model_sizes_only)
+    return list(launches.values())
+
+
+def registers_and_spills(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory (what was spilled), both per thread, as the compiled kernel declares them."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"losatok-{os.getpid()}-{id(cubin)}.cubin"
+    path.write_bytes(cubin)
+    try:
+        text = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    finally:
+        path.unlink()
+    used = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert used, text
+    return int(used[1]), int(used[2])
+
+
+def compile_one(target: str, dtype_name: str, item) -> dict:
+    kernel, signature, constants, attributes, options = item
+    _, capability, limit = TARGETS[target]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    registers, spilled = registers_and_spills(compiled.asm["cubin"])
+    shown = {k: v for k, v in constants.items() if k.isupper() and k not in ("PRECISION", "ACTIVATION")}
+    row = {
+        "target": target,
+        "dtype": dtype_name,
+        "kernel": kernel.__name__,
+        "constants": " ".join(f"{k}={v}" for k, v in shown.items()),
+        "warps": compiled.metadata.num_warps,
+        "stages": compiled.metadata.num_stages,
+        "registers": registers,
+        "spilled_bytes": spilled,
+        "shared": compiled.metadata.shared,
+        "wgmma": "wgmma.mma_async" in compiled.asm["ptx"],
+        "failures": [],
+    }
+    if not compiled.asm["cubin"]:
+        row["failures"].append("no cubin")
+    if row["shared"] > limit:
+        row["failures"].append(f"{row['shared']} bytes of shared memory, {target} has {limit}")
+    tall = constants.get("BLOCK_M", 0) >= 64  # wgmma multiplies 64 rows; the tables for few rows take fewer
+    half = dtype_name in ("bfloat16", "float16")
+    if target == "sm90" and half and tall and kernel.__name__ in PRODUCT_KERNELS and not row["wgmma"]:
+        row["failures"].append("no wgmma")
+    return row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", default="sm80,sm89,sm90,sm100")
+    parser.add_argument("--dtypes", default="bfloat16,float16,float32,tf32")
+    parser.add_argument("--model-sizes-only", action="store_true", help="without the variants that other sizes take")
+    parser.add_argument("--json", help="write the table here as well")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    work = [
+        (target, dtype, item)
+        for target in arguments.targets.split(",")
+        for dtype in arguments.dtypes.split(",")
+        for item in record(target, dtype, arguments.model_sizes_only)
+    ]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        rows = list(pool.map(lambda item: compile_one(*item), work))
+    for row in rows:
+        print(
+            "{target:6} {dtype:9} {kernel:24} {warps} warps {stages} stages {registers:4} registers "
+            "{spilled_bytes:5} spilled {shared:7} shared {mark:6} {constants}".format(
+                mark="wgmma" if row["wgmma"] else "", **row
+            )
+        )
+    failed = [row for row in rows if row["failures"]]
+    for row in failed:
+        print(f"FAILED {row['target']} {row['dtype']} {row['kernel']} {row['constants']}: {'; '.join(row['failures'])}")
+    print(f"{len(rows)} kernels compiled, {len(failed)} failed")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(rows, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
