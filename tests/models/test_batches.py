@@ -138,6 +138,21 @@ def test_a_long_clip_is_the_concatenation_of_its_chunks(chunked):
     assert (changed[:, :8] - features[:, :8]).abs().max() > 0.1
 
 
+def test_chunks_pass_a_few_at_a_time_and_empty_ones_never(chunked, monkeypatch):
+    encoder = chunked.semantic_encoder
+    encode, sizes = encoder.encode_chunks, []
+
+    def counted(patches, lengths):
+        sizes.append(patches.shape[:2])
+        return encode(patches, lengths)
+
+    monkeypatch.setattr(encoder, "encode_chunks", counted)
+    # 27, 8, 8 and 1 tokens in chunks of 8: 4 clips have a first chunk, one a second, third and fourth (of 3).
+    audio, lengths = padded([tone(640 * tokens) for tokens in (27, 8, 8, 1)], 640 * 27)
+    encoder(audio, lengths)
+    assert sizes == [(3, 8), (1, 8), (1, 8), (1, 8), (1, 3)]
+
+
 def test_published_chunks_are_ten_seconds(model):
     assert model.semantic_encoder.chunk_tokens == 252
     clip = tone(16000 * 11)

@@ -9,8 +9,8 @@ from losatok_ext.audio.mel import SemanticMel
 from losatok_ext.models.config import SEMANTIC_PATCH, LoSATokConfig
 from losatok_ext.nn.attention import TransformerBlock, key_mask
 
-TYPICAL_DECIBELS, TYPICAL_SPREAD = -15.0, 22.0
-"""Mean and standard deviation of the mel decibels of ordinary recordings, for an encoder with random weights."""
+TYPICAL_DECIBELS, TYPICAL_SPREAD = -25.0, 30.0
+"""Mean and standard deviation of the mel decibels of the bundled recordings: for an encoder with random weights."""
 
 
 class FrozenBatchNorm(nn.Module):
@@ -104,9 +104,12 @@ class SemanticEncoder(nn.Module):
         for first in range(0, len(rows), self.chunk_batch):
             group = rows[first : first + self.chunk_batch]
             whole = on_host is not None and all(on_host[b] >= start + width for b in group)
-            index = torch.tensor(group, device=column.device)
-            lengths = inside[index]
-            features = self.encode_chunks(column[index], None if whole else lengths)
+            if len(group) == batch:  # all at once: nothing to pick, no list to copy to a GPU
+                chunks, lengths = column, inside
+            else:
+                index = torch.tensor(group, device=column.device)
+                chunks, lengths = column[index], inside[index]
+            features = self.encode_chunks(chunks, None if whole else lengths)
             features = features if project is None else project(features)
             if not whole:
                 kept = torch.arange(width, device=column.device) < lengths[:, None]

@@ -25,6 +25,10 @@ from losatok_ext.models.latents import Latents
 from losatok_ext.nn.bottleneck import Bottleneck, upsample_tokens
 from losatok_ext.nn.losses import MultiScaleMelLoss, kl_divergence, masked_mse
 
+INITIAL_LOGVAR = -4.0
+"""Log variance of a new model's posterior. Noise of variance 1 would drown its first latents: on the bundled recordings the
+tiny preset's mel loss after 150 steps is 0.45 with -4 and 0.50 with 0."""
+
 STAGES = {"sembo": ("bottleneck",), "tokenizer": ("acoustic_encoder", "fc_a", "fc_mu", "fc_logvar", "decoder")}
 """What each stage of training trains; the semantic encoder never."""
 
@@ -53,6 +57,7 @@ class LoSATok(nn.Module):
         self.decoder = Decoder(config)
         self.mel_loss = MultiScaleMelLoss(config.mel_loss_windows, config.mel_loss_bins, config.sample_rate)
         self._fingerprint: tuple[object, str] | None = None
+        nn.init.constant_(self.fc_logvar.bias, INITIAL_LOGVAR)
         init_semantic_encoder(self.semantic_encoder)
         init_decoder(self.decoder)
 
