@@ -74,6 +74,11 @@ PRODUCT = {
     **{(k, "fp32"): L.tiles(64, 64, 16, 8, 2) for k in ("sm90", "sm80", "small")},
     **L.INTERPRETER,
 }
+# Few outputs to sum over: bound by memory, and what is kept for the epilogue would spill from wider tiles.
+PRODUCT_SHORT = PRODUCT | {
+    ("sm90", "half"): L.tiles(128, 64, 64, 8, 3),
+    ("sm80", "half"): L.tiles(128, 64, 32, 8, 3),
+}
 
 
 def activated_hidden(
@@ -97,7 +102,7 @@ def hidden_gradient(
     gradient [hiddens] (float32).
     """
     (n, outputs), hiddens = grad.shape, hidden.shape[1]
-    c = L.config(PRODUCT, grad.device, grad.dtype)
+    c = L.config(PRODUCT_SHORT if outputs <= FUSED_OUTPUTS else PRODUCT, grad.device, grad.dtype)
     blocks = L.ceil_div(n, c["BLOCK_M"])
     even = outputs % c["BLOCK_K"] == 0 and hiddens % c["BLOCK_N"] == 0
     grad_hidden = torch.empty_like(hidden)

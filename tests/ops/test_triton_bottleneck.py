@@ -5,15 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops.triton_cases import DTYPES, check_op, evaluate, fill_with_nan
-
-pytest.importorskip("triton")
-
 from losatok_ext import use_backend
 from losatok_ext.ops.bottleneck import bottleneck_project, normalized_reconstruction_loss
 from losatok_ext.ops.reference.bottleneck import ACTIVATIONS
 from losatok_ext.triton_kernels import bottleneck, launch
 from losatok_ext.triton_kernels import normalized_reconstruction_loss as loss_kernels
+from ops.triton_cases import DTYPES, check_op, evaluate, fill_with_nan, needs_working_triton
+
+pytestmark = needs_working_triton
 
 
 @pytest.fixture(autouse=True)

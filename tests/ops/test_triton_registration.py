@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton")
-
 from losatok_ext import use_backend
 from losatok_ext.ops.bottleneck import bottleneck_project, normalized_reconstruction_loss
 from losatok_ext.ops.time_relation import gram_energy, time_relation_loss
 from losatok_ext.triton_kernels.registration import SCHEMAS
+from ops.triton_cases import needs_working_triton
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -63,6 +62,7 @@ def raw_cases(device):
     yield "gram_energy_forward", (t["high"], t["lengths"], 2)
 
 
+@needs_working_triton
 @pytest.mark.parametrize("index", range(10))
 def test_opcheck(index, device):
     name, arguments = list(raw_cases(device))[index]
@@ -75,6 +75,7 @@ def test_opcheck_covers_every_op_and_case(device):
     assert {name for name, _ in cases} == set(SCHEMAS)
 
 
+@needs_working_triton
 def test_compiles_whole_and_once(device):
     """fullgraph, dynamic: one graph for every batch size and length."""
 

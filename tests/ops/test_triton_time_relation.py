@@ -5,16 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops.triton_cases import DTYPES, check_op, evaluate, fill_with_nan
-
-pytest.importorskip("triton")
-
 from losatok_ext import use_backend
 from losatok_ext.ops.time_relation import gram_energy, time_relation_loss
 from losatok_ext.triton_kernels import time_relation as kernels
 from losatok_ext.triton_kernels import time_relation_factored as factored_kernels
+from ops.triton_cases import DTYPES, check_op, evaluate, fill_with_nan, needs_working_triton
 
 NEED = [True, False]
+
+
+pytestmark = needs_working_triton
 
 
 @pytest.fixture(autouse=True)

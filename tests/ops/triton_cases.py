@@ -6,6 +6,19 @@ import torch
 from budget import GRADIENT_FACTOR, OUTPUT_FACTOR, assert_within_budget
 from losatok_ext import use_backend
 
+triton = pytest.importorskip("triton")  # skips the test file that imports this one
+
+
+def _version(module):
+    return tuple(int(part) for part in module.__version__.split(".")[:2])
+
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+needs_working_triton = pytest.mark.skipif(
+    INTERPRETED and _version(triton) < (3, 7) and _version(numpy) >= (2, 4),
+    reason="the interpreter of Triton before 3.7 takes no loop bound known only at run time with NumPy from 2.4 on",
+)
+
 DTYPES = [
     torch.float32,
     torch.float16,
