@@ -26,10 +26,10 @@ inline void store(Bf16* to, float x) {  // round to nearest, ties to even; NaN s
   to->bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
 }
 
-// e^x by 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Taylor to degree 7, error below 2e-9); saturates near the
-// ends of float's normal range. NaN stays NaN.
+// e^x by 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Taylor to degree 7, error below 2e-9). Below -87.7 it is 0,
+// above 88 it stays what it is there. NaN stays NaN.
 inline float exponential(float x) {
-  x = x < -87.f ? -87.f : x;
+  x = x < -88.f ? -88.f : x;
   x = x > 88.f ? 88.f : x;
   const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
   const float shifted = x * 1.44269504f + magic;
@@ -77,9 +77,12 @@ inline void normal(double x, double* cdf, double* pdf) {
   *pdf = 0.39894228040143267794 * std::exp(-0.5 * x * x);
 }
 
+// 1 / (1 + e^-x) and its derivative, by e^-|x|: exact to the last digits on both sides.
 template <class W>
-inline W sigmoid(W x) {
-  return W(1) / (W(1) + exponential(-x));
+inline void sigmoid(W x, W* value, W* derivative) {
+  const W e = exponential(-std::fabs(x)), r = W(1) / (W(1) + e);
+  *value = x > W(0) ? r : e * r;
+  *derivative = e * r * r;
 }
 
 // Value and derivative of an activation at x; a compile-time choice, so that loops over it become vector code.
@@ -92,13 +95,16 @@ inline void evaluate(W x, W* value, W* derivative) {
     *derivative = cdf + x * pdf;
   } else if constexpr (A == Activation::kGeluTanh) {
     const W k = W(1.5957691216057307117), c = W(0.044715);  // 2 sqrt(2 / pi): (1 + tanh y) / 2 = sigmoid(2 y)
-    const W s = sigmoid(k * (x + c * x * x * x));
+    W s, ds, square = x * x;
+    sigmoid(k * (x + c * x * square), &s, &ds);
+    square = square < W(1e6) ? square : W(1e6);  // there ds is 0, and infinity times it would not be
     *value = x * s;
-    *derivative = s + x * s * (W(1) - s) * k * (W(1) + W(3) * c * x * x);
+    *derivative = s + x * ds * k * (W(1) + W(3) * c * square);
   } else if constexpr (A == Activation::kSilu) {
-    const W s = sigmoid(x);
+    W s, ds;
+    sigmoid(x, &s, &ds);
     *value = x * s;
-    *derivative = s + x * s * (W(1) - s);
+    *derivative = s + x * ds;
   } else if constexpr (A == Activation::kRelu) {
     *value = x <= W(0) ? W(0) : x;
     *derivative = x <= W(0) ? W(0) : W(1);
