@@ -88,4 +88,4 @@ def test_skipped_files_are_named(config, capsys):
     assert run("sembo", config / "list.jsonl", "-o", config / "out", *options) == 0
     assert "skipped " in (error := capsys.readouterr().err)
     assert "broken.flac" in error
-    assert "1 clip, 0.0 minutes" in error
+    assert ": 1 clip, " in error

@@ -141,7 +141,8 @@ def test_the_loss_falls(stage, trained, tmp_path):
 
 SCRIPT = """
 import sys
-from pathlib import Path
+import torch
+torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_training import SPEECH, tokenizer_config, train_tokenizer
 train_tokenizer(SPEECH, {output!r}, tokenizer_config({init!r}, steps={steps}, checkpoint={{"every": 2, "keep": 2}}))

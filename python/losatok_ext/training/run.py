@@ -115,12 +115,13 @@ def _train(
         checkpoint = store.latest()
         facts: dict[str, Any] = {"stage": kind.name, "config": config.to_dict()}
         if checkpoint is None:
-            model = kind.build(config)
+            model_config = kind.model_config(config)
         else:
             _check_same_run(store, facts)
-            model = LoSATok(LoSATokConfig.from_dict(store.read_run()["model"]))
-        corpus, source = _open_data(data, model.config, config)
-        facts |= {"model": model.config.to_dict(), "corpus": corpus.digest()}
+            model_config = LoSATokConfig.from_dict(store.read_run()["model"])
+        corpus, source = _open_data(data, model_config, config)  # before the model, which may take minutes to build
+        model = kind.build(config) if checkpoint is None else LoSATok(model_config)
+        facts |= {"model": model_config.to_dict(), "corpus": corpus.digest()}
         stage = kind(model.to(device), config)
         trainer = Trainer(stage, source, config, steps, store, device)
         if checkpoint is None:

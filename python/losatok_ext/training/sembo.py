@@ -9,6 +9,7 @@ from torch import Tensor
 
 from losatok_ext.errors import ConfigError
 from losatok_ext.models import LoSATok, LoSATokConfig
+from losatok_ext.models.checkpoint import read_config
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.data import Batch
 from losatok_ext.training.folders import model_folder
@@ -33,21 +34,32 @@ class SemBoStage:
         model.train_only("sembo")
 
     @staticmethod
-    def build(config: TrainConfig) -> LoSATok:
-        """A model to start from: the folder ``init``, or a new model of the preset, with the teacher's weights where
-        given.
+    def model_config(config: TrainConfig) -> LoSATokConfig:
+        """What :meth:`build` will build: that of the folder ``init``, or of the preset with the keys of ``model``.
 
         Raises:
             ConfigError: ``model`` holds a key or value that does not fit.
-            CheckpointError: ``init`` or ``teacher`` cannot be read, or does not fit the model.
+            CheckpointError: ``init`` cannot be read.
+        """
+        if config.init is not None:
+            return read_config(model_folder(config.init))
+        try:
+            return LoSATokConfig.preset(config.preset or "base", **config.model)
+        except ConfigError as error:
+            raise ConfigError(f"model: {error}") from None
+
+    @staticmethod
+    def build(config: TrainConfig) -> LoSATok:
+        """A model to start from: that of ``init``, or a new one of the preset, with the weights of ``teacher`` if given.
+
+        Raises:
+            ConfigError, CheckpointError: as :meth:`model_config`; also where the weights of ``init`` or ``teacher``
+                cannot be read, or do not fit the model.
         """
         if config.init is not None:
             return LoSATok.from_pretrained(model_folder(config.init))
+        model_config = SemBoStage.model_config(config)
         torch.manual_seed(config.seed)
-        try:
-            model_config = LoSATokConfig.preset(config.preset or "base", **config.model)
-        except ConfigError as error:
-            raise ConfigError(f"model: {error}") from None
         model = LoSATok(model_config)
         if config.teacher is None:
             return model

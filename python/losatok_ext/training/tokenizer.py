@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
 
 from losatok_ext.errors import ConfigError
-from losatok_ext.models import LoSATok
+from losatok_ext.models import LoSATok, LoSATokConfig
+from losatok_ext.models.checkpoint import read_config
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.data import Batch
 from losatok_ext.training.folders import model_folder
 
 
 class TokenizerStage:
-    """Trains everything but the semantic encoder and SemBo on the losses ``mel``, ``semantic_high``, ``semantic_low``
-    and ``kl``.
+    """Trains all but the semantic branch on ``mel``, ``semantic_high``, ``semantic_low`` and ``kl``.
 
     Weights: arXiv 2605.27840 (45 mel + 45 (L_H + L_L) + 0.01 KL), without its adversarial terms.
     """
@@ -34,17 +36,26 @@ class TokenizerStage:
         model.train_only("tokenizer")
 
     @staticmethod
-    def build(config: TrainConfig) -> LoSATok:
-        """The model of the folder ``init``, which ``losatok train sembo`` wrote.
+    def model_config(config: TrainConfig) -> LoSATokConfig:
+        """That of the folder ``init``, which ``losatok train sembo`` wrote.
 
         Raises:
             ConfigError: there is no ``init``.
             CheckpointError: it cannot be read.
         """
-        if config.init is None:
-            raise ConfigError("train tokenizer needs init, the folder that train sembo wrote: --init DIR")
-        return LoSATok.from_pretrained(model_folder(config.init))
+        return read_config(_init(config))
+
+    @staticmethod
+    def build(config: TrainConfig) -> LoSATok:
+        """The model of the folder ``init``. Raises as :meth:`model_config`."""
+        return LoSATok.from_pretrained(_init(config))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of a batch, unweighted; latents are sampled."""
         return self.model(batch.audio, batch.lengths, sample=True)
+
+
+def _init(config: TrainConfig) -> Path:
+    if config.init is None:
+        raise ConfigError("train tokenizer needs init, the folder that train sembo wrote: --init DIR")
+    return model_folder(config.init)
