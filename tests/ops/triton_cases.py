@@ -1,5 +1,8 @@
 """What the tests of the Triton kernels share: an op by Triton and by the reference, compared with the budget."""
 
+import os
+
+import numpy
 import pytest
 import torch
 
