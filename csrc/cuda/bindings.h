@@ -20,8 +20,12 @@
 
 namespace losatok::cuda {
 
-// How much memory the parts of a computation that is cut into blocks of rows may take at a time.
-constexpr int64_t kWorkspaceBytes = int64_t{64} << 20;
+// How much memory the parts of a computation that is cut into blocks of rows may take at a time. Tests make it small,
+// so that their small shapes are cut too.
+#if !defined(LOSATOK_WORKSPACE_BYTES)
+#define LOSATOK_WORKSPACE_BYTES (int64_t{64} << 20)
+#endif
+constexpr int64_t kWorkspaceBytes = LOSATOK_WORKSPACE_BYTES;
 
 inline DType dtype_of(const char* name, const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {

@@ -95,11 +95,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward_op(
   const int64_t rows = x.size(0), hidden_size = weight_in.size(0), out = weight_out.size(0);
   TORCH_CHECK_VALUE(hidden.size(0) == rows, "hidden should be [N, H] with N = ", rows,
                     " as bottleneck_project_forward keeps it with keep_hidden, got ", hidden.sizes());
-  const auto zeros = [&](at::IntArrayRef sizes) { return at::zeros(sizes, x.options()); };
   if (rows == 0) {
-    if (!need_parameters) return {zeros({0, x.size(1)}), none(x, type), none(x, type), none(x, type), none(x, type)};
-    return {need_x ? zeros({0, x.size(1)}) : none(x, type), zeros(weight_in.sizes()), zeros({hidden_size}),
-            zeros(weight_out.sizes()), zeros({out})};
+    const auto zeros = [&](bool wanted, at::IntArrayRef sizes) {
+      return wanted ? at::zeros(sizes, x.options()) : none(x, type);
+    };
+    return {zeros(need_x, x.sizes()), zeros(need_parameters, weight_in.sizes()), zeros(need_parameters, {hidden_size}),
+            zeros(need_parameters, weight_out.sizes()), zeros(need_parameters, {out})};
   }
 
   constexpr int64_t kNarrow = 256;

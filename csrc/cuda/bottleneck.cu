@@ -20,7 +20,6 @@ constexpr int kOut = kProjectMaxOut;
 
 template <typename T, typename Config>
 struct ProjectShared {
-  static constexpr int kWidest = Config::kHidden > kOut ? Config::kHidden : kOut;
   union {  // used in turn, with barriers between
     Stages<T, Config::kRows, Config::kHidden, false> in;
     T out[Staging<T>::kStages][kOut][Staging<T>::kDepth + Staging<T>::kPad];

@@ -29,8 +29,8 @@ BINDINGS = tuple(sorted((CSRC / "cuda").glob("bindings*.cpp")))
 
 SANITIZERS = {
     "": [],
-    "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fsanitize=bounds-strict", "-g"],
-    "tsan": ["-fsanitize=thread", "-g"],
+    "asan": ["-fsanitize=address,undefined", "-fsanitize=bounds-strict", "-fno-sanitize-recover=all", "-g", "-O1"],
+    "tsan": ["-fsanitize=thread", "-g", "-O1"],
 }
 
 
@@ -135,7 +135,7 @@ def shim_object(source: Path, sanitizer: str = "") -> Path:
     # A namespace of its own, for the ops too: they meet no build of losatok_ext in the same process.
     flags += ["-Dlosatok=losatok_shim"]
     if source in BINDINGS:
-        flags += ["-O1", *_torch_flags()]
+        flags += ["-O1", "-DLOSATOK_WORKSPACE_BYTES=65536", *_torch_flags()]
     return compile_object(["g++", *flags], source)[0]
 
 
@@ -162,15 +162,12 @@ def shim_ops() -> Path:
     return _link("shim_ops", objects, ["-shared", "-Wl,-Bsymbolic", libraries, "-lc10", "-ltorch", "-ltorch_cpu"])
 
 
-def shim_library(*sources: Path) -> Path:
-    """A library of ``sources`` on the shim, without torch."""
-    return _link(sources[0].stem, _objects([*sources, SHIM / "fibers.cpp", SHIM / "runtime.cpp"], ""), ["-shared"])
-
-
 def shim_program(*sources: Path, sanitizer: str) -> Path:
-    """A program of ``sources`` on the shim, without torch, under ``sanitizer`` (``"asan"``, ``"tsan"``)."""
+    """A program of ``sources`` on the shim, without torch, under a key of SANITIZERS."""
     objects = _objects([*sources, SHIM / "fibers.cpp", SHIM / "runtime.cpp"], sanitizer)
-    return _link(f"{sources[0].stem}_{sanitizer}", objects, [f for f in SANITIZERS[sanitizer] if "sanitize=" in f])
+    return _link(
+        f"{sources[0].stem}_{sanitizer or 'plain'}", objects, [f for f in SANITIZERS[sanitizer] if "sanitize=" in f]
+    )
 
 
 def cuda_object(source: Path, architecture: int) -> tuple[Path, str]:
@@ -181,3 +178,14 @@ def cuda_object(source: Path, architecture: int) -> tuple[Path, str]:
     flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", "-gencode", code]
     flags += ["-Werror", "all-warnings", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-Wall,-Wextra"]
     return compile_object([compiler, *flags], source)
+
+
+def check_bindings(source: Path) -> None:
+    """Check ``source`` by g++ against torch's and CUDA's own headers; a warning too raises CompileError."""
+    flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-Werror", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", f"-I{CSRC}"]
+    command = ["g++", *flags, *_torch_flags(), "-isystem", str(cuda_include())]
+    marker = CACHE / f"{source.stem}-{_key(command, source)}.checked"
+    if not marker.is_file():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        run([*command, str(source)])
+        marker.touch()

@@ -2,6 +2,7 @@
 #include "fibers.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
@@ -18,7 +19,6 @@
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
@@ -110,29 +110,44 @@ struct Warp {
   alignas(16) unsigned char values[2][kLanes][16];
 };
 
-// One launch's state: blocks run in turn on one CPU thread, so there is one of it.
-std::vector<Fiber> fibers;
-std::vector<Warp> warps;
+// What a fiber runs on: a stack, and what ThreadSanitizer knows it by. Used again from block to block.
+struct Slot {
+  Memory stack{nullptr, &std::free};
+  void* sanitizer = nullptr;
+};
+
+// The state of one block. ThreadSanitizer's happens-before edges hang on addresses in here: a block's alone, and two in
+// turn for barriers, so that a thread that is late to leave one does not learn what others did on their way to the
+// next.
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  Memory shared{nullptr, &std::free};
+  char sync[2];
+};
+
+#if defined(LOSATOK_SHIM_TSAN)
+// Fibers of one slot are one thread to ThreadSanitizer, which knows at most 8128 and is slow with many. So races
+// between blocks are seen, except between threads of the same number in blocks as far apart as this holds.
+constexpr size_t kSlots = 512;
+std::vector<std::unique_ptr<Block>> past;  // kept to the launch's end: blocks must not seem to share memory
+#endif
+std::vector<Slot> slots;
+char sync_launch, sync_end;
+
+// Blocks run in turn on one CPU thread, so there is one of each of these.
+std::unique_ptr<Block> running;
 std::vector<unsigned> by_rank, rank_of;
-std::vector<uint64_t> ready;  // bit r: the thread of rank r can run
+std::array<uint64_t, 1024 / 64> ready;  // bit r: the thread of rank r can run
 unsigned current = kNobody, at_barrier = 0, done = 0;
 Fiber host;
 const std::function<void()>* body = nullptr;
 std::string error;
 Order order = Order::kForward;
 uint64_t random_state = 1;
-std::vector<Memory> stacks;  // used again from block to block, except under ThreadSanitizer
-// Addresses that ThreadSanitizer's happens-before edges hang on. Barriers take two in turn: a thread that is late to
-// leave one must not learn what others did on their way to the next.
-char sync_launch, sync_end, sync_block[2];
 #if defined(LOSATOK_SHIM_ASAN)
 const void* host_bottom = nullptr;
 size_t host_size = 0;
-#endif
-#if defined(LOSATOK_SHIM_TSAN)
-// Blocks are not ordered with each other, so nothing of one may be used again by another of the launch.
-std::vector<std::vector<Fiber>> past_fibers;
-std::vector<Memory> past_memory;
 #endif
 
 uint64_t next_random() {  // xorshift64*, Vigna 2016
@@ -159,26 +174,26 @@ void acquire(void* address) {
 }
 
 void set_ready(unsigned t) {
-  fibers[t].state = State::kReady;
+  running->fibers[t].state = State::kReady;
   ready[rank_of[t] / 64] |= uint64_t{1} << (rank_of[t] % 64);
 }
 
 void set_waiting(unsigned t, State state) {
-  fibers[t].state = state;
+  running->fibers[t].state = state;
   ready[rank_of[t] / 64] &= ~(uint64_t{1} << (rank_of[t] % 64));
 }
 
 // Only when every live thread is ready or done, so that the set of ready ranks can be made anew.
 void draw_ranks() {
-  const unsigned n = static_cast<unsigned>(fibers.size());
+  const unsigned n = static_cast<unsigned>(running->fibers.size());
   for (unsigned i = 0; i < n; ++i) by_rank[i] = order == Order::kReverse ? n - 1 - i : i;
   if (order == Order::kPriority) {
     for (unsigned i = n; i > 1; --i) std::swap(by_rank[i - 1], by_rank[next_random() % i]);
   }
   for (unsigned i = 0; i < n; ++i) rank_of[by_rank[i]] = i;
-  std::fill(ready.begin(), ready.end(), 0);
+  ready = {};
   for (unsigned t = 0; t < n; ++t) {
-    if (fibers[t].state == State::kReady) set_ready(t);
+    if (running->fibers[t].state == State::kReady) set_ready(t);
   }
 }
 
@@ -209,9 +224,9 @@ void change(Fiber& from, Fiber& to, [[maybe_unused]] bool last) {
 }
 
 void give_turn(unsigned next) {
-  Fiber& from = current == kNobody ? host : fibers[current];
-  const bool last = current != kNobody && fibers[current].state == State::kDone;
-  Fiber& to = next == kNobody ? host : fibers[next];
+  Fiber& from = current == kNobody ? host : running->fibers[current];
+  const bool last = current != kNobody && running->fibers[current].state == State::kDone;
+  Fiber& to = next == kNobody ? host : running->fibers[next];
   if (&from == &to) return;
   current = next;
   if (next != kNobody)
@@ -220,7 +235,7 @@ void give_turn(unsigned next) {
 }
 
 std::string where(unsigned t) {
-  const Fiber& fiber = fibers[t];
+  const Fiber& fiber = running->fibers[t];
   const std::string name = "thread " + std::to_string(t);
   if (fiber.state == State::kDone) return name + " has returned";
   return name + (fiber.state == State::kAtBlockBarrier ? " waits at the barrier " : " waits at the warp collective ") +
@@ -230,12 +245,13 @@ std::string where(unsigned t) {
 // Nobody can run though not everybody is done: says who waits where.
 void report_deadlock() {
   unsigned waiting = kNobody, other = kNobody;
-  for (unsigned t = 0; t < fibers.size(); ++t) {
-    if (fibers[t].state != State::kDone && waiting == kNobody) waiting = t;
+  for (unsigned t = 0; t < running->fibers.size(); ++t) {
+    if (running->fibers[t].state != State::kDone && waiting == kNobody) waiting = t;
   }
-  for (unsigned t = 0; t < fibers.size(); ++t) {
-    const bool differs = fibers[t].state != fibers[waiting].state || !(fibers[t].place == fibers[waiting].place);
-    if (differs && (other == kNobody || fibers[t].state == State::kDone)) other = t;
+  for (unsigned t = 0; t < running->fibers.size(); ++t) {
+    const bool differs = running->fibers[t].state != running->fibers[waiting].state ||
+                         !(running->fibers[t].place == running->fibers[waiting].place);
+    if (differs && (other == kNobody || running->fibers[t].state == State::kDone)) other = t;
   }
   error = "deadlock in block " + std::to_string(block_index.x) + ": " + where(waiting) +
           (other == kNobody ? "" : ", but " + where(other));
@@ -243,7 +259,7 @@ void report_deadlock() {
 
 void next_turn() {
   const unsigned next = pick();
-  if (next == kNobody && done != fibers.size()) report_deadlock();
+  if (next == kNobody && done != running->fibers.size()) report_deadlock();
   give_turn(next);
 }
 
@@ -267,7 +283,7 @@ void thread_main() {
 #endif
   acquire(&sync_launch);
   (*body)();
-  Fiber& self = fibers[current];
+  Fiber& self = running->fibers[current];
   for (const auto& group : self.copies) {
     if (!group.empty()) fail("thread " + std::to_string(current) + " returned with asynchronous copies in flight");
   }
@@ -284,10 +300,17 @@ Memory allocate(size_t alignment, size_t bytes) {
   return Memory(static_cast<char*>(memory), &std::free);
 }
 
-void start(unsigned t) {
-  Fiber& fiber = fibers[t];
-  if (t == stacks.size()) stacks.push_back(allocate(64, kStack));
-  fiber.stack = stacks[t].get();
+// Thread t of the running block on a slot.
+void start(unsigned t, Slot& slot) {
+  Fiber& fiber = running->fibers[t];
+  if (slot.stack == nullptr) {
+    slot.stack = allocate(64, kStack);
+#if defined(LOSATOK_SHIM_TSAN)
+    slot.sanitizer = __tsan_create_fiber(0);
+#endif
+  }
+  fiber.stack = slot.stack.get();
+  fiber.sanitizer = slot.sanitizer;
 #if defined(LOSATOK_SHIM_ASSEMBLY)
   // Six registers and a return address; at the entry of a function the stack pointer is 8 off a multiple of 16.
   void** top = reinterpret_cast<void**>(fiber.stack + kStack - 64);
@@ -301,9 +324,6 @@ void start(unsigned t) {
   fiber.context.uc_stack.ss_size = kStack;
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, &thread_main, 0);
-#endif
-#if defined(LOSATOK_SHIM_TSAN)
-  fiber.sanitizer = __tsan_create_fiber(0);
 #endif
 }
 
@@ -340,55 +360,55 @@ bool run(const std::function<void()>& kernel, Index grid, Index block, size_t sh
   for (uint64_t b = 0; b < uint64_t{grid.x} * grid.y * grid.z && error.empty(); ++b) {
     block_index = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                    static_cast<unsigned>(b / grid.x / grid.y)};
+    running = std::make_unique<Block>();
+    running->fibers = std::vector<Fiber>(threads);
+    running->warps.resize(threads / kLanes);
     // Exactly as much as was asked for, so that AddressSanitizer knows its end; NaN in every floating-point type.
-    Memory shared = allocate(128, shared_bytes);
-    std::memset(shared.get(), 0xff, shared_bytes);
-    shared_memory = reinterpret_cast<unsigned char*>(shared.get());
-    fibers = std::vector<Fiber>(threads);
-    warps.assign(threads / kLanes, Warp{});
+    running->shared = allocate(128, shared_bytes);
+    std::memset(running->shared.get(), 0xff, shared_bytes);
+    shared_memory = reinterpret_cast<unsigned char*>(running->shared.get());
     by_rank.resize(threads);
     rank_of.resize(threads);
-    ready.assign((threads + 63) / 64, 0);
     at_barrier = done = 0;
-    for (unsigned t = 0; t < threads; ++t) start(t);
+    size_t first_slot = 0;
+#if defined(LOSATOK_SHIM_TSAN)
+    first_slot = b % std::max<size_t>(1, kSlots / threads) * threads;
+#endif
+    if (slots.size() < first_slot + threads) slots.resize(first_slot + threads);
+    for (unsigned t = 0; t < threads; ++t) start(t, slots[first_slot + t]);
     draw_ranks();
     release(&sync_launch);
     current = kNobody;
     next_turn();
 #if defined(LOSATOK_SHIM_TSAN)
-    for (Fiber& fiber : fibers) __tsan_destroy_fiber(fiber.sanitizer);
-    past_fibers.push_back(std::move(fibers));
-    for (Memory& stack : stacks) past_memory.push_back(std::move(stack));
-    stacks.clear();
-    past_memory.push_back(std::move(shared));
+    past.push_back(std::move(running));
 #endif
   }
   acquire(&sync_end);
 #if defined(LOSATOK_SHIM_TSAN)
-  past_fibers.clear();
-  past_memory.clear();
+  past.clear();
 #endif
-  fibers.clear();
+  running.reset();
   shared_memory = nullptr;
   return error.empty();
 }
 
 void block_barrier(const char* file, unsigned line) {
-  Fiber& self = fibers[current];
+  Fiber& self = running->fibers[current];
   self.place = {file, line};
-  char* sync = &sync_block[self.barriers++ % 2];
+  char* sync = &running->sync[self.barriers++ % 2];
   release(sync);
-  if (++at_barrier < fibers.size()) {
+  if (++at_barrier < running->fibers.size()) {
     set_waiting(current, State::kAtBlockBarrier);
     next_turn();
   } else {
-    for (const Fiber& other : fibers) {
+    for (const Fiber& other : running->fibers) {
       if (!(other.place == self.place)) {
         fail("a divergent barrier: some threads are at " + other.place.text() + ", others at " + self.place.text());
       }
     }
     at_barrier = 0;
-    for (Fiber& fiber : fibers) fiber.state = State::kReady;
+    for (Fiber& fiber : running->fibers) fiber.state = State::kReady;
     draw_ranks();
     next_turn();
   }
@@ -396,9 +416,9 @@ void block_barrier(const char* file, unsigned line) {
 }
 
 void warp_barrier(unsigned mask, void* own, WarpAction action, const char* file, unsigned line) {
-  Fiber& self = fibers[current];
+  Fiber& self = running->fibers[current];
   const unsigned first = current / kLanes * kLanes;
-  Warp& warp = warps[current / kLanes];
+  Warp& warp = running->warps[current / kLanes];
   self.place = {file, line};
   if (mask != 0xffffffffu) fail("a partial mask at " + self.place.text() + ": kernels use full warps");
   warp.brought[current % kLanes] = own;
@@ -409,8 +429,9 @@ void warp_barrier(unsigned mask, void* own, WarpAction action, const char* file,
     next_turn();
   } else {
     for (unsigned t = first; t < first + kLanes; ++t) {
-      if (!(fibers[t].place == self.place)) {
-        fail("a divergent warp: some lanes are at " + fibers[t].place.text() + ", others at " + self.place.text());
+      if (!(running->fibers[t].place == self.place)) {
+        fail("a divergent warp: some lanes are at " + running->fibers[t].place.text() + ", others at " +
+             self.place.text());
       }
     }
     warp.arrived = 0;
@@ -428,8 +449,8 @@ void warp_barrier(unsigned mask, void* own, WarpAction action, const char* file,
 void warp_exchange(unsigned mask, const void* own, void* other, size_t bytes, unsigned source_lane, const char* file,
                    unsigned line) {
   // Two sets of slots in turn: a lane may be at most one exchange ahead of another.
-  Warp& warp = warps[current / kLanes];
-  const unsigned slot = fibers[current].exchanges++ % 2;
+  Warp& warp = running->warps[current / kLanes];
+  const unsigned slot = running->fibers[current].exchanges++ % 2;
   std::memcpy(warp.values[slot][current % kLanes], own, bytes);
   warp_barrier(mask, nullptr, nullptr, file, line);
   std::memcpy(other, warp.values[slot][source_lane % kLanes], bytes);
@@ -440,19 +461,19 @@ void async_copy(void* shared, const void* source, int bytes, int whole) {
       bytes > whole) {
     fail("an asynchronous copy that is misaligned or of " + std::to_string(bytes) + " bytes");
   }
-  auto& copies = fibers[current].copies;
+  auto& copies = running->fibers[current].copies;
   if (copies.empty()) copies.emplace_back();
   copies.back().push_back({shared, source, bytes, whole});
 }
 
 void async_commit() {
-  auto& copies = fibers[current].copies;
+  auto& copies = running->fibers[current].copies;
   if (copies.empty()) copies.emplace_back();
   copies.emplace_back();
 }
 
 void async_wait(int pending) {
-  auto& copies = fibers[current].copies;
+  auto& copies = running->fibers[current].copies;
   while (copies.size() > static_cast<size_t>(pending) + 1) {  // the last is the open group
     copy_now(copies.front());
     copies.pop_front();

@@ -55,6 +55,16 @@ void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& f, const T* memory, uns
 }
 
 template <int M, int N, int K, typename T>
+void load_matrix_sync(fragment<accumulator, M, N, K, T>& f, const T* memory, unsigned stride, layout_t layout) {
+  check_access(memory, stride);
+  for (unsigned e = 0; e < f.num_elements; ++e) {
+    const unsigned entry = scrambled<accumulator>(host_shim::lane() * f.num_elements + e);
+    const unsigned row = entry / kSide, column = entry % kSide;
+    f.x[e] = layout == mem_row_major ? memory[row * stride + column] : memory[column * stride + row];
+  }
+}
+
+template <int M, int N, int K, typename T>
 void store_matrix_sync(T* memory, const fragment<accumulator, M, N, K, T>& f, unsigned stride, layout_t layout) {
   check_access(memory, stride);
   for (unsigned e = 0; e < f.num_elements; ++e) {

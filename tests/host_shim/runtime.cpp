@@ -1,4 +1,5 @@
-// What the bindings ask of the CUDA runtime, answered for the host shim, and how tests choose the order of threads.
+// What the bindings ask of the CUDA runtime, answered for the host shim, and how tests choose the order of threads and
+// read errors.
 #include <cuda_runtime_api.h>
 
 #include "fibers.h"
@@ -19,4 +20,6 @@ cudaError_t CUDARTAPI cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
 void losatok_shim_set_order(int order, uint64_t seed) {
   host_shim::set_order(static_cast<host_shim::Order>(order), seed);
 }
+
+const char* losatok_shim_last_error() { return host_shim::last_error(); }
 }

@@ -1,0 +1,206 @@
+"""What only a GPU can show of the native CUDA ops: streams, graphs, synchronisation, memory, real sizes.
+
+The numeric tests of tests/ops run on a GPU as well where there is one; here are the points that are CUDA's own.
+"""
+
+import pytest
+import torch
+
+import losatok_ext
+from budget import GRADIENT_FACTOR, assert_within_budget
+from losatok_ext import ops
+from losatok_ext.ops import dispatch
+from losatok_ext.ops.reference import bottleneck as reference_bottleneck
+from losatok_ext.ops.reference import time_relation as reference_relation
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def _native_cuda():
+    reason = dispatch.unavailable("native", "cuda")
+    if reason is not None:
+        pytest.skip(reason)
+    with losatok_ext.use_backend("native"):
+        yield
+
+
+pytestmark = pytest.mark.gpu
+
+
+def draw(dtype, *shape, scale=1.0):
+    return (scale * torch.randn(*shape, device="cuda")).to(dtype)
+
+
+def mlp(dtype, features=1280, hidden=512, out=128):
+    return (
+        draw(dtype, hidden, features, scale=features**-0.5),
+        draw(dtype, hidden, scale=0.1),
+        draw(dtype, out, hidden, scale=hidden**-0.5),
+        draw(dtype, out, scale=0.1),
+    )
+
+
+def wide(*tensors):
+    return [t.double() for t in tensors]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 250, 4096, 4097, 20000])
+@pytest.mark.parametrize(("features", "hidden", "out"), [(1280, 512, 128), (128, 512, 1280), (77, 33, 19)])
+def test_project_and_backward(dtype, rows, features, hidden, out):
+    x, parameters = draw(dtype, rows, features), mlp(dtype, features, hidden, out)
+    leaves = [t.clone().requires_grad_() for t in (x, *parameters)]
+    z = ops.bottleneck_project(*leaves)
+    same = reference_bottleneck.bottleneck_project(x, *parameters)
+    exact_leaves = [t.requires_grad_() for t in wide(x, *parameters)]
+    exact = reference_bottleneck.bottleneck_project(*exact_leaves)
+    assert_within_budget(z.detach(), same, exact.detach(), name="z")
+    grad = draw(dtype, rows, out)
+    same_leaves = [t.clone().requires_grad_() for t in (x, *parameters)]
+    same_grads = torch.autograd.grad(reference_bottleneck.bottleneck_project(*same_leaves), same_leaves, grad)
+    exact_grads = torch.autograd.grad(exact, exact_leaves, grad.double())
+    for mine, theirs, truth in zip(torch.autograd.grad(z, leaves, grad), same_grads, exact_grads, strict=True):
+        assert_within_budget(mine, theirs, truth, factor=GRADIENT_FACTOR, name="gradient")
+
+
+def loss_case(dtype, batch=4, time=750):
+    z, target = draw(dtype, batch, time, 128), draw(dtype, batch, time, 1280)
+    lengths = torch.randint(1, time + 1, (batch,), device="cuda")
+    for b, length in enumerate(lengths.tolist()):
+        z[b, length:] = float("nan")
+        target[b, length:] = float("nan")
+    return z, target, mlp(dtype, 128, 512, 1280), lengths
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_loss_and_gradients(dtype):
+    z, target, parameters, lengths = loss_case(dtype)
+
+    def run(function, kind):
+        leaves = [t.nan_to_num().to(kind).requires_grad_() for t in (z, *parameters)]
+        loss = function(leaves[0], target.nan_to_num().to(kind), *leaves[1:], lengths)
+        return loss.detach(), torch.autograd.grad(loss, leaves)
+
+    exact, exact_grads = run(reference_bottleneck.normalized_reconstruction_loss, torch.float64)
+    same, same_grads = run(reference_bottleneck.normalized_reconstruction_loss, dtype)
+    leaves = [t.clone().requires_grad_() for t in (z, *parameters)]
+    loss = ops.normalized_reconstruction_loss(leaves[0], target, *leaves[1:], lengths)
+    assert_within_budget(loss.detach(), same, exact, name="loss")
+    for mine, theirs, truth in zip(torch.autograd.grad(loss, leaves), same_grads, exact_grads, strict=True):
+        assert_within_budget(mine, theirs, truth, factor=GRADIENT_FACTOR, name="gradient")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("algorithm", "window"), [("tiled", None), ("factored", None), ("banded", 1), ("banded", 100), ("auto", None)]
+)
+def test_time_relation(dtype, algorithm, window):
+    low, high = draw(dtype, 4, 750, 128), draw(dtype, 4, 750, 1280)
+    lengths = torch.tensor([750, 1, 333, 640], device="cuda")
+    results = []
+    for kind in (dtype, torch.float64):
+        leaf = low.to(kind).requires_grad_()
+        loss = reference_relation.time_relation_loss(leaf, high.to(kind), lengths, window)
+        results.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+    leaf = low.clone().requires_grad_()
+    loss = ops.time_relation_loss(leaf, high, lengths, window, algorithm)
+    grad = torch.autograd.grad(loss, leaf)[0]
+    assert_within_budget(loss.detach(), results[0][0], results[1][0], name="loss")
+    assert_within_budget(grad, results[0][1], results[1][1], factor=GRADIENT_FACTOR, name="grad_low")
+
+
+def every_op():
+    """Calls that take device tensors only, by name."""
+    x, parameters = draw(torch.bfloat16, 300, 1280), mlp(torch.bfloat16)
+    z, target, restoring, lengths = loss_case(torch.bfloat16)
+    low, high = draw(torch.bfloat16, 2, 600, 128), draw(torch.bfloat16, 2, 600, 1280)
+    kernels = torch.ops.losatok
+    _, hidden = kernels.bottleneck_project_forward(x, *parameters, "gelu", True)
+    grad = draw(torch.bfloat16, 300, 128)
+    return {
+        "project": lambda: kernels.bottleneck_project_forward(x, *parameters, "gelu", True),
+        "backward": lambda: kernels.bottleneck_project_backward(
+            grad, x, hidden, parameters[0], parameters[2], "gelu", True, True
+        ),
+        "loss": lambda: kernels.normalized_reconstruction_loss_forward(z, target, *restoring, lengths, "gelu", True),
+        "tiled": lambda: kernels.time_relation_forward(low, high, None, -1, "tiled", None, True),
+        "factored": lambda: kernels.time_relation_forward(low, high, None, -1, "factored", None, True),
+        "energy": lambda: (kernels.gram_energy_forward(high, None, -1),),
+    }
+
+
+NAMES = ["project", "backward", "loss", "tiled", "factored", "energy"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_repeat_bit_for_bit_and_wait_for_nothing(name):
+    call = every_op()[name]
+    first = call()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        repeats = [call() for _ in range(20)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for repeat in repeats:
+        assert all(a.equal(b) for a, b in zip(first, repeat, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ops_run_on_the_current_stream_and_in_graphs(name):
+    call = every_op()[name]
+    expected = call()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()  # allocations and handles before the capture
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    for tensor in captured:
+        tensor.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(a.equal(b) for a, b in zip(captured, expected, strict=True))
+
+
+def test_loss_memory_does_not_hold_restored_features():
+    z, target = draw(torch.bfloat16, 16, 7500, 128), draw(torch.bfloat16, 16, 7500, 1280)
+    leaves = [t.requires_grad_() for t in (z, *mlp(torch.bfloat16, 128, 512, 1280))]
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ops.normalized_reconstruction_loss(leaves[0], target, *leaves[1:]).backward()
+    extra = torch.cuda.max_memory_allocated() - before
+    # Two blocks' worth of workspace, and the float32 and final gradients; eager keeps several times target's size.
+    assert extra < target.numel() * target.element_size() + (128 << 20), f"{extra / 2**20:.0f} MiB"
+
+
+def test_an_hour_without_time_by_time_matrices():
+    low, high = draw(torch.bfloat16, 1, 90000, 128), draw(torch.bfloat16, 1, 90000, 1280)
+    low.requires_grad_()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss = ops.time_relation_loss(low, high)
+    loss.backward()
+    extra = torch.cuda.max_memory_allocated() - before
+    assert torch.isfinite(loss)
+    assert torch.isfinite(low.grad).all()
+    assert extra < 1 << 30, f"{extra / 2**20:.0f} MiB"
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_ops_run_on_their_tensors_device():
+    x, parameters = draw(torch.float32, 10, 1280), mlp(torch.float32)
+    expected = ops.bottleneck_project(x, *parameters)
+    moved = ops.bottleneck_project(x.to("cuda:1"), *(p.to("cuda:1") for p in parameters))
+    assert moved.device.index == 1
+    assert torch.allclose(moved.cpu(), expected.cpu())
+
+
+def test_float64_is_refused_with_the_cure():
+    with pytest.raises(TypeError, match="use_backend"):
+        torch.ops.losatok.gram_energy_forward(torch.randn(1, 4, 8, device="cuda").double(), None, -1)

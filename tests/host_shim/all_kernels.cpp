@@ -1,0 +1,221 @@
+// Runs every launcher once per element type on tiny shapes, for the sanitizers: all buffers are exactly as large as
+// they should be, and results must be finite. Arguments: order (0 forward, 1 reverse, 2 by priorities) and seed.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "cuda/bottleneck.h"
+#include "cuda/reduce.h"
+#include "cuda/time_relation.h"
+#include "fibers.h"
+
+using namespace losatok::cuda;
+
+namespace {
+
+int launches = 0;
+uint64_t state = 1;
+
+float next_value() {  // within -1 .. 1
+  state = state * 6364136223846793005ull + 1442695040888963407ull;
+  return static_cast<float>(static_cast<int32_t>(state >> 32)) / 2147483648.f;
+}
+
+// Device memory of `count` elements, `offset` elements off the start of an allocation that ends where it does.
+class Buffer {
+ public:
+  Buffer(DType dtype, int64_t count, int64_t offset = 0) : dtype_(dtype), count_(count) {
+    const size_t bytes = static_cast<size_t>(count + offset) * size();
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 32, bytes ? bytes : 1)) std::abort();
+    memory_.reset(memory);
+    data_ = static_cast<char*>(memory) + offset * size();
+  }
+  Buffer& random() {
+    for (int64_t i = 0; i < count_; ++i) set(i, next_value());
+    return *this;
+  }
+  Buffer& nan() {
+    for (int64_t i = 0; i < count_; ++i) set(i, std::numeric_limits<float>::quiet_NaN());
+    return *this;
+  }
+  void* data() const { return data_; }
+  float* floats() const { return static_cast<float*>(data_); }
+  void expect_finite(const char* name) const {
+    for (int64_t i = 0; i < count_; ++i) {
+      if (std::isfinite(get(i))) continue;
+      std::printf("%s[%ld] of type %d is not finite\n", name, static_cast<long>(i), static_cast<int>(dtype_));
+      std::exit(1);
+    }
+  }
+
+ private:
+  size_t size() const { return dtype_ == DType::kFloat ? 4 : 2; }
+  void set(int64_t i, float x) {
+    if (dtype_ == DType::kFloat) static_cast<float*>(data_)[i] = x;
+    if (dtype_ == DType::kBFloat16) static_cast<__nv_bfloat16*>(data_)[i] = __float2bfloat16(x);
+    if (dtype_ == DType::kHalf) static_cast<__half*>(data_)[i] = __float2half(x);
+  }
+  float get(int64_t i) const {
+    if (dtype_ == DType::kFloat) return static_cast<const float*>(data_)[i];
+    if (dtype_ == DType::kBFloat16) return __bfloat162float(static_cast<const __nv_bfloat16*>(data_)[i]);
+    return __half2float(static_cast<const __half*>(data_)[i]);
+  }
+  DType dtype_;
+  int64_t count_;
+  std::unique_ptr<void, decltype(&std::free)> memory_{nullptr, &std::free};
+  void* data_;
+};
+
+void check(cudaError_t error, const char* name) {
+  ++launches;
+  if (error == cudaSuccess) return;
+  std::printf("%s: error %d, %s\n", name, static_cast<int>(error), host_shim::last_error());
+  std::exit(1);
+}
+
+void project(DType dtype, int64_t rows, int64_t features, int64_t hidden_size, int64_t out, int64_t offset,
+             ProjectPlan plan) {
+  Buffer x(dtype, rows * features, offset), in(dtype, hidden_size * features), to(dtype, out * hidden_size, offset);
+  Buffer bias_in(dtype, hidden_size), bias_out(dtype, out);
+  Buffer z(dtype, rows * out), hidden(dtype, rows * hidden_size), partial(DType::kFloat, plan.splits * rows * out);
+  for (Buffer* b : {&x, &in, &to, &bias_in, &bias_out}) b->random();
+  z.nan();
+  hidden.nan();
+  const ProjectForward a{x.data(),
+                         in.data(),
+                         bias_in.data(),
+                         to.data(),
+                         bias_out.data(),
+                         z.data(),
+                         hidden.data(),
+                         plan.splits > 1 ? partial.nan().floats() : nullptr,
+                         rows,
+                         features,
+                         hidden_size,
+                         out,
+                         features,
+                         features,
+                         hidden_size,
+                         Activation::kGelu};
+  check(project_forward(dtype, a, plan, nullptr), "project_forward");
+  z.expect_finite("z");
+  hidden.expect_finite("hidden");
+
+  const int64_t blocks = (rows + kGradRows - 1) / kGradRows;
+  Buffer grad_hidden_out(dtype, rows * hidden_size), activated(dtype, rows * hidden_size);
+  Buffer sums(DType::kFloat, blocks * hidden_size), bias(dtype, hidden_size), no_partial(DType::kFloat, 0);
+  grad_hidden_out.nan();
+  activated.nan();
+  sums.nan();
+  const GradHidden g{
+      z.data(), to.data(), hidden.data(), grad_hidden_out.data(), activated.data(), sums.floats(), rows, hidden_size,
+      out,      out,       hidden_size,   Activation::kSilu};
+  check(grad_hidden(dtype, g, nullptr), "grad_hidden");
+  check(column_sums(DType::kFloat, sums.data(), blocks, hidden_size, hidden_size, no_partial.floats(), dtype,
+                    bias.nan().data(), false, nullptr),
+        "column_sums");
+  grad_hidden_out.expect_finite("grad_hidden");
+  activated.expect_finite("activated");
+  bias.expect_finite("bias");
+}
+
+void rows(DType dtype, DType target_dtype, int64_t features, int64_t offset) {
+  const int64_t lengths[] = {5, 2};
+  const Frames frames{lengths, 2, 5};
+  Buffer restored(dtype, 10 * features, offset), target(target_dtype, 10 * features), loss(DType::kFloat, 10);
+  restored.random();
+  target.random();
+  check(normalized_rows(dtype, target_dtype,
+                        {restored.data(), target.data(), loss.nan().floats(), 10, features, 0, frames, true}, nullptr),
+        "normalized_rows");
+  restored.expect_finite("grad_restored");
+  loss.expect_finite("row loss");
+  Buffer copy(dtype, 10 * features), sums(DType::kFloat, features), partial(DType::kFloat, 0);
+  check(copy_valid_rows(dtype, restored.data(), copy.nan().data(), 10, features, 0, frames, nullptr),
+        "copy_valid_rows");
+  check(multiply_by_derivative(dtype, copy.data(), restored.data(), 10 * features, Activation::kGeluTanh, nullptr),
+        "multiply_by_derivative");
+  check(activate(dtype, restored.data(), copy.data(), 10 * features, Activation::kRelu, nullptr), "activate");
+  check(column_sums(dtype, copy.data(), 10, features, features, partial.floats(), DType::kFloat, sums.random().data(),
+                    true, nullptr),
+        "column_sums");
+  sums.expect_finite("column sums");
+  double total = 0.;
+  Buffer mean(DType::kFloat, 1), scale(DType::kFloat, 1);
+  check(sum_terms(loss.floats(), 1, 10, &total, nullptr), "sum_terms");
+  check(finish_mean(&total, 1, {frames, false, -1, features}, mean.nan().floats(), scale.nan().floats(), nullptr),
+        "finish_mean");
+  mean.expect_finite("mean");
+}
+
+void tall_column_sums(DType dtype) {
+  const int64_t count = 1030;
+  Buffer values(dtype, count * 3), sums(dtype, 3), partial(DType::kFloat, column_sum_blocks(count) * 3);
+  check(column_sums(dtype, values.random().data(), count, 3, 3, partial.nan().floats(), dtype, sums.nan().data(), false,
+                    nullptr),
+        "column_sums");
+  sums.expect_finite("column sums");
+}
+
+void relation(DType dtype, int64_t time, int64_t low_features, int64_t high_features, int64_t window) {
+  const int64_t lengths[] = {time, time / 2};
+  const Frames frames{lengths, 2, time};
+  Buffer low(dtype, 2 * time * low_features), high(dtype, 2 * time * high_features);
+  low.random();
+  high.random();
+  const Clips low_clips{low.data(), low_features, time * low_features, low_features};
+  const Clips high_clips{high.data(), high_features, time * high_features, high_features};
+  Buffer low_inverse(DType::kFloat, 2 * time), high_inverse(DType::kFloat, 2 * time);
+  check(inverse_norms(dtype, low_clips, frames, low_inverse.nan().floats(), nullptr), "inverse_norms");
+  check(inverse_norms(dtype, high_clips, frames, high_inverse.nan().floats(), nullptr), "inverse_norms");
+  const int64_t blocks = (time + kTile - 1) / kTile;
+  for (const Relation kind : {Relation::kEnergy, Relation::kLoss, Relation::kLossAndGrad}) {
+    const int64_t splits = column_splits(kind, 2, time, 4);
+    Buffer terms(DType::kFloat, 2 * blocks * splits), grad(DType::kFloat, 2 * time * low_features);
+    const TiledRelation a{low_clips, high_clips, low_inverse.floats(), high_inverse.floats(),
+                          frames,    window,     terms.nan().floats(), grad.nan().floats()};
+    check(tiled_relation(dtype, kind, a, splits, nullptr), "tiled_relation");
+    terms.expect_finite("terms");
+    if (kind != Relation::kLossAndGrad) continue;
+    double totals[2];
+    Buffer loss(DType::kFloat, 1), scale(DType::kFloat, 1);
+    check(sum_terms(terms.floats(), 2, blocks * splits, totals, nullptr), "sum_terms");
+    check(finish_mean(totals, 2, {frames, true, window, 1}, loss.nan().floats(), scale.nan().floats(), nullptr),
+          "finish_mean");
+    check(normalize_backward(dtype, low_clips, frames, scale.floats(), grad.floats(), nullptr), "normalize_backward");
+    grad.expect_finite("grad_low");
+  }
+  Buffer normal(DType::kFloat, 7 * high_features);
+  check(normalize_clips(dtype, high_clips, frames, 1, 1, time / 2 - 3, 7, normal.nan().floats(), nullptr),
+        "normalize_clips");
+  normal.expect_finite("normalised rows");
+  double total;
+  check(add_square_sums(normal.floats(), 1, 7 * high_features, -2., true, &total, nullptr), "add_square_sums");
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count == 3)
+    host_shim::set_order(static_cast<host_shim::Order>(std::atoi(arguments[1])), std::atoll(arguments[2]));
+  const DType next[] = {DType::kBFloat16, DType::kHalf, DType::kFloat};
+  for (const DType dtype : {DType::kFloat, DType::kBFloat16, DType::kHalf}) {
+    project(dtype, 5, 16, 72, 8, 0, {true, 1});    // 16-byte copies
+    project(dtype, 17, 13, 130, 7, 3, {true, 3});  // single elements, split hidden units
+    project(dtype, 66, 24, 136, 16, 0, {false, 1});
+    rows(dtype, dtype, 12, 0);
+    rows(dtype, next[static_cast<int>(dtype)], 131, 1);
+    tall_column_sums(dtype);
+    relation(dtype, 67, 9, 40, -1);
+    relation(dtype, 70, 136, 8, 2);
+  }
+  std::printf("ok: %d launches\n", launches);
+  return 0;
+}
