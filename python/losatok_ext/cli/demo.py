@@ -1,4 +1,4 @@
-"""``losatok demo``: the whole path on the bundled recordings - train, tokenize, reconstruct - in about three minutes."""
+"""``losatok demo``: the whole path on the bundled recordings - train, tokenize, reconstruct - in a few minutes."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def demo(
 ) -> None:
     """Train a small model on the bundled recordings, then tokenize and reconstruct one.
 
-    Leaves a model, a latent file, the reconstruction and a picture in the folder. The same command again goes on where it
-    was stopped.
+    Leaves a model, a latent file, the reconstruction and a picture in the folder. The same command again goes on where
+    it was stopped.
     """
     check_folder(output)
     data = sample_folder()

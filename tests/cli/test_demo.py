@@ -1,0 +1,32 @@
+"""``losatok demo``, shortened: what it leaves, and that it goes on where it was."""
+
+import pytest
+import soundfile
+
+from losatok_ext.inference.latent_files import load_latents
+from losatok_ext.models import LoSATok
+
+
+@pytest.mark.slow
+def test_demo_leaves_a_model_tokens_a_recording_and_a_picture(losatok, tmp_path):
+    folder = tmp_path / "demo"
+    first = losatok("demo", "-o", folder, "--steps-scale", "0.001")
+    assert first.code == 0, first.err
+    model = LoSATok.from_pretrained(folder / "model")
+    latents = load_latents(folder / "recording.losatok", model.fingerprint())
+    assert soundfile.info(folder / "recording.wav").frames == latents.header.samples
+    assert (folder / "recording.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("model", "recording.losatok", "recording.wav", "recording.png"):
+        assert name in first.out
+    weights = (folder / "model" / "model.safetensors").read_bytes()
+
+    again = losatok("demo", "-o", folder, "--steps-scale", "0.001")  # trained already: only the recording is done again
+    assert again.code == 0, again.err
+    assert (folder / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_recording_that_is_not_there_is_said_before_the_training(losatok, tmp_path):
+    result = losatok("demo", "-o", tmp_path / "demo", "--recording", tmp_path / "missing.wav")
+    assert result.code == 2
+    assert "missing.wav" in result.err
+    assert not (tmp_path / "demo").exists()
