@@ -18,23 +18,22 @@ def demo_recipe(init: str | Path, device: str = "auto", scale: float = 1.0) -> t
     Returns:
         The configurations of ``train_sembo`` and ``train_tokenizer``.
     """
-    data = DataConfig(crop_seconds=1.28)
     checkpoint = CheckpointConfig(every=200, keep=1)
     sembo = TrainConfig(
         preset="tiny",
         device=device,
         steps=max(round(300 * scale), 1),
         batch_size=8,
-        data=data,
+        data=DataConfig(crop_seconds=1.28),
         optimizer=OptimizerConfig(lr=4e-3),
         checkpoint=checkpoint,
     )
     tokenizer = TrainConfig(
         init=str(init),
         device=device,
-        steps=max(round(700 * scale), 1),
-        batch_size=8,
-        data=data,
+        steps=max(round(2400 * scale), 1),
+        batch_size=4,
+        data=DataConfig(crop_seconds=0.64),
         optimizer=OptimizerConfig(lr=2e-3),
         checkpoint=checkpoint,
     )

@@ -50,7 +50,7 @@ class SemBoStage:
 
     @staticmethod
     def build(config: TrainConfig) -> LoSATok:
-        """A model to start from: that of ``init``, or a new one of the preset, with the weights of ``teacher`` if given.
+        """A model to start from: that of ``init``, or a new one of the preset, with ``teacher``'s weights if given.
 
         Raises:
             ConfigError, CheckpointError: as :meth:`model_config`; also where the weights of ``init`` or ``teacher``
