@@ -69,7 +69,7 @@ struct PlainTensors {
 // each product. What tasks sum goes into one accumulator per task: a result depends on the number of threads, never on
 // their timing.
 constexpr int64_t kBlockRows = 512;  // the hidden block, 1 MB in float at H = 512, stays in the second-level cache
-constexpr int64_t kTaskRows = 64;    // fewer rows than this for each thread are one task
+constexpr int64_t kTaskRows = 16;    // fewer rows than this for each thread are one task
 
 struct Plan {
   int64_t rows, block, tasks;
@@ -207,7 +207,7 @@ std::tuple<Tensor, Tensor> project_forward(const Tensor& x, const Tensor& weight
     plan.run([&](int64_t task) {
       const int64_t last = plan.first(task + 1);
       const auto buffer = [&](bool wanted, int64_t columns) {
-        return at::empty({wanted ? plan.block : 0, columns}, w_in.options());
+        return wanted ? at::empty({plan.block, columns}, w_in.options()) : Tensor();
       };
       const Tensor outs = buffer(true, width), pres = buffer(keep_hidden && !same, width),
                    zs = buffer(!same, z.size(1));

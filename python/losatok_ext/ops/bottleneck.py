@@ -130,19 +130,45 @@ class _Loss(torch.autograd.Function):
 # --- the public functions -------------------------------------------------------------------------------------------
 
 
-def _check_mlp(
-    input_name: str,
-    x: Tensor,
-    weight_in: Tensor,
-    bias_in: Tensor | None,
-    weight_out: Tensor,
-    bias_out: Tensor | None,
-    activation: str,
-) -> None:
-    if activation not in reference.ACTIVATIONS:
-        raise ValueError(
-            f"activation should be one of {', '.join(map(repr, reference.ACTIVATIONS))}, got {activation!r}"
+_Parameters = tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]
+
+
+def _fits(x: Tensor, parameters: _Parameters, activation: str) -> bool:
+    """Whether all is as it should be. One expression, since a call on one frame takes no longer than many checks."""
+    weight_in, bias_in, weight_out, bias_out = parameters
+    if not (isinstance(x, Tensor) and isinstance(weight_in, Tensor) and isinstance(weight_out, Tensor)):
+        return False
+    dtype, device = x.dtype, x.device
+
+    def bias_fits(bias: Tensor | None, weight: Tensor) -> bool:
+        return bias is None or (
+            isinstance(bias, Tensor)
+            and bias.dtype == dtype
+            and bias.device == device
+            and bias.shape == weight.shape[:1]
         )
+
+    return (
+        activation in reference.ACTIVATIONS
+        and dtype in checks.FLOATING
+        and dtype == weight_in.dtype == weight_out.dtype
+        and device == weight_in.device == weight_out.device
+        and weight_in.dim() == weight_out.dim() == 2
+        and x.dim() > 0
+        and x.shape[-1] == weight_in.shape[1] > 0
+        and weight_out.shape[1] == weight_in.shape[0] > 0
+        and weight_out.shape[0] > 0
+        and bias_fits(bias_in, weight_in)
+        and bias_fits(bias_out, weight_out)
+    )
+
+
+def _explain(input_name: str, x: Tensor, parameters: _Parameters, activation: str) -> None:
+    """Raise what :func:`_fits` found wrong."""
+    weight_in, bias_in, weight_out, bias_out = parameters
+    if activation not in reference.ACTIVATIONS:
+        known = ", ".join(map(repr, reference.ACTIVATIONS))
+        raise ValueError(f"activation should be one of {known}, got {activation!r}")
     checks.floating(input_name, x)
     if x.dim() == 0:
         raise ValueError(f"{input_name} should have shape [..., features], got a scalar")
@@ -151,44 +177,33 @@ def _check_mlp(
     checks.shape("weight_in", weight_in, (None, x.shape[-1]), f"[hidden, features of {input_name}]")
     checks.shape("weight_out", weight_out, (None, weight_in.shape[0]), "[out, hidden (rows of weight_in)]")
     if weight_in.numel() == 0 or weight_out.numel() == 0:
-        raise ValueError(
-            f"weight_in and weight_out should not be empty, got {list(weight_in.shape)} and {list(weight_out.shape)}"
-        )
+        sizes = f"{list(weight_in.shape)} and {list(weight_out.shape)}"
+        raise ValueError(f"weight_in and weight_out should not be empty, got {sizes}")
     if bias_in is not None:
         checks.floating("bias_in", bias_in)
         checks.shape("bias_in", bias_in, (weight_in.shape[0],), "[hidden (rows of weight_in)]")
     if bias_out is not None:
         checks.floating("bias_out", bias_out)
         checks.shape("bias_out", bias_out, (weight_out.shape[0],), "[out (rows of weight_out)]")
-
-
-_Parameters = tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]
-
-
-def _cast_for_autocast(
-    input_name: str,
-    x: Tensor,
-    weight_in: Tensor,
-    bias_in: Tensor | None,
-    weight_out: Tensor,
-    bias_out: Tensor | None,
-) -> tuple[Tensor, _Parameters]:
-    """Input and parameters, under autocast in its dtype (float64 stays), checked to be of one dtype and device."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-
-        def cast(tensor: Tensor) -> Tensor:
-            return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
-
-        x, weight_in, weight_out = cast(x), cast(weight_in), cast(weight_out)
-        bias_in = None if bias_in is None else cast(bias_in)
-        bias_out = None if bias_out is None else cast(bias_out)
-    named = {"weight_in": weight_in, "bias_in": bias_in, "weight_out": weight_out, "bias_out": bias_out}
-    for name, tensor in named.items():
+    names = ("weight_in", "bias_in", "weight_out", "bias_out")
+    for name, tensor in zip(names, parameters, strict=True):
         if tensor is not None:
             checks.same_dtype_and_device(name, tensor, input_name, x)
-    return x, (weight_in, bias_in, weight_out, bias_out)
+
+
+def _prepare(input_name: str, x: Tensor, parameters: _Parameters, activation: str) -> tuple[Tensor, _Parameters]:
+    """Input and parameters, under autocast in its dtype as ``F.linear`` takes them (float64 stays), and checked."""
+    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+
+        def cast(tensor: Any) -> Any:
+            casts = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
+            return tensor.to(dtype) if casts else tensor
+
+        x, parameters = cast(x), (cast(parameters[0]), cast(parameters[1]), cast(parameters[2]), cast(parameters[3]))
+    if not _fits(x, parameters, activation):
+        _explain(input_name, x, parameters, activation)
+    return x, parameters
 
 
 def _as_batch(x: Tensor) -> Tensor:
@@ -232,17 +247,16 @@ def bottleneck_project(
         ValueError: shapes or devices that do not fit, or an unknown activation.
         BackendUnavailableError: the implementation asked for cannot run on x's device.
     """
-    _check_mlp("x", x, weight_in, bias_in, weight_out, bias_out, activation)
-    x, parameters = _cast_for_autocast("x", x, weight_in, bias_in, weight_out, bias_out)
+    x, parameters = _prepare("x", x, (weight_in, bias_in, weight_out, bias_out), activation)
     backend = dispatch.choose("bottleneck_project", x.device)
     if backend == "reference":
         return reference.bottleneck_project(x, *parameters, activation)
-    rows = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
+    rows = x if x.dim() == 2 else x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
     if _need_grad(x, *parameters):
         z = _Project.apply(rows, *parameters, activation, backend)
     else:
         z, _ = dispatch.kernels(backend).bottleneck_project_forward(rows, *parameters, activation, False)
-    return z.view((*x.shape[:-1], weight_out.shape[0]))
+    return z if x.dim() == 2 else z.view((*x.shape[:-1], weight_out.shape[0]))
 
 
 def normalized_reconstruction_loss(
@@ -284,7 +298,8 @@ def normalized_reconstruction_loss(
             CPU only: on a GPU that would wait for the device).
         BackendUnavailableError: the implementation asked for cannot run on z's device.
     """
-    _check_mlp("z", z, weight_in, bias_in, weight_out, bias_out, activation)
+    z, parameters = _prepare("z", z, (weight_in, bias_in, weight_out, bias_out), activation)
+    autocast = torch.is_autocast_enabled(z.device.type)
     checks.floating("target", target)
     if target.shape != (*z.shape[:-1], weight_out.shape[0]):
         sizes = [*z.shape[:-1], weight_out.shape[0]]
@@ -296,8 +311,6 @@ def normalized_reconstruction_loss(
     if lengths is not None:
         checks.shape("z", z, (None, None, None), "[B, T, d] with lengths")
         lengths = checks.lengths(lengths, z.shape[0], z.shape[1], z.device)
-    autocast = torch.is_autocast_enabled(z.device.type)
-    z, parameters = _cast_for_autocast("z", z, weight_in, bias_in, weight_out, bias_out)
     dtype = torch.float32 if autocast and z.dtype != torch.float64 else z.dtype
     backend = dispatch.choose("normalized_reconstruction_loss", z.device)
     if backend == "reference":

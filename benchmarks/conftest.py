@@ -1,0 +1,108 @@
+"""One way to benchmark an op: side by side with its peers and the machine's ceiling, in the same run.
+
+``compare`` times the op and its peers in turn, hands the op to pytest-benchmark, records ratios in ``extra_info`` and
+prints a table of all comparisons at the end. ``--bench-device`` chooses cpu or cuda (default: cuda where there is one),
+``--bench-budget`` the seconds for each comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from datetime import date
+
+import pytest
+import torch
+
+from ceiling import interleave, matrix_ceiling, peak_memory
+
+ROWS = pytest.StashKey[list]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--bench-device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.addoption("--bench-budget", type=float, default=2.0, help="seconds for each comparison")
+
+
+def pytest_configure(config):
+    config.stash[ROWS] = []
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    return request.config.getoption("--bench-device")
+
+
+@pytest.fixture
+def compare(benchmark, request, device):
+    """compare(label, ours, peers, flop=None, dtype=torch.float32, memory=False) -> {name: Timing}.
+
+    ``peers`` maps names to functions of no arguments. ``flop`` is what the products alone need, for the share of the
+    ceiling of ``dtype``. With ``memory``, peak memory is compared as well.
+    """
+    config = request.config
+
+    def run(
+        label: str,
+        ours: Callable[[], object],
+        peers: dict[str, Callable[[], object]],
+        flop: float | None = None,
+        dtype: torch.dtype = torch.float32,
+        memory: bool = False,
+    ):
+        timings = interleave({"ours": ours, **peers}, device, config.getoption("--bench-budget"))
+        benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
+        best = timings["ours"].best
+        row = {"label": label, "ours_us": round(best * 1e6, 1)}
+        row |= {f"{name}_us": round(timing.best * 1e6, 1) for name, timing in timings.items() if name != "ours"}
+        row |= {f"x_{name}": round(timing.best / best, 3) for name, timing in timings.items() if name != "ours"}
+        row |= {
+            f"x_{name}_median": round(timing.median / timings["ours"].median, 3)
+            for name, timing in timings.items()
+            if name != "ours"
+        }
+        if flop is not None:
+            row["tflops"] = round(flop / best / 1e12, 4)
+            row["ceiling_share"] = round(flop / best / matrix_ceiling(dtype, device), 3)
+        if memory:
+            row["ours_mib"] = round(peak_memory(ours, device) / 2**20, 1)
+            row |= {f"{name}_mib": round(peak_memory(peer, device) / 2**20, 1) for name, peer in peers.items()}
+        benchmark.extra_info.update(row)
+        config.stash[ROWS].append(row)
+        return timings
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash[ROWS]
+    if not rows:
+        return
+    device = config.getoption("--bench-device")
+    machine = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"
+    )
+    ceilings = ", ".join(
+        f"{str(dtype).removeprefix('torch.')} {matrix_ceiling(dtype, device) / 1e12:.3f}"
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    write = terminalreporter.write_line
+    terminalreporter.section("side by side (best of all rounds; ratios: peer's time over ours)")
+    write(
+        f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} threads, {date.today()}; "
+        f"matrix ceiling TFLOP/s: {ceilings}"
+    )
+    for row in rows:
+        peers = [key.removeprefix("x_") for key in row if key.startswith("x_") and not key.endswith("_median")]
+        text = f"{row['label']:<44}{row['ours_us']:>12.1f} us"
+        if "ceiling_share" in row:
+            text += f"  {100 * row['ceiling_share']:>4.0f} % of ceiling"
+        text += "".join(f"  {name} {row[f'x_{name}']:.2f}x (median {row[f'x_{name}_median']:.2f}x)" for name in peers)
+        if "ours_mib" in row:
+            text += f"  peak {row['ours_mib']:.1f} MiB" + "".join(
+                f", {name} {row[f'{name}_mib']:.1f}" for name in peers
+            )
+        write(text)
