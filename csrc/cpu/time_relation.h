@@ -127,6 +127,10 @@ struct Clip {
   const R* inverse_high;   // and of high's
 };
 
+// Rows of a panel of tiles. Fewer save more by symmetry, and next to a narrow band, but make the products less
+// efficient.
+int64_t panel_rows(int64_t frames, int64_t window);
+
 // Going over the Gram matrix in tiles, those of the band only. Returns the sum over the pairs that count of
 // (l_i.l_j - h_i.h_j)^2, or without `unit` of (h_i.h_j)^2. `grad` [frames, d], when not null, is filled with
 // scale * inverse_low * (G - l (l.G)), G_i = sum_j (l_i.l_j - h_i.h_j) l_j. Uses threads when called outside a parallel

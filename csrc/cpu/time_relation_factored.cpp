@@ -8,7 +8,7 @@
 namespace losatok::relation {
 namespace {
 
-constexpr int64_t kBlock = 2048;  // frames of a product; its result is added up in double
+constexpr int64_t kBlock = 1024;  // frames of a product; its result is added up in double
 
 int64_t block_frames(int64_t frames) {
   const int64_t blocks = (frames + kBlock - 1) / kBlock;

@@ -11,7 +11,7 @@
 namespace losatok::relation {
 namespace {
 
-constexpr int64_t kColumns = 1024;              // of a tile: its two matrices stay in the second-level cache
+constexpr int64_t kColumns = 512;               // of a tile: its two matrices stay in the second-level cache
 constexpr int64_t kConvertAtOnce = 8 << 20;     // bytes up to which a clip is converted whole
 constexpr int64_t kGradientCopies = 512 << 20;  // bytes, all workers together
 
@@ -20,12 +20,6 @@ at::Tensor tensor(const Matrix<R>& m) {
   using Element = std::remove_const_t<R>;
   return at::from_blob(const_cast<Element*>(m.data), {m.rows, m.columns}, {m.row_stride, m.column_stride},
                        at::TensorOptions().dtype(c10::CppTypeToScalarType<Element>::value));
-}
-
-// Rows of a panel. Fewer save more by symmetry, and near a narrow band, but make the products less efficient.
-int64_t panel_rows(int64_t frames, int64_t window) {
-  const int64_t reach = std::min(frames, 2 * window + 1);
-  return std::clamp<int64_t>((reach / 5 + 15) / 16 * 16, 32, 256);
 }
 
 struct Panel {
@@ -101,6 +95,11 @@ std::vector<Share> shares(int64_t frames, int64_t window, int64_t low_size, int6
 }
 
 }  // namespace
+
+int64_t panel_rows(int64_t frames, int64_t window) {
+  const int64_t reach = std::min(frames, 2 * window + 1);
+  return std::clamp<int64_t>((reach / 12 + 15) / 16 * 16, 16, 192);
+}
 
 template <class R>
 void product(const Matrix<const R>& a, const Matrix<const R>& b, const Matrix<R>& out, bool accumulate) {
