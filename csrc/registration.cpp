@@ -1,5 +1,5 @@
 // The op schemas and the Python module `_C`. A new op adds its lines to the schema list and nothing else here:
-// implementations register themselves where they are written (csrc/cpu/<op>.cpp, csrc/cuda/bindings.cpp).
+// implementations register themselves where they are written (csrc/cpu/<op>.cpp, csrc/cuda/bindings_<op>.cpp).
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
 
@@ -27,6 +27,33 @@ TORCH_LIBRARY(losatok, m) {
       "time_relation_forward(Tensor low, Tensor high, Tensor? lengths, int window, str algorithm, "
       "Tensor? high_energy, bool need_grad) -> (Tensor loss, Tensor grad_low)");
   m.def("gram_energy_forward(Tensor high, Tensor? lengths, int window) -> Tensor");
+  // quantize: x [B, T, d], codebook [K, d] of any floating dtypes -> indices [B, T] (int64, -1 past a length) and the
+  // squared distance [B, T] in float32 (float64)
+  m.def(
+      "vq_nearest_forward(Tensor x, Tensor codebook, Tensor? lengths, str precision) -> "
+      "(Tensor indices, Tensor squared_distance)");
+  // grad [B, T] of squared_distance; grad_x, grad_codebook in the dtypes of x and codebook, [0] where not asked for
+  m.def(
+      "vq_nearest_backward(Tensor grad, Tensor x, Tensor codebook, Tensor indices, bool need_x, bool need_codebook) -> "
+      "(Tensor grad_x, Tensor grad_codebook)");
+  // x [B, T, d], codebooks [Q, K, d] -> codes [B, T, Q] (int64, -1 past a length), quantized [B, T, d] in x's dtype
+  m.def(
+      "rvq_encode_forward(Tensor x, Tensor codebooks, Tensor? lengths, str precision) -> "
+      "(Tensor codes, Tensor quantized)");
+  // codes [N, q], q <= Q, -1 adds nothing -> quantized [N, d] in the codebooks' dtype; the backward is rvq_encode's too
+  m.def("rvq_decode_forward(Tensor codes, Tensor codebooks) -> Tensor quantized");
+  m.def("rvq_decode_backward(Tensor grad, Tensor codes, Tensor codebooks) -> Tensor grad_codebooks");
+  // x [B, T, D], D levels -> quantized [B, T, D] in x's dtype, indices [B, T] (int64, -1 past a length)
+  m.def("fsq_quantize_forward(Tensor x, int[] levels, Tensor? lengths) -> (Tensor quantized, Tensor indices)");
+  m.def("fsq_quantize_backward(Tensor grad, Tensor x, int[] levels, Tensor? lengths) -> Tensor grad_x");
+  // indices [N] -> [N, D]; -1 gives zeros
+  m.def("fsq_dequantize_forward(Tensor indices, int[] levels, ScalarType dtype) -> Tensor");
+  // x [N, n] -> packed [N, n or ceil(n / 2)] uint8 (4 bits: the even element in the low half), scale and offset [N] in
+  // float32 (float64)
+  m.def("affine_quantize_forward(Tensor x, int bits) -> (Tensor packed, Tensor scale, Tensor offset)");
+  m.def(
+      "affine_dequantize_forward(Tensor packed, Tensor scale, Tensor offset, int bits, SymInt size, ScalarType dtype) "
+      "-> Tensor");
 }
 
 PYBIND11_MODULE(_C, m) {

@@ -4,6 +4,20 @@ Which implementation runs is told by ``losatok_ext.info()`` and chosen by :func:
 """
 
 from losatok_ext.ops.bottleneck import bottleneck_project, normalized_reconstruction_loss
+from losatok_ext.ops.quantize import rvq_decode, rvq_encode, vq_nearest
+from losatok_ext.ops.quantize_scalar import affine_dequantize, affine_quantize, fsq_dequantize, fsq_quantize
 from losatok_ext.ops.time_relation import gram_energy, time_relation_loss
 
-__all__ = ["bottleneck_project", "gram_energy", "normalized_reconstruction_loss", "time_relation_loss"]
+__all__ = [
+    "affine_dequantize",
+    "affine_quantize",
+    "bottleneck_project",
+    "fsq_dequantize",
+    "fsq_quantize",
+    "gram_energy",
+    "normalized_reconstruction_loss",
+    "rvq_decode",
+    "rvq_encode",
+    "time_relation_loss",
+    "vq_nearest",
+]

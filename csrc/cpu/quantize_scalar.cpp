@@ -1,0 +1,245 @@
+// Finite scalar quantization and affine integers on the CPU: blocks of rows that stay in the cache, tanh through ATen.
+#include "cpu/simd/quantize_scalar.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace losatok {
+namespace {
+
+using at::Tensor;
+
+at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+
+#define LOSATOK_DISPATCH(TYPE, NAME, ...)                                               \
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, TYPE, NAME, [&] {           \
+    using wide_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>; \
+    __VA_ARGS__();                                                                      \
+  })
+
+// The kernel of a name for float or double.
+#define LOSATOK_SIMD_BY_TYPE(T, kernel)                \
+  [](auto&&... arguments) {                            \
+    if constexpr (std::is_same_v<T, double>)           \
+      return LOSATOK_SIMD(kernel##_f64)(arguments...); \
+    else                                               \
+      return LOSATOK_SIMD(kernel##_f32)(arguments...); \
+  }
+
+constexpr double kMargin = 1e-3;
+constexpr int64_t kBlockValues = 4096;
+
+// The constants of each feature, repeated for as many rows as make a block.
+template <class T>
+struct Levels {
+  int64_t features, rows;
+  std::vector<T> shift, half_range, offset, half_width, lowest, highest;
+
+  explicit Levels(at::IntArrayRef levels)
+      : features(levels.size()), rows(std::max<int64_t>(1, kBlockValues / std::max<int64_t>(features, 1))) {
+    for (int64_t row = 0; row < rows; ++row)
+      for (const int64_t count : levels) {
+        const double range = (count - 1) * (1 + kMargin) / 2, half = count % 2 ? 0.0 : 0.5;
+        shift.push_back(static_cast<T>(std::atanh(half / range)));
+        half_range.push_back(static_cast<T>(range));
+        offset.push_back(static_cast<T>(half));
+        half_width.push_back(static_cast<T>(count / 2));
+        lowest.push_back(-static_cast<T>(count / 2));
+        highest.push_back(static_cast<T>(count - 1 - count / 2));
+      }
+  }
+  LevelTable<T> table() const {
+    return {half_range.data(), offset.data(), half_width.data(), lowest.data(), highest.data()};
+  }
+};
+
+// Calls visit(squeezed, first, rows) for blocks of frames, with tanh(x + shift); frames past a length read as 0.
+template <class X, class T, class Visit>
+void for_squeezed_blocks(const Tensor& x, const Levels<T>& levels, const std::optional<Tensor>& lengths,
+                         const Visit& visit) {
+  const int64_t time = x.size(1), total = x.size(0) * time, d = levels.features;
+  const Tensor source = x.contiguous();
+  const X* data = source.const_data_ptr<X>();
+  const int64_t* length = lengths ? lengths->const_data_ptr<int64_t>() : nullptr;
+  at::parallel_for(0, (total + levels.rows - 1) / levels.rows, 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView guard;  // worker threads start without it
+    Tensor buffer = at::empty({levels.rows * d}, x.options().dtype(wide_type(x.scalar_type())));
+    std::vector<char> valid(levels.rows);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * levels.rows, rows = std::min(levels.rows, total - first);
+      T* squeezed = buffer.mutable_data_ptr<T>();
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t row = first + i;
+        valid[i] = !length || row % time < length[row / time];
+        for (int64_t j = 0; j < d; ++j)
+          squeezed[i * d + j] = (valid[i] ? static_cast<T>(data[row * d + j]) : T(0)) + levels.shift[i * d + j];
+      }
+      buffer.narrow(0, 0, rows * d).tanh_();
+      visit(squeezed, valid.data(), first, rows);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> fsq_quantize_forward(const Tensor& x, at::IntArrayRef counts,
+                                                const std::optional<Tensor>& lengths) {
+  Tensor quantized = at::empty(x.sizes(), x.options());
+  Tensor indices = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kLong));
+  LOSATOK_DISPATCH(x.scalar_type(), "fsq_quantize_forward", [&] {
+    const Levels<wide_t> levels(counts);
+    const LevelTable<wide_t> table = levels.table();
+    const int64_t d = levels.features;
+    scalar_t* out = quantized.mutable_data_ptr<scalar_t>();
+    int64_t* index = indices.mutable_data_ptr<int64_t>();
+    for_squeezed_blocks<scalar_t>(
+        x, levels, lengths, [&](const wide_t* squeezed, const char* valid, int64_t first, int64_t rows) {
+          std::vector<wide_t> values(rows * d), digits(rows * d);
+          LOSATOK_SIMD_BY_TYPE(wide_t, round_levels)(squeezed, rows * d, table, values.data(), digits.data());
+          for (int64_t i = 0; i < rows; ++i) {
+            int64_t number = 0, weight = 1;
+            for (int64_t j = 0; j < d; ++j) {
+              number += weight * static_cast<int64_t>(digits[i * d + j]);
+              weight *= counts[j];
+              out[(first + i) * d + j] = valid[i] ? static_cast<scalar_t>(values[i * d + j]) : scalar_t(0);
+            }
+            index[first + i] = valid[i] ? number : -1;
+          }
+        });
+  });
+  return {quantized, indices};
+}
+
+Tensor fsq_quantize_backward(const Tensor& grad, const Tensor& x, at::IntArrayRef counts,
+                             const std::optional<Tensor>& lengths) {
+  Tensor grad_x = at::empty(x.sizes(), x.options());
+  const Tensor grads = grad.to(wide_type(x.scalar_type())).contiguous();
+  LOSATOK_DISPATCH(x.scalar_type(), "fsq_quantize_backward", [&] {
+    const Levels<wide_t> levels(counts);
+    const LevelTable<wide_t> table = levels.table();
+    const int64_t d = levels.features;
+    const wide_t* g = grads.const_data_ptr<wide_t>();
+    scalar_t* out = grad_x.mutable_data_ptr<scalar_t>();
+    for_squeezed_blocks<scalar_t>(
+        x, levels, lengths, [&](const wide_t* squeezed, const char* valid, int64_t first, int64_t rows) {
+          std::vector<wide_t> values(rows * d);
+          LOSATOK_SIMD_BY_TYPE(wide_t, level_gradient)(squeezed, g + first * d, rows * d, table, values.data());
+          for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < d; ++j)
+              out[(first + i) * d + j] = valid[i] ? static_cast<scalar_t>(values[i * d + j]) : scalar_t(0);
+        });
+  });
+  return grad_x;
+}
+
+Tensor fsq_dequantize_forward(const Tensor& indices, at::IntArrayRef counts, at::ScalarType dtype) {
+  int64_t size = 1;
+  for (const int64_t count : counts) size *= count;
+  const int64_t rows = indices.numel(), d = counts.size();
+  Tensor values = at::empty({rows, d}, indices.options().dtype(dtype));
+  if (rows) {
+    const int64_t low = indices.min().item<int64_t>(), high = indices.max().item<int64_t>();
+    TORCH_CHECK_VALUE(low >= -1 && high < size, "indices should lie within -1..", size - 1, " (levels make ", size,
+                      " codes; -1 is none), got ", low, "..", high);
+  }
+  const Tensor source = indices.contiguous();
+  LOSATOK_DISPATCH(dtype, "fsq_dequantize_forward", [&] {
+    const int64_t* index = source.const_data_ptr<int64_t>();
+    scalar_t* out = values.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, rows, 1024, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        int64_t rest = index[i];
+        for (int64_t j = 0; j < d; ++j) {
+          const int64_t half = counts[j] / 2, digit = rest < 0 ? half : rest % counts[j];
+          if (rest > 0) rest /= counts[j];
+          out[i * d + j] = static_cast<scalar_t>(static_cast<wide_t>(digit - half) / static_cast<wide_t>(half));
+        }
+      }
+    });
+  });
+  return values;
+}
+
+std::tuple<Tensor, Tensor, Tensor> affine_quantize_forward(const Tensor& x, int64_t bits) {
+  const int64_t rows = x.size(0), size = x.size(1), bytes = bits == 8 ? size : (size + 1) / 2;
+  const auto options = x.options().dtype(wide_type(x.scalar_type()));
+  Tensor packed = at::empty({rows, bytes}, x.options().dtype(at::kByte));
+  Tensor scale = at::empty({rows}, options), offset = at::empty({rows}, options);
+  const Tensor source = x.contiguous();
+  std::atomic<bool> finite{true};
+  LOSATOK_DISPATCH(x.scalar_type(), "affine_quantize_forward", [&] {
+    const scalar_t* data = source.const_data_ptr<scalar_t>();
+    uint8_t* out = packed.mutable_data_ptr<uint8_t>();
+    wide_t *scales = scale.mutable_data_ptr<wide_t>(), *offsets = offset.mutable_data_ptr<wide_t>();
+    at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(size, 1)),
+                     [&](int64_t begin, int64_t end) {
+                       std::vector<wide_t> row(size);
+                       std::vector<uint8_t> q(size);
+                       for (int64_t i = begin; i < end; ++i) {
+                         std::transform(data + i * size, data + (i + 1) * size, row.begin(),
+                                        [](scalar_t v) { return static_cast<wide_t>(v); });
+                         uint8_t* to = bits == 8 ? out + i * bytes : q.data();
+                         if (!LOSATOK_SIMD_BY_TYPE(wide_t, affine_row)(row.data(), size, (1 << bits) - 1, to,
+                                                                       scales + i, offsets + i))
+                           finite = false;
+                         if (bits == 4) LOSATOK_SIMD(pack_nibbles)(q.data(), size, out + i * bytes);
+                       }
+                     });
+  });
+  TORCH_CHECK_VALUE(finite, "x should hold finite values whose range is finite; clean it with torch.nan_to_num first");
+  return {packed, scale, offset};
+}
+
+Tensor affine_dequantize_forward(const Tensor& packed, const Tensor& scale, const Tensor& offset, int64_t bits,
+                                 int64_t size, at::ScalarType dtype) {
+  const int64_t rows = packed.size(0), bytes = packed.size(1);
+  Tensor values = at::empty({rows, size}, packed.options().dtype(dtype));
+  // In float unless scale or result are double.
+  const auto wide = scale.scalar_type() == at::kDouble || dtype == at::kDouble ? at::kDouble : at::kFloat;
+  const Tensor source = packed.contiguous();
+  const Tensor scales = scale.to(wide).contiguous(), offsets = offset.to(wide).contiguous();
+  AT_DISPATCH_FLOATING_TYPES(wide, "affine_dequantize_forward", [&] {
+    using wide_t = scalar_t;
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "affine_dequantize_forward", [&] {
+      const uint8_t* data = source.const_data_ptr<uint8_t>();
+      const wide_t *step = scales.const_data_ptr<wide_t>(), *least = offsets.const_data_ptr<wide_t>();
+      scalar_t* out = values.mutable_data_ptr<scalar_t>();
+      at::parallel_for(
+          0, rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(size, 1)), [&](int64_t begin, int64_t end) {
+            std::vector<wide_t> row(size);
+            std::vector<uint8_t> q(size);
+            for (int64_t i = begin; i < end; ++i) {
+              const uint8_t* from = data + i * bytes;
+              if (bits == 4) LOSATOK_SIMD(unpack_nibbles)(from, size, q.data());
+              LOSATOK_SIMD_BY_TYPE(wide_t, affine_values)(bits == 4 ? q.data() : from, size, step[i], least[i],
+                                                          row.data());
+              std::transform(row.begin(), row.end(), out + i * size, [](wide_t v) { return static_cast<scalar_t>(v); });
+            }
+          });
+    });
+  });
+  return values;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(losatok, CPU, m) {
+  m.impl("fsq_quantize_forward", &fsq_quantize_forward);
+  m.impl("fsq_quantize_backward", &fsq_quantize_backward);
+  m.impl("fsq_dequantize_forward", &fsq_dequantize_forward);
+  m.impl("affine_quantize_forward", &affine_quantize_forward);
+  m.impl("affine_dequantize_forward", &affine_dequantize_forward);
+}
+
+}  // namespace losatok

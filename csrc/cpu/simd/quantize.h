@@ -1,0 +1,67 @@
+// Row kernels of the search for nearest codes, compiled once per instruction set (see cpu/isa.h).
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/simd/kernels.h"
+
+namespace losatok {
+
+// The codes of one stage as the search sees them. The filter works on codes less their mean.
+struct CodeTable {
+  const float* codes;       // [count, features], as given
+  const float* half_norms;  // |c - mean|^2 / 2, less its rounding; infinity where a code can never be chosen
+  const float* norms;       // |c - mean|, rounded up
+  int64_t count, features;
+};
+
+constexpr int64_t kScanLanes = 16;
+
+// What a scan keeps of a row: per lane (code k falls into lane k % kScanLanes) the least score, its first code and the
+// second least score.
+struct ScanState {
+  float best[kScanLanes], second[kScanLanes];
+  int32_t code[kScanLanes];
+};
+
+// How far a score may be from the truth, in half squared distances: a code's by slack * (its norm), every code's by
+// floor. `energy` is half the squared norm of the row, and `relative` what a distance by differences may lose.
+struct ScanBound {
+  float slack, floor, energy, relative;
+};
+
+}  // namespace losatok
+
+#define LOSATOK_SIMD_KERNELS                                                                                         \
+  /* out = x - mean, packed; norms[i] >= |out row i|. */                                                             \
+  void centre_rows(const float* x, int64_t rows, int64_t columns, const float* mean, float* out, float* norms);      \
+  /* out = x in bfloat16 bits, rows `stride` apart; errors[i] >= |x row i - out row i|. */                           \
+  void round_rows(const float* x, int64_t rows, int64_t columns, int64_t stride, uint16_t* out, float* errors);      \
+  /* out [columns, width] = x [rows, columns] transposed, zeros beyond `rows`. */                                    \
+  void pack_codes(const float* x, int64_t rows, int64_t columns, int64_t width, float* out);                         \
+  /* Likewise, out [columns / 2, width, 2] with pairs of columns side by side. */                                    \
+  void pack_code_pairs(const uint16_t* x, int64_t rows, int64_t columns, int64_t width, uint16_t* out);              \
+  /* Takes `width` codes from `first` into the states of `rows` rows: score = half_norm - product - slack * norm. */ \
+  void scan_scores(const float* products, int64_t rows, int64_t first, int64_t width, const CodeTable& table,        \
+                   const ScanBound* bounds, ScanState* states);                                                      \
+  /* The code of the least score, and its squared distance by differences. */                                        \
+  int64_t decide_by_score(const float* x, const CodeTable& table, const ScanState& state, float* distance);          \
+  /* The code of the least distance by differences, among all whose score may be the least. */                       \
+  int64_t decide_by_distance(const float* x, const CodeTable& table, const ScanState& state, const ScanBound& bound, \
+                             float* distance);                                                                       \
+  /* The code of the least distance by differences among all; 0 when none is finite. */                              \
+  int64_t nearest_f32(const float* x, const float* codes, int64_t count, int64_t features, float* distance);         \
+  int64_t nearest_f64(const double* x, const double* codes, int64_t count, int64_t features, double* distance);
+
+namespace losatok {
+namespace default_ {
+LOSATOK_SIMD_KERNELS
+}
+namespace avx2 {
+LOSATOK_SIMD_KERNELS
+}
+namespace avx512 {
+LOSATOK_SIMD_KERNELS
+}
+}  // namespace losatok
+#undef LOSATOK_SIMD_KERNELS
