@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.errors import CheckpointError, ConfigError, TrainingError
-from losatok_ext.models import LoSATok
+from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.training import TrainConfig, read_log, train_sembo, train_tokenizer
+from losatok_ext.training.recipes import demo_recipe
 
 MODEL = {
     "embed_dim": 32,
@@ -378,3 +379,12 @@ def test_on_a_gpu_it_trains_and_goes_on(tmp_path):
     train("tokenizer", tmp_path / "run", tmp_path / "sembo", reports.append, **options)
     assert [report.step for report in reports] == [4, 5, 6]
     assert all(report.finite for report in reports)
+
+
+def test_the_demo_recipe_fits_the_bundled_clips(tmp_path):
+    sembo, tokenizer = demo_recipe(tmp_path / "sembo" / "model", device="cpu", scale=0.002)
+    assert (sembo.steps, tokenizer.steps) == (1, 5)
+    train_sembo(sample_folder(), tmp_path / "sembo", sembo)
+    assert train_tokenizer(sample_folder(), tmp_path / "tokenizer", tokenizer).skipped == 0
+    config = LoSATok.from_pretrained(tmp_path / "tokenizer" / "model").config
+    assert config == LoSATokConfig.preset("tiny")
