@@ -10,7 +10,7 @@ from losatok_ext.training.config import CheckpointConfig, DataConfig, OptimizerC
 def demo_recipe(init: str | Path, device: str = "auto", scale: float = 1.0) -> tuple[TrainConfig, TrainConfig]:
     """Both stages of the tiny preset on the 48 bundled clips, in two to three minutes on two CPU cores.
 
-    Measured (two cores of an AMD EPYC, float32, November 2026): 15 and 50 ms per step. The mel distance of reconstructed
+    Measured (two AMD EPYC cores, float32, November 2026): 15 and 50 ms per step. The mel distance of reconstructed
     clips, mean over all 48, falls from 1.48 to 0.26. Many small steps fit best: for the same audio seen, 400 steps of 8
     crops of 1.28 s end at 0.41, 1600 of 4 crops of 0.64 s at 0.31 (means over 12 clips); learning rates of 2e-3 and
     4e-3 do alike, 5e-4 worse.
