@@ -18,7 +18,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture(autouse=True)
 def _native_cuda():
-    reason = dispatch.unavailable("native", "cuda")
+    reason = dispatch.unavailable("native", "cuda", "gram_energy")
     if reason is not None:
         pytest.skip(reason)
     with losatok_ext.use_backend("native"):
