@@ -99,7 +99,6 @@ __global__ void __launch_bounds__(kWarp* Config::kWarpsM* Config::kWarpsN,
       out.template step<false>(&shared.activated[0][s * Staging<T>::kDepth], Config::kHidden + Staging<T>::kPad,
                                &shared.out[s % Staging<T>::kStages][0][0], Staging<T>::kDepth + Staging<T>::kPad);
     }
-    async_copy_wait<0>();
     __syncthreads();
   }
 

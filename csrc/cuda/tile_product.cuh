@@ -209,8 +209,7 @@ __device__ __forceinline__ void accumulate(TileProduct<T, kM, kN, kWarpsM, kWarp
     product.template step<kColumnsB>(&stages.a[slot][0][0], Config::kDepth + Config::kPad, &stages.b[slot][0][0],
                                      (kColumnsB ? kN : Config::kDepth) + Config::kPad);
   }
-  async_copy_wait<0>();
-  __syncthreads();
+  __syncthreads();  // what is still in flight are empty groups
 }
 
 }  // namespace losatok::cuda

@@ -48,6 +48,12 @@ def test_every_algorithm_in_every_order_of_threads_with_nan_past_lengths(ops, in
     check(ops, low, high, lengths, window, algorithm, call=in_every_order)
 
 
+def test_more_items_than_a_warp_has_lanes_in_every_order_of_threads(ops, in_every_order):
+    lengths = torch.arange(70) % 4
+    low, high = draw(torch.float32, 70, 3, 4, 6, lengths)
+    check(ops, low, high, lengths, call=in_every_order)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("time", "low_features", "high_features"), [(2, 3, 5), (3, 1, 1), (65, 130, 36), (130, 16, 8)])
 @pytest.mark.parametrize("algorithm", ["tiled", "factored", "auto"])
