@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,15 +92,19 @@ class Timing:
 def interleave(
     functions: dict[str, Callable[[], object]], device: str, budget: float = 2.0, rounds: int = 7
 ) -> dict[str, Timing]:
-    """Time all ``functions`` in turn, round by round, so that what slows the machine down slows all of them.
+    """Time all ``functions`` round by round, so that what slows the machine down slows all of them.
 
-    At least ``rounds`` rounds, then more until ``budget`` seconds are over.
+    At least ``rounds`` rounds, then more until ``budget`` seconds are over. Each round has an order of its own, and what
+    takes under 10 ms is called once before its timing: what the one before left in the caches favours nobody.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        seconds(function, device)
+    usual = {name: min(seconds(function, device) for _ in range(2)) for name, function in functions.items()}
+    order, shuffle = list(functions), random.Random(0).shuffle
     end = time.perf_counter() + budget
-    while len(next(iter(times.values()))) < rounds or time.perf_counter() < end:
-        for name, function in functions.items():
-            times[name].append(seconds(function, device))
+    while len(times[order[0]]) < rounds or time.perf_counter() < end:
+        shuffle(order)
+        for name in order:
+            if usual[name] < 0.01:
+                functions[name]()
+            times[name].append(seconds(functions[name], device))
     return {name: Timing(min(all_), sorted(all_)[len(all_) // 2]) for name, all_ in times.items()}

@@ -5,7 +5,6 @@
 
 #include "cpu/isa.h"
 
-
 TORCH_LIBRARY(losatok, m) {
   // bottleneck: x [N, D] -> z [N, d]; hidden is the pre-activation [N, H] when kept, else [0, H]
   m.def(
@@ -77,6 +76,7 @@ PYBIND11_MODULE(_C, m) {
         return facts;
       },
       "What this build was made with: versions, compiler, CUDA toolkit and architectures, CPU instruction sets.");
-  m.def("instruction_set", [] { return losatok::isa_name(losatok::isa()); },
-        "The CPU instruction set in use: default, avx2 or avx512 (LOSATOK_ISA caps it).");
+  m.def(
+      "instruction_set", [] { return losatok::isa_name(losatok::isa()); },
+      "The CPU instruction set in use: default, avx2 or avx512 (LOSATOK_ISA caps it).");
 }

@@ -12,19 +12,19 @@ namespace losatok {
 
 enum class Isa { kDefault, kAvx2, kAvx512 };
 
-inline const char* isa_name(Isa isa) {
-  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "default";
-}
+inline const char* isa_name(Isa isa) { return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "default"; }
 
 inline Isa isa() {
   static const Isa chosen = [] {
     Isa best = Isa::kDefault;
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) best = Isa::kAvx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+      best = Isa::kAvx2;
     if (best == Isa::kAvx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       best = Isa::kAvx512;
-    if (const char* cap = std::getenv("LOSATOK_ISA")) {  // lowers the choice, never raises it: for tests and measurements
+    if (const char* cap =
+            std::getenv("LOSATOK_ISA")) {  // lowers the choice, never raises it: for tests and measurements
       if (!std::strcmp(cap, "default")) best = Isa::kDefault;
       if (!std::strcmp(cap, "avx2") && best == Isa::kAvx512) best = Isa::kAvx2;
     }
@@ -39,7 +39,7 @@ inline Isa isa() {
 // Calls the copy of a simd kernel that fits this processor: LOSATOK_SIMD(row_norms)(pointer, ...).
 #if defined(__x86_64__)
 #define LOSATOK_SIMD(kernel)                                               \
-  (::losatok::isa() == ::losatok::Isa::kAvx512  ? ::losatok::avx512::kernel \
+  (::losatok::isa() == ::losatok::Isa::kAvx512 ? ::losatok::avx512::kernel \
    : ::losatok::isa() == ::losatok::Isa::kAvx2 ? ::losatok::avx2::kernel   \
                                                : ::losatok::default_::kernel)
 #else

@@ -64,7 +64,7 @@ struct Plan {
 // One codebook, made ready for the search.
 struct Stage {
   at::Tensor codes;  // float32 or float64, contiguous
-  std::vector<float> mean, half_norms, norms, packed;
+  std::vector<float> centre, half_norms, norms, packed;
   std::vector<uint16_t> packed_pairs;
   float rounding = 0;   // the most that bfloat16 takes off a code, over its norm
   bool filter = false;  // false too where a code's norm overflows
@@ -74,10 +74,13 @@ struct Stage {
   }
 };
 
-std::vector<float> mean_code(const float* codes, const Plan& plan) {
+// The mean of some of the codes: any point near them serves as their centre.
+std::vector<float> centre_of(const float* codes, const Plan& plan) {
+  constexpr int64_t kSample = 256;
+  const int64_t step = std::max<int64_t>(1, plan.count / kSample);
   std::vector<double> sum(plan.features, 0.0);
   int64_t finite = 0;
-  for (int64_t k = 0; k < plan.count; ++k) {
+  for (int64_t k = 0; k < plan.count; k += step) {
     const float* code = codes + k * plan.features;
     if (!std::all_of(code, code + plan.features, [](float c) { return std::isfinite(c); })) continue;
     ++finite;
@@ -95,7 +98,7 @@ bool prepare_tile(Stage& stage, const Plan& plan, int64_t first, std::vector<flo
   std::vector<float> centred(rows * d), errors(rows);
   const float* codes = stage.codes.const_data_ptr<float>() + first * d;
   float* norms = stage.norms.data() + first;
-  LOSATOK_SIMD(centre_rows)(codes, rows, d, stage.mean.data(), centred.data(), norms);
+  LOSATOK_SIMD(centre_rows)(codes, rows, d, stage.centre.data(), centred.data(), norms);
   bool ready = true;
   for (int64_t k = 0; k < rows; ++k) {
     const double half = 0.5 * static_cast<double>(norms[k]) * norms[k];
@@ -125,7 +128,7 @@ Stage prepare(const at::Tensor& codes, const Plan& plan) {
   stage.codes = codes;
   stage.filter = plan.filter && codes.scalar_type() == at::kFloat;
   if (!stage.filter) return stage;
-  stage.mean = mean_code(codes.const_data_ptr<float>(), plan);
+  stage.centre = centre_of(codes.const_data_ptr<float>(), plan);
   stage.half_norms.assign(plan.padded, kInfinity);
   stage.norms.assign(plan.padded, 0.f);
   if (plan.bfloat16) {
@@ -184,7 +187,7 @@ void search(const Plan& plan, const Stage& stage, const float* rows, int64_t cou
     return;
   }
   const CodeTable table = stage.table();
-  LOSATOK_SIMD(centre_rows)(rows, count, d, stage.mean.data(), scratch.centred.data(), scratch.norms.data());
+  LOSATOK_SIMD(centre_rows)(rows, count, d, stage.centre.data(), scratch.centred.data(), scratch.norms.data());
   if (plan.bfloat16) LOSATOK_SIMD(round_rows)
   (scratch.centred.data(), count, d, plan.depth, scratch.rounded.data(), scratch.errors.data());
   for (int64_t i = 0; i < count; ++i) {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <type_traits>
@@ -46,10 +47,17 @@ constexpr int64_t kBlockValues = 4096;
 template <class T>
 struct Levels {
   int64_t features, rows;
-  std::vector<T> shift, half_range, offset, half_width, lowest, highest;
+  std::vector<T> shift, half_range, offset, half_width, lowest, highest, slope, weights;
+  bool numbers_exactly;  // every index is exact in T
 
   explicit Levels(at::IntArrayRef levels)
       : features(levels.size()), rows(std::max<int64_t>(1, kBlockValues / std::max<int64_t>(features, 1))) {
+    int64_t weight = 1;
+    for (const int64_t count : levels) {
+      weights.push_back(static_cast<T>(weight));
+      weight *= count;
+    }
+    numbers_exactly = weight <= int64_t(1) << std::numeric_limits<T>::digits;
     for (int64_t row = 0; row < rows; ++row)
       for (const int64_t count : levels) {
         const double range = (count - 1) * (1 + kMargin) / 2, half = count % 2 ? 0.0 : 0.5;
@@ -59,6 +67,7 @@ struct Levels {
         half_width.push_back(static_cast<T>(count / 2));
         lowest.push_back(-static_cast<T>(count / 2));
         highest.push_back(static_cast<T>(count - 1 - count / 2));
+        slope.push_back(static_cast<T>(range / (count / 2)));
       }
   }
   LevelTable<T> table() const {
@@ -66,29 +75,73 @@ struct Levels {
   }
 };
 
-// Calls visit(squeezed, first, rows) for blocks of frames, with tanh(x + shift); frames past a length read as 0.
+// from as T: itself, or through the buffer.
+template <class T, class X>
+const T* widened(const X* from, int64_t count, T* buffer) {
+  if constexpr (std::is_same_v<T, X>) {
+    return from;
+  } else {
+    std::transform(from, from + count, buffer, [](X v) { return static_cast<T>(v); });
+    return buffer;
+  }
+}
+
+// Where to write what shall end up in `to`: there, or in the buffer, which finish() then narrows.
+template <class T, class X>
+T* target(X* to, T* buffer) {
+  if constexpr (std::is_same_v<T, X>) {
+    return to;
+  } else {
+    return buffer;
+  }
+}
+
+template <class T, class X>
+void finish(const T* from, int64_t count, X* to) {
+  if constexpr (!std::is_same_v<T, X>) std::transform(from, from + count, to, [](T v) { return static_cast<X>(v); });
+}
+
+// Calls visit(rows) for the rows of a block, counted from it, that lie past the length of their clip.
+template <class Visit>
+void for_padding(const int64_t* lengths, int64_t time, int64_t first, int64_t rows, const Visit& visit) {
+  if (!lengths) return;
+  int64_t clip = first / time, position = first % time;
+  for (int64_t i = 0; i < rows; ++i) {
+    if (position >= lengths[clip]) visit(i);
+    if (++position == time) {
+      position = 0;
+      ++clip;
+    }
+  }
+}
+
+// Buffers of one thread.
+template <class T>
+struct LevelScratch {
+  Tensor squeezed;
+  std::vector<T> values, digits, wide;
+
+  LevelScratch(int64_t count, const at::TensorOptions& options)
+      : squeezed(at::empty({count}, options)), values(count), digits(count), wide(count) {}
+};
+
+// Calls visit(scratch, first, rows) for blocks of frames, with tanh(x + shift) in scratch; frames past a length hold
+// what they hold.
 template <class X, class T, class Visit>
-void for_squeezed_blocks(const Tensor& x, const Levels<T>& levels, const std::optional<Tensor>& lengths,
-                         const Visit& visit) {
-  const int64_t time = x.size(1), total = x.size(0) * time, d = levels.features;
+void for_squeezed_blocks(const Tensor& x, const Levels<T>& levels, const Visit& visit) {
+  const int64_t total = x.size(0) * x.size(1), d = levels.features;
   const Tensor source = x.contiguous();
   const X* data = source.const_data_ptr<X>();
-  const int64_t* length = lengths ? lengths->const_data_ptr<int64_t>() : nullptr;
   at::parallel_for(0, (total + levels.rows - 1) / levels.rows, 1, [&](int64_t begin, int64_t end) {
     const at::AutoDispatchBelowADInplaceOrView guard;  // worker threads start without it
-    Tensor buffer = at::empty({levels.rows * d}, x.options().dtype(wide_type(x.scalar_type())));
-    std::vector<char> valid(levels.rows);
+    LevelScratch<T> scratch(levels.rows * d, x.options().dtype(wide_type(x.scalar_type())));
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * levels.rows, rows = std::min(levels.rows, total - first);
-      T* squeezed = buffer.mutable_data_ptr<T>();
-      for (int64_t i = 0; i < rows; ++i) {
-        const int64_t row = first + i;
-        valid[i] = !length || row % time < length[row / time];
-        for (int64_t j = 0; j < d; ++j)
-          squeezed[i * d + j] = (valid[i] ? static_cast<T>(data[row * d + j]) : T(0)) + levels.shift[i * d + j];
-      }
-      buffer.narrow(0, 0, rows * d).tanh_();
-      visit(squeezed, valid.data(), first, rows);
+      const int64_t first = block * levels.rows, rows = std::min(levels.rows, total - first), count = rows * d;
+      T* squeezed = scratch.squeezed.template mutable_data_ptr<T>();
+      const T* from = widened(data + first * d, count, scratch.wide.data());
+      LOSATOK_SIMD_BY_TYPE(T, shift_values)(from, count, levels.shift.data(), squeezed);
+      scratch.squeezed.narrow(0, 0, count).tanh_();
+      visit(scratch, squeezed, first, rows);
     }
   });
 }
@@ -97,25 +150,34 @@ std::tuple<Tensor, Tensor> fsq_quantize_forward(const Tensor& x, at::IntArrayRef
                                                 const std::optional<Tensor>& lengths) {
   Tensor quantized = at::empty(x.sizes(), x.options());
   Tensor indices = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kLong));
+  const int64_t* length = lengths ? lengths->const_data_ptr<int64_t>() : nullptr;
   LOSATOK_DISPATCH(x.scalar_type(), "fsq_quantize_forward", [&] {
     const Levels<wide_t> levels(counts);
     const LevelTable<wide_t> table = levels.table();
     const int64_t d = levels.features;
-    scalar_t* out = quantized.mutable_data_ptr<scalar_t>();
-    int64_t* index = indices.mutable_data_ptr<int64_t>();
+    scalar_t* values_out = quantized.mutable_data_ptr<scalar_t>();
+    int64_t* indices_out = indices.mutable_data_ptr<int64_t>();
     for_squeezed_blocks<scalar_t>(
-        x, levels, lengths, [&](const wide_t* squeezed, const char* valid, int64_t first, int64_t rows) {
-          std::vector<wide_t> values(rows * d), digits(rows * d);
-          LOSATOK_SIMD_BY_TYPE(wide_t, round_levels)(squeezed, rows * d, table, values.data(), digits.data());
-          for (int64_t i = 0; i < rows; ++i) {
-            int64_t number = 0, weight = 1;
-            for (int64_t j = 0; j < d; ++j) {
-              number += weight * static_cast<int64_t>(digits[i * d + j]);
-              weight *= counts[j];
-              out[(first + i) * d + j] = valid[i] ? static_cast<scalar_t>(values[i * d + j]) : scalar_t(0);
+        x, levels, [&](LevelScratch<wide_t>& scratch, const wide_t* squeezed, int64_t first, int64_t rows) {
+          const wide_t* digits = scratch.digits.data();
+          scalar_t* values = values_out + first * d;
+          int64_t* index = indices_out + first;
+          wide_t* wide = target(values, scratch.values.data());
+          LOSATOK_SIMD_BY_TYPE(wide_t, round_levels)(squeezed, rows * d, table, wide, scratch.digits.data());
+          finish(wide, rows * d, values);
+          if (levels.numbers_exactly) {
+            LOSATOK_SIMD_BY_TYPE(wide_t, number_rows)(digits, rows, d, levels.weights.data(), index);
+          } else {
+            for (int64_t i = 0; i < rows; ++i) {
+              index[i] = 0;
+              for (int64_t j = d - 1; j >= 0; --j)
+                index[i] = index[i] * counts[j] + static_cast<int64_t>(digits[i * d + j]);
             }
-            index[first + i] = valid[i] ? number : -1;
           }
+          for_padding(length, x.size(1), first, rows, [&](int64_t i) {
+            std::fill_n(values + i * d, d, scalar_t(0));
+            index[i] = -1;
+          });
         });
   });
   return {quantized, indices};
@@ -125,19 +187,19 @@ Tensor fsq_quantize_backward(const Tensor& grad, const Tensor& x, at::IntArrayRe
                              const std::optional<Tensor>& lengths) {
   Tensor grad_x = at::empty(x.sizes(), x.options());
   const Tensor grads = grad.to(wide_type(x.scalar_type())).contiguous();
+  const int64_t* length = lengths ? lengths->const_data_ptr<int64_t>() : nullptr;
   LOSATOK_DISPATCH(x.scalar_type(), "fsq_quantize_backward", [&] {
     const Levels<wide_t> levels(counts);
-    const LevelTable<wide_t> table = levels.table();
     const int64_t d = levels.features;
     const wide_t* g = grads.const_data_ptr<wide_t>();
     scalar_t* out = grad_x.mutable_data_ptr<scalar_t>();
     for_squeezed_blocks<scalar_t>(
-        x, levels, lengths, [&](const wide_t* squeezed, const char* valid, int64_t first, int64_t rows) {
-          std::vector<wide_t> values(rows * d);
-          LOSATOK_SIMD_BY_TYPE(wide_t, level_gradient)(squeezed, g + first * d, rows * d, table, values.data());
-          for (int64_t i = 0; i < rows; ++i)
-            for (int64_t j = 0; j < d; ++j)
-              out[(first + i) * d + j] = valid[i] ? static_cast<scalar_t>(values[i * d + j]) : scalar_t(0);
+        x, levels, [&](LevelScratch<wide_t>& scratch, const wide_t* squeezed, int64_t first, int64_t rows) {
+          wide_t* wide = target(out + first * d, scratch.values.data());
+          LOSATOK_SIMD_BY_TYPE(wide_t, level_gradient)(squeezed, g + first * d, rows * d, levels.slope.data(), wide);
+          finish(wide, rows * d, out + first * d);
+          for_padding(length, x.size(1), first, rows,
+                      [&](int64_t i) { std::fill_n(out + (first + i) * d, d, scalar_t(0)); });
         });
   });
   return grad_x;

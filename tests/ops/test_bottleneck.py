@@ -51,6 +51,13 @@ def test_loss(case, dtype, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_blocks_for_each_thread(dtype, threads):
+    """So wide a hidden layer that a block has 64 to 128 rows, and gradients are summed over blocks and threads."""
+    check_projection(((701,), 9, 4096, 5), dtype, "native")
+    check_loss((3, 350, 5, 4096, 9, [350, 1, 300]), dtype, "native")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_activations(activation, bias, dtype):

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cpu/simd/kernels.h"
+
 namespace losatok {
 
 enum class Activation { kGelu, kGeluTanh, kSilu, kRelu, kNone };
@@ -44,15 +46,5 @@ using wide_t = typename Wide<T>::type;
   /* sum += x */                                                                                                     \
   void accumulate(const Bf16* x, float* sum, int64_t count);
 
-namespace losatok {
-namespace default_ {
-LOSATOK_BOTTLENECK_KERNELS
-}
-namespace avx2 {
-LOSATOK_BOTTLENECK_KERNELS
-}
-namespace avx512 {
-LOSATOK_BOTTLENECK_KERNELS
-}
-}  // namespace losatok
+LOSATOK_IN_EACH_ISA(LOSATOK_BOTTLENECK_KERNELS)
 #undef LOSATOK_BOTTLENECK_KERNELS

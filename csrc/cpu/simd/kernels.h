@@ -1,22 +1,18 @@
-// Declarations of the row kernels that are compiled once per instruction set. Each family adds its own block to
-// LOSATOK_SIMD_KERNELS of its own header; this one shows the pattern and holds what several families share.
+// Declares row kernels once per instruction set. A family's header lists its declarations in a macro and passes it
+// here; its .cpp defines them in namespace losatok::LOSATOK_ISA, and callers choose by LOSATOK_SIMD(kernel)(...).
 #pragma once
 
 #include <cstdint>
 
-#define LOSATOK_SIMD_KERNELS                                                                           \
-  /* out[i] = 1 / max(|row i|, eps), accumulated in float; row i starts at x + i * stride, in elements. */ \
-  void inverse_norms(const float* x, int64_t rows, int64_t columns, int64_t stride, float eps, float* out);
-
-namespace losatok {
-namespace default_ {
-LOSATOK_SIMD_KERNELS
-}
-namespace avx2 {
-LOSATOK_SIMD_KERNELS
-}
-namespace avx512 {
-LOSATOK_SIMD_KERNELS
-}
-}  // namespace losatok
-#undef LOSATOK_SIMD_KERNELS
+#define LOSATOK_IN_EACH_ISA(KERNELS) \
+  namespace losatok {                \
+  namespace default_ {               \
+  KERNELS                            \
+  }                                  \
+  namespace avx2 {                   \
+  KERNELS                            \
+  }                                  \
+  namespace avx512 {                 \
+  KERNELS                            \
+  }                                  \
+  }  // namespace losatok

@@ -51,27 +51,43 @@ struct VectorOf<double> {
 };
 
 // The squared distances of x to kCodes codes, `stride` apart, by differences: the only place where a distance is
-// computed, so that a pair of row and code has one distance, however it was found.
+// computed, so that a pair of row and code has one distance, however it was found. False, with out unset, where the
+// first features alone take every one of them beyond `limit`: a sum of squares only grows, in floating point too.
 template <int kCodes, class T>
-inline void distances(const T* x, const T* codes, int64_t stride, int64_t features, T* out) {
+inline bool distances(const T* x, const T* codes, int64_t stride, int64_t features, T limit, T* out) {
   using Vector = typename VectorOf<T>::type;
-  constexpr int64_t kStep = sizeof(Vector) / sizeof(T);
+  constexpr int64_t kStep = sizeof(Vector) / sizeof(T), kFirst = 2 * kStep;
   Vector sums[kCodes] = {};
   T tails[kCodes] = {};
-  int64_t j = 0;
-  for (; j + kStep <= features; j += kStep) {
+  const auto add = [&](int64_t j) {
     const Vector row = load<Vector>(x + j);
     for (int c = 0; c < kCodes; ++c) {
       const Vector difference = row - load<Vector>(codes + c * stride + j);
       sums[c] += difference * difference;
     }
+  };
+  int64_t j = 0;
+  if (features >= 2 * kFirst && limit < std::numeric_limits<T>::infinity()) {
+    for (; j < kFirst; j += kStep) add(j);
+    bool near = false;
+    for (int c = 0; c < kCodes; ++c) near |= !(sum(sums[c]) > limit);  // true for a NaN
+    if (!near) return false;
   }
+  for (; j + kStep <= features; j += kStep) add(j);
   for (; j < features; ++j)
     for (int c = 0; c < kCodes; ++c) {
       const T difference = x[j] - codes[c * stride + j];
       tails[c] += difference * difference;
     }
   for (int c = 0; c < kCodes; ++c) out[c] = sum(sums[c]) + tails[c];
+  return true;
+}
+
+template <class T>
+inline T distance_to(const T* x, const T* code, int64_t features) {
+  T out;
+  distances<1>(x, code, 0, features, std::numeric_limits<T>::infinity(), &out);
+  return out;
 }
 
 template <class T>
@@ -95,12 +111,11 @@ inline void offer_all(Nearest<T>& nearest, const T* x, const T* codes, int64_t f
   T found[kAtOnce];
   int64_t k = first;
   for (; k + (kAtOnce - 1) * step < count; k += kAtOnce * step) {
-    distances<kAtOnce>(x, codes + k * features, step * features, features, found);
+    if (!distances<kAtOnce>(x, codes + k * features, step * features, features, nearest.distance, found)) continue;
     for (int c = 0; c < kAtOnce; ++c) nearest.offer(k + c * step, found[c]);
   }
   for (; k < count; k += step) {
-    distances<1>(x, codes + k * features, 0, features, found);
-    nearest.offer(k, found[0]);
+    nearest.offer(k, distance_to(x, codes + k * features, features));
   }
 }
 
@@ -110,7 +125,7 @@ int64_t nearest(const T* x, const T* codes, int64_t count, int64_t features, T* 
   offer_all(found, x, codes, 0, 1, count, features);
   if (found.code < 0) {
     found.code = 0;
-    distances<1>(x, codes, 0, features, &found.distance);
+    found.distance = distance_to(x, codes, features);
   }
   *distance = found.distance;
   return found.code;
@@ -213,7 +228,7 @@ int64_t decide_by_score(const float* x, const CodeTable& table, const ScanState&
   Nearest<float> found;
   for (int64_t lane = 0; lane < kScanLanes; ++lane) found.offer(state.code[lane], state.best[lane]);
   if (found.code < 0) return nearest(x, table.codes, table.count, table.features, distance);
-  distances<1>(x, table.codes + found.code * table.features, 0, table.features, distance);
+  *distance = distance_to(x, table.codes + found.code * table.features, table.features);
   return found.code;
 }
 
@@ -237,9 +252,8 @@ int64_t decide_by_distance(const float* x, const CodeTable& table, const ScanSta
     if (state.second[lane] <= ceiling) {
       offer_all(found, x, table.codes, lane, kScanLanes, table.count, table.features);
     } else {
-      float d;
-      distances<1>(x, table.codes + state.code[lane] * table.features, 0, table.features, &d);
-      found.offer(state.code[lane], d);
+      const int64_t code = state.code[lane];
+      found.offer(code, distance_to(x, table.codes + code * table.features, table.features));
     }
   }
   if (found.code < 0) return nearest(x, table.codes, table.count, table.features, distance);

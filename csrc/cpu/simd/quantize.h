@@ -53,15 +53,5 @@ struct ScanBound {
   int64_t nearest_f32(const float* x, const float* codes, int64_t count, int64_t features, float* distance);         \
   int64_t nearest_f64(const double* x, const double* codes, int64_t count, int64_t features, double* distance);
 
-namespace losatok {
-namespace default_ {
-LOSATOK_SIMD_KERNELS
-}
-namespace avx2 {
-LOSATOK_SIMD_KERNELS
-}
-namespace avx512 {
-LOSATOK_SIMD_KERNELS
-}
-}  // namespace losatok
+LOSATOK_IN_EACH_ISA(LOSATOK_SIMD_KERNELS)
 #undef LOSATOK_SIMD_KERNELS

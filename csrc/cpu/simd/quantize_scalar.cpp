@@ -7,6 +7,11 @@ namespace losatok::LOSATOK_ISA {
 namespace {
 
 template <class T>
+void shift_values(const T* x, int64_t count, const T* shift, T* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = x[i] + shift[i];
+}
+
+template <class T>
 void round_levels(const T* squeezed, int64_t count, const LevelTable<T>& table, T* values, T* digits) {
   for (int64_t i = 0; i < count; ++i) {
     T level = std::nearbyint(squeezed[i] * table.half_range[i] - table.offset[i]);
@@ -18,9 +23,17 @@ void round_levels(const T* squeezed, int64_t count, const LevelTable<T>& table, 
 }
 
 template <class T>
-void level_gradient(const T* squeezed, const T* grad, int64_t count, const LevelTable<T>& table, T* out) {
-  for (int64_t i = 0; i < count; ++i)
-    out[i] = grad[i] / table.half_width[i] * table.half_range[i] * (T(1) - squeezed[i] * squeezed[i]);
+void number_rows(const T* digits, int64_t rows, int64_t features, const T* weights, int64_t* indices) {
+  for (int64_t i = 0; i < rows; ++i) {
+    T sum = 0;
+    for (int64_t j = 0; j < features; ++j) sum += digits[i * features + j] * weights[j];
+    indices[i] = static_cast<int64_t>(sum);
+  }
+}
+
+template <class T>
+void level_gradient(const T* squeezed, const T* grad, int64_t count, const T* slope, T* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = grad[i] * slope[i] * (T(1) - squeezed[i] * squeezed[i]);
 }
 
 template <class T>
@@ -57,18 +70,24 @@ void affine_values(const uint8_t* q, int64_t count, T scale, T offset, T* out) {
 
 }  // namespace
 
-#define LOSATOK_DEFINE(T, SUFFIX)                                                                                     \
-  void round_levels_##SUFFIX(const T* squeezed, int64_t count, const LevelTable<T>& table, T* values, T* digits) {    \
-    round_levels(squeezed, count, table, values, digits);                                                             \
-  }                                                                                                                   \
-  void level_gradient_##SUFFIX(const T* squeezed, const T* grad, int64_t count, const LevelTable<T>& table, T* out) { \
-    level_gradient(squeezed, grad, count, table, out);                                                                \
-  }                                                                                                                   \
-  bool affine_row_##SUFFIX(const T* x, int64_t count, int top, uint8_t* out, T* scale, T* offset) {                   \
-    return affine_row(x, count, top, out, scale, offset);                                                             \
-  }                                                                                                                   \
-  void affine_values_##SUFFIX(const uint8_t* q, int64_t count, T scale, T offset, T* out) {                           \
-    affine_values(q, count, scale, offset, out);                                                                      \
+#define LOSATOK_DEFINE(T, SUFFIX)                                                                                  \
+  void shift_values_##SUFFIX(const T* x, int64_t count, const T* shift, T* out) {                                  \
+    shift_values(x, count, shift, out);                                                                            \
+  }                                                                                                                \
+  void round_levels_##SUFFIX(const T* squeezed, int64_t count, const LevelTable<T>& table, T* values, T* digits) { \
+    round_levels(squeezed, count, table, values, digits);                                                          \
+  }                                                                                                                \
+  void number_rows_##SUFFIX(const T* digits, int64_t rows, int64_t features, const T* weights, int64_t* indices) { \
+    number_rows(digits, rows, features, weights, indices);                                                         \
+  }                                                                                                                \
+  void level_gradient_##SUFFIX(const T* squeezed, const T* grad, int64_t count, const T* slope, T* out) {          \
+    level_gradient(squeezed, grad, count, slope, out);                                                             \
+  }                                                                                                                \
+  bool affine_row_##SUFFIX(const T* x, int64_t count, int top, uint8_t* out, T* scale, T* offset) {                \
+    return affine_row(x, count, top, out, scale, offset);                                                          \
+  }                                                                                                                \
+  void affine_values_##SUFFIX(const uint8_t* q, int64_t count, T scale, T offset, T* out) {                        \
+    affine_values(q, count, scale, offset, out);                                                                   \
   }
 LOSATOK_DEFINE(float, f32)
 LOSATOK_DEFINE(double, f64)

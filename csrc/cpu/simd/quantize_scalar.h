@@ -15,14 +15,18 @@ struct LevelTable {
 
 }  // namespace losatok
 
-#define LOSATOK_SIMD_KERNELS_FOR(T, SUFFIX)                                                                          \
-  /* From tanh: values over half_width, and digits (whole numbers from 0; that of zero for a NaN). */                \
-  void round_levels_##SUFFIX(const T* squeezed, int64_t count, const LevelTable<T>& table, T* values, T* digits);    \
-  /* out = grad (1 - squeezed^2) half_range / half_width. */                                                         \
-  void level_gradient_##SUFFIX(const T* squeezed, const T* grad, int64_t count, const LevelTable<T>& table, T* out); \
-  /* One row to integers 0..top, one per byte; false where a value or the range is not finite. */                    \
-  bool affine_row_##SUFFIX(const T* x, int64_t count, int top, uint8_t* out, T* scale, T* offset);                   \
-  /* out = offset + scale q, computed in double. */                                                                  \
+#define LOSATOK_SIMD_KERNELS_FOR(T, SUFFIX)                                                                       \
+  /* out = x + shift. */                                                                                          \
+  void shift_values_##SUFFIX(const T* x, int64_t count, const T* shift, T* out);                                  \
+  /* From tanh: values over half_width, and digits (whole numbers from 0; that of zero for a NaN). */             \
+  void round_levels_##SUFFIX(const T* squeezed, int64_t count, const LevelTable<T>& table, T* values, T* digits); \
+  /* indices[i] = the sum of digits [rows, features] times weights, exact below 2^24 (2^53 for double). */        \
+  void number_rows_##SUFFIX(const T* digits, int64_t rows, int64_t features, const T* weights, int64_t* indices); \
+  /* out = grad (1 - squeezed^2) slope. */                                                                        \
+  void level_gradient_##SUFFIX(const T* squeezed, const T* grad, int64_t count, const T* slope, T* out);          \
+  /* One row to integers 0..top, one per byte; false where a value or the range is not finite. */                 \
+  bool affine_row_##SUFFIX(const T* x, int64_t count, int top, uint8_t* out, T* scale, T* offset);                \
+  /* out = offset + scale q, computed in double. */                                                               \
   void affine_values_##SUFFIX(const uint8_t* q, int64_t count, T scale, T offset, T* out);
 
 #define LOSATOK_SIMD_KERNELS                                           \
@@ -32,16 +36,6 @@ struct LevelTable {
   void pack_nibbles(const uint8_t* q, int64_t count, uint8_t* packed); \
   void unpack_nibbles(const uint8_t* packed, int64_t count, uint8_t* q);
 
-namespace losatok {
-namespace default_ {
-LOSATOK_SIMD_KERNELS
-}
-namespace avx2 {
-LOSATOK_SIMD_KERNELS
-}
-namespace avx512 {
-LOSATOK_SIMD_KERNELS
-}
-}  // namespace losatok
+LOSATOK_IN_EACH_ISA(LOSATOK_SIMD_KERNELS)
 #undef LOSATOK_SIMD_KERNELS
 #undef LOSATOK_SIMD_KERNELS_FOR

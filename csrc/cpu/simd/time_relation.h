@@ -44,16 +44,6 @@ struct GramTile {
                               const float* inverse_j);                                                        \
   double gram_squares_bf16(const uint16_t* high, const GramTile& tile, const float* inverse_i, const float* inverse_j);
 
-namespace losatok {
-namespace default_ {
-LOSATOK_SIMD_KERNELS
-}
-namespace avx2 {
-LOSATOK_SIMD_KERNELS
-}
-namespace avx512 {
-LOSATOK_SIMD_KERNELS
-}
-}  // namespace losatok
+LOSATOK_IN_EACH_ISA(LOSATOK_SIMD_KERNELS)
 #undef LOSATOK_SIMD_KERNELS
 #undef LOSATOK_SIMD_KERNELS_FOR

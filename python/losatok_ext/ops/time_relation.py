@@ -19,7 +19,8 @@ from losatok_ext.ops.reference import time_relation as reference
 ALGORITHMS = ("auto", "tiled", "factored", "banded")
 FACTORED_ERROR = 5 * 2.0**-24
 """What *factored* may lose in float32, where its terms nearly cancel: the loss at most this times
-(||L L^T||^2 + ||H H^T||^2) / pairs, both at most 1; the gradient at most this times its two terms (root mean square)."""
+(||L L^T||^2 + ||H H^T||^2) / pairs, both at most 1; the gradient at most this times its two terms (root mean square).
+"""
 
 
 def _result_dtype(dtype: torch.dtype) -> torch.dtype:
