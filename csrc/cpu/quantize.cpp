@@ -3,7 +3,7 @@
 // Per block of rows and tile of codes, a matrix product (oneDNN, in bfloat16 where the processor multiplies it) gives
 // scores |c|^2 / 2 - x.c, each within a known bound of the truth; a scan keeps the least ones; those that could be the
 // least are decided by differences in float32. Which product was taken, on how many threads, with how many rows,
-// therefore never shows in a result. Rows and codes are centred by the codebook's mean first, which tightens the bound.
+// therefore never shows in a result. Rows and codes are centred by a mean of codes first, which tightens the bound.
 // float64 goes by differences alone.
 #include "cpu/simd/quantize.h"
 

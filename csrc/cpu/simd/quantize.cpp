@@ -157,14 +157,14 @@ inline void transpose(const T* x, int64_t rows, int64_t columns, int64_t width, 
 
 }  // namespace
 
-void centre_rows(const float* x, int64_t rows, int64_t columns, const float* mean, float* out, float* norms) {
+void centre_rows(const float* x, int64_t rows, int64_t columns, const float* centre, float* out, float* norms) {
   for (int64_t i = 0; i < rows; ++i) {
     const float* row = x + i * columns;
     float* to = out + i * columns;
     double squares = 0;  // of values whose squares leave float
 #pragma omp simd reduction(+ : squares)
     for (int64_t j = 0; j < columns; ++j) {
-      const float value = row[j] - mean[j];
+      const float value = row[j] - centre[j];
       to[j] = value;
       squares += static_cast<double>(value) * value;
     }

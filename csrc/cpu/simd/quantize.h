@@ -7,11 +7,11 @@
 
 namespace losatok {
 
-// The codes of one stage as the search sees them. The filter works on codes less their mean.
+// The codes of one stage as the search sees them. The filter works on codes less a centre.
 struct CodeTable {
   const float* codes;       // [count, features], as given
-  const float* half_norms;  // |c - mean|^2 / 2, less its rounding; infinity where a code can never be chosen
-  const float* norms;       // |c - mean|, rounded up
+  const float* half_norms;  // |c - centre|^2 / 2, less its rounding; infinity where a code can never be chosen
+  const float* norms;       // |c - centre|, rounded up
   int64_t count, features;
 };
 
@@ -33,8 +33,8 @@ struct ScanBound {
 }  // namespace losatok
 
 #define LOSATOK_SIMD_KERNELS                                                                                         \
-  /* out = x - mean, packed; norms[i] >= |out row i|. */                                                             \
-  void centre_rows(const float* x, int64_t rows, int64_t columns, const float* mean, float* out, float* norms);      \
+  /* out = x - centre, packed; norms[i] >= |out row i|. */                                                           \
+  void centre_rows(const float* x, int64_t rows, int64_t columns, const float* centre, float* out, float* norms);    \
   /* out = x in bfloat16 bits, rows `stride` apart; errors[i] >= |x row i - out row i|. */                           \
   void round_rows(const float* x, int64_t rows, int64_t columns, int64_t stride, uint16_t* out, float* errors);      \
   /* out [columns, width] = x [rows, columns] transposed, zeros beyond `rows`. */                                    \

@@ -180,10 +180,10 @@ def vq_nearest(
     ``"exact"``: products choose candidates within a bound of their rounding error, and the candidates are decided by
     differences x - c in float32: the chosen distance is the least to 1e-5 relative, also where |x|^2 is far above it,
     and a code finds itself at distance 0. ``"fast"`` takes the product's word: the squared distance of its choice may
-    exceed the least by 2^-5 |x - m| |c - m|, m the codebook's mean and c the code farthest from it (bfloat16 products,
-    where the processor has them), and a code may not find itself. Measured on normal rows and 8192 codes of 128
-    features: at most 0.12 % farther, another code for 0.5 % of the rows. The distance that it returns is that of its
-    choice. A CPU gains no time by it: there the decision costs 1 to 3 %.
+    exceed the least by 2^-5 |x - m| |c - m|, m the mean of some 256 codes and c the code farthest from it (bfloat16
+    products, where the processor has them), and a code may not find itself. Measured on normal rows and 8192 codes of
+    128 features: at most 0.12 % farther, another code for 0.5 % of the rows. The distance that it returns is that of
+    its choice. A CPU gains no time by it: there the decision costs 1 to 3 %.
 
     A row with a NaN, or so large that every distance is infinite, gets index 0 and the distance to that code (NaN or
     infinity). A code with a NaN or an infinity is never chosen while another has a finite distance. Autocast changes
