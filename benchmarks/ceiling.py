@@ -94,8 +94,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time all ``functions`` round by round, so that what slows the machine down slows all of them.
 
-    At least ``rounds`` rounds, then more until ``budget`` seconds are over. Each round has an order of its own, and what
-    takes under 10 ms is called once before its timing: what the one before left in the caches favours nobody.
+    At least ``rounds`` rounds, then more until ``budget`` seconds are over. Each round has an order of its own, and
+    what takes under 10 ms is called once before its timing: what the one before left in the caches favours nobody.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     usual = {name: min(seconds(function, device) for _ in range(2)) for name, function in functions.items()}
