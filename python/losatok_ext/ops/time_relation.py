@@ -137,7 +137,8 @@ def time_relation_loss(
         window: in frames, at least 0; None compares all pairs, and so does T - 1 or more. 1 is temporal smoothness.
         algorithm: ``"tiled"`` goes over [T, T] in tiles; ``"factored"`` (no window) uses
             ||L L^T - H H^T||^2 = ||L^T L||^2 - 2 ||L^T H||^2 + ||H^T H||^2 and is linear in T; ``"banded"`` (with a
-            window) visits the tiles that the band touches; ``"auto"`` takes the cheapest by the sizes.
+            window) visits the tiles that the band touches; ``"auto"`` takes the cheapest by the sizes, and never
+            *factored* where no clip is longer than 128 frames: it would save little there, and may lose digits.
         high_energy: [B], what :func:`gram_energy` gives for the same ``high``, ``lengths`` and ``window``. It is
             constant in training, and saves *factored* its largest product; the others do not need it and ignore it.
 
