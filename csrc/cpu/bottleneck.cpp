@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> project_forward(const Tensor& x, const Tensor& weight
         hidden_block<T>(x.narrow(0, begin, count).to(type), w_in, b_in, activation, pre, out);
         if (keep_hidden && !same) hidden.narrow(0, begin, count).copy_(pre);
         const Tensor block = same ? z.narrow(0, begin, count) : zs.narrow(0, 0, count);
-        product(block, out, w_out, b_out);
+        product<T>(block, out, w_out, b_out);
         if (!same) z.narrow(0, begin, count).copy_(block);
       }
     });
@@ -65,7 +65,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward(const Tensor
   const bool same = type == x.scalar_type();
   const Tensor w_in = weight_in.to(type), w_out = weight_out.to(type), pres = hidden.contiguous();
   Tensor grad_x = at::empty(need_x ? x.sizes() : at::IntArrayRef{0}, x.options());
-  const Plan plan(rows, width, w_in.element_size());
+  // Tasks of bf16 sum in float, which few rows do not repay.
+  const Plan plan(rows, width, w_in.element_size(), type == at::kBFloat16 ? 4 * kTaskRows : kTaskRows);
   std::vector<std::optional<ParameterSums>> sums(plan.tasks);
   by_type(type, [&]<class T>() {
     plan.run([&](int64_t task) {

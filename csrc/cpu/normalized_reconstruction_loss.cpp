@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss_forward(
           x.narrow(0, row, n).copy_(z.select(0, clip).narrow(0, frame, n));
         });
         hidden_block<T>(x, w_in, b_in, activation, pre, out);
-        product(restored, out, w_out, b_out);
+        product<T>(restored, out, w_out, b_out);
         U* column_sums = need_grad ? data<U>(sums[task]->bias_out) : nullptr;
         if (std::is_same_v<T, Bf16> && (as_float || !in_place)) {
           target_rows<U>(target, frames, begin, end, copies, wide_rows);
