@@ -51,9 +51,9 @@ def test_loss(case, dtype, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 12, 31, 32, 33])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 6, 7, 12, 23, 24, 25, 31, 32, 33])
 def test_few_rows(rows, dtype, threads):
-    """Up to 32 rows our own products run: tiles of 6 rows by 4 columns, over features that fill vectors or do not."""
+    """Where our own products run and end: tiles of 6 rows by 4 columns, over features that fill vectors or do not."""
     check_projection(((rows,), 77, 130, 35), dtype, "native")
     check_projection(((rows,), 96, 64, 2), dtype, "native", bias=False)
 
