@@ -90,7 +90,8 @@ def targets_table(result: dict) -> str:
             continue
         value = target.measured(found[target.label]) if target.label in found else None
         verdict = "not measured" if value is None else "met" if target.met(value) else "**missed**"
-        rows.append([target.label, target.spell(target.value, True), "" if value is None else target.spell(value), verdict])
+        measured = "" if value is None else target.spell(value)
+        rows.append([target.label, target.spell(target.value, True), measured, verdict])
     return table(["", "target", "measured", ""], rows)
 
 
@@ -136,7 +137,8 @@ def draw(result: dict, path: Path) -> None:
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("peer's time over ours (log): right of 1, ours is faster")
-    axes.set_title(f"{result['machine']}, {result['threads']} threads, torch {result['torch']}, {result['date']}", fontsize=9)
+    title = f"{result['machine']}, {result['threads']} threads, torch {result['torch']}, {result['date']}"
+    axes.set_title(title, fontsize=9)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
     axes.legend(handles, names, loc="lower right", fontsize=8)
     axes.grid(axis="x", alpha=0.3)
