@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 import report
 from targets import TARGETS, Target
 
