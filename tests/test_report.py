@@ -66,6 +66,18 @@ def test_documents_are_filled_between_the_marks(tmp_path):
         report.fill(page, {"rows": ""})
 
 
+def test_docstrings_are_filled_between_the_marks(tmp_path):
+    module = tmp_path / "op.py"
+    module.write_text('"""An op.\n\n.. measured: an\n.. end\n"""\n')
+    for _ in range(2):
+        report.fill_docstrings(module, RESULT)
+        words = "The peer's time over ours, an (a machine, torch 2.13.0, 2026-11-25): op: 2.00x eager."
+        assert module.read_text() == f'"""An op.\n\n.. measured: an\n\n{words}\n\n.. end\n"""\n'
+    module.write_text('"""An op.\n\n.. measured: another\n.. end\n"""\n')
+    with pytest.raises(SystemExit, match="begins with 'another'"):
+        report.fill_docstrings(module, RESULT)
+
+
 def test_the_newest_result_of_each_device_counts(tmp_path):
     for device, day in (("a", "2026-11-24"), ("a", "2026-11-25"), ("b", "2026-11-20")):
         path = tmp_path / device / f"{day}.json"
