@@ -56,7 +56,7 @@ def fsq_quantize_kernel(
     index = tl.zeros([ROWS, 1], tl.int64)
     weight = tl.full([1, 1], 1, tl.int64)
     for j in tl.static_range(features):
-        half: tl.constexpr = LEVELS[j] // 2
+        half = LEVELS[j] // 2
         v = tl.load(source + j * feature_stride, mask=width > 0, other=0.0).to(tl.float32)
         bound = _tanh(v + SHIFTS[j]) * RANGES[j] - OFFSETS[j]
         level = (bound + ROUND_FLOAT) - ROUND_FLOAT
@@ -98,7 +98,7 @@ def fsq_dequantize_kernel(indices, out, rows, size, LEVELS: tl.constexpr, ROWS: 
     known = (rest >= 0) & (rest < size)
     rest = tl.where(known, rest, 0)
     for j in tl.static_range(features):
-        half: tl.constexpr = LEVELS[j] // 2
+        half = LEVELS[j] // 2
         digit = (rest % LEVELS[j]).to(tl.int32)
         rest = rest // LEVELS[j]
         value = tl.div_rn((digit - half).to(tl.float32), tl.full([1], half, tl.float32))

@@ -28,7 +28,7 @@ UNDERFLOW = tl.constexpr(4e-37)
 def _sum_of_squares(v, WIDTH: tl.constexpr):
     """The sums of squares of the rows of v [*, WIDTH], WIDTH a power of two: neighbours first, then pairs of them."""
     v = v * v
-    for _ in tl.static_range(10):
+    for _ in tl.static_range(20):
         if v.shape[1] > 1:
             even, odd = tl.split(tl.reshape(v, [v.shape[0], v.shape[1] // 2, 2]))
             v = even + odd
