@@ -116,7 +116,7 @@ def _search(x: Tensor, codes: Tensor, lengths: Tensor | None, exact: bool, chain
         search_kernel, (blocks, splits), x, lengths, codes, *ready, indices, distances,
         time, features, x.stride(0), x.stride(1), rows, count, padded, stages, per_split,
         _product_bound(features, parts), FILTER=products, EXACT=exact, CHAIN=chain,
-        CODES=8 if interpreted else max(1, 8192 // width), WIDTH=width, enable_fp_fusion=False, **c,
+        CODES=32 if interpreted else max(1, 8192 // width), WIDTH=width, enable_fp_fusion=False, **c,
     )  # fmt: skip
     if distances is not None and splits > 1:
         parts_found = indices, distances
