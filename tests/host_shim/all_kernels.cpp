@@ -202,7 +202,7 @@ void relation(DType dtype, int64_t time, int64_t low_features, int64_t high_feat
   check(add_square_sums(normal.floats(), 1, 7 * high_features, -2., true, &total, nullptr), "add_square_sums");
 }
 
-// Codes of a search that products propose, or none; then what goes with them.
+// The search for nearest codes in all its ways, and what is done with what it finds.
 void search(DType dtype, DType other, int64_t time, int64_t features, int64_t count, int64_t offset) {
   const int64_t lengths[] = {time, time / 2};
   const Frames frames{lengths, 2, time};
@@ -219,17 +219,17 @@ void search(DType dtype, DType other, int64_t time, int64_t features, int64_t co
   PreparedCodes ready{codes.floats(), centres.floats(), rounded.data(), half_norms.floats(),
                       norms.floats(), scales.floats(),  stages,         count,
                       features};
-  if (features <= kSearchFeatures) check(prepare_codes(ready, nullptr), "prepare_codes");
+  check(prepare_codes(ready, nullptr), "prepare_codes");
   std::vector<int64_t> indices(rows * stages), parts(2 * rows);
   const Search chain{coded, ready, indices.data(), nullptr, 1, padded, true};
-  if (features <= kSearchFeatures) check(search_codes(chain, nullptr), "search_codes");
+  check(search_codes(chain, nullptr), "search_codes");
   check(scan_codes(chain, nullptr), "scan_codes");
   ready.stages = 1;
-  const Search split{coded, ready, parts.data(), distances.floats(), count > kCodeTile ? 2 : 1, kCodeTile, offset != 0};
-  if (count <= 2 * kCodeTile) {
-    if (features <= kSearchFeatures) check(search_codes(split, nullptr), "search_codes");
-    check(scan_codes(split, nullptr), "scan_codes");
-  }
+  const int64_t tiles = padded / kCodeTile, splits = tiles > 1 ? 2 : 1;
+  const int64_t per_split = (tiles + splits - 1) / splits * kCodeTile;
+  const Search split{coded, ready, parts.data(), distances.floats(), splits, per_split, offset != 0};
+  check(scan_codes(split, nullptr), "scan_codes");
+  check(search_codes(split, nullptr), "search_codes");
   std::vector<int64_t> joined(rows);
   Buffer nearest(DType::kFloat, rows);
   check(
