@@ -58,8 +58,8 @@ def _backward_fake(
     def weight_grad(weight: Tensor | None) -> Tensor:
         return q.new_empty((0,) if weight is None else weight.shape, dtype=reference.wide(q))
 
-    grads = (x.new_empty(x.shape) for x in (q, k, v))
-    return *grads, weight_grad(q_weight), weight_grad(k_weight)
+    grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+    return grad_q, grad_k, grad_v, weight_grad(q_weight), weight_grad(k_weight)
 
 
 # --- autograd -------------------------------------------------------------------------------------------------------
