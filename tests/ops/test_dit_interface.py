@@ -82,6 +82,17 @@ def test_training_compiles_once(backend):
             torch.testing.assert_close(with_gradients(compiled, *inputs), with_gradients(block, *inputs))
 
 
+def test_one_tensor_in_several_places_compiles():
+    def forward(x):
+        y = ops.dit_attention(x, x, x).flatten(2)
+        return ops.gated_residual(y, y, ops.layer_norm_modulate(y, y, y))
+
+    x = torch.randn(2, 7, 2, 4, requires_grad=True)
+    compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
+    expected, result = (torch.autograd.grad(f(x).sum(), x) for f in (forward, compiled))
+    torch.testing.assert_close(result, expected)
+
+
 def test_inference_compiles_once():
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1, error_on_recompile=True):

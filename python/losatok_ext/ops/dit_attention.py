@@ -233,8 +233,9 @@ def dit_attention(
         return reference.dit_attention(
             q, k, v, q_weight, k_weight, angles, lengths, norm, eps, interleaved, key_lengths
         )
-    arguments = (q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths, norm or "none", float(eps), interleaved)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:5]):
-        return _Attention.apply(*arguments, backend)
-    out, _ = dispatch.kernels(backend).dit_attention_forward(*arguments)
+    tensors = checks.distinct(q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths)
+    options = (norm or "none", float(eps), interleaved)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:5]):
+        return _Attention.apply(*tensors, *options, backend)
+    out, _ = dispatch.kernels(backend).dit_attention_forward(*tensors, *options)
     return out
