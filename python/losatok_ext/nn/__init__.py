@@ -5,16 +5,48 @@ from losatok_ext.nn.bottleneck import Bottleneck, Projection
 from losatok_ext.nn.convnext import ConvNeXtBackbone, ConvNeXtBlock
 from losatok_ext.nn.istft import ISTFTHead
 from losatok_ext.nn.losses import MultiScaleMelLoss, kl_divergence, masked_mse
+from losatok_ext.nn.quantizers import (
+    FSQ,
+    LFQ,
+    AffineConfig,
+    AffineQuantizer,
+    FSQConfig,
+    LFQConfig,
+    Quantized,
+    Quantizer,
+    QuantizerConfig,
+    ResidualVQ,
+    ResidualVQConfig,
+    VectorQuantizer,
+    VQConfig,
+    build_quantizer,
+    quantizer_config,
+)
 
 __all__ = [
+    "FSQ",
+    "LFQ",
+    "AffineConfig",
+    "AffineQuantizer",
     "Attention",
     "Bottleneck",
     "ConvNeXtBackbone",
     "ConvNeXtBlock",
+    "FSQConfig",
     "ISTFTHead",
+    "LFQConfig",
     "MultiScaleMelLoss",
     "Projection",
+    "Quantized",
+    "Quantizer",
+    "QuantizerConfig",
+    "ResidualVQ",
+    "ResidualVQConfig",
     "TransformerBlock",
+    "VQConfig",
+    "VectorQuantizer",
+    "build_quantizer",
     "kl_divergence",
     "masked_mse",
+    "quantizer_config",
 ]
