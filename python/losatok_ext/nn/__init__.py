@@ -20,6 +20,7 @@ from losatok_ext.nn.quantizers import (
     VectorQuantizer,
     VQConfig,
     build_quantizer,
+    from_vector_quantize_pytorch,
     quantizer_config,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "VQConfig",
     "VectorQuantizer",
     "build_quantizer",
+    "from_vector_quantize_pytorch",
     "kl_divergence",
     "masked_mse",
     "quantizer_config",

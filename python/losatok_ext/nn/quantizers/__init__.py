@@ -12,6 +12,7 @@ from losatok_ext.nn.quantizers.config import (
     VQConfig,
     quantizer_config,
 )
+from losatok_ext.nn.quantizers.convert import from_vector_quantize_pytorch
 from losatok_ext.nn.quantizers.finite import FSQ
 from losatok_ext.nn.quantizers.lookup_free import LFQ
 from losatok_ext.nn.quantizers.residual import ResidualVQ
@@ -32,5 +33,6 @@ __all__ = [
     "VQConfig",
     "VectorQuantizer",
     "build_quantizer",
+    "from_vector_quantize_pytorch",
     "quantizer_config",
 ]

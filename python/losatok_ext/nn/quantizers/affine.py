@@ -8,7 +8,7 @@ from torch import Tensor
 from losatok_ext import ops
 from losatok_ext.nn.quantizers.base import Quantized, Quantizer, frame_mask
 from losatok_ext.nn.quantizers.config import AffineConfig
-from losatok_ext.nn.quantizers.gradients import pass_gradient
+from losatok_ext.nn.quantizers.gradients import Choice, pass_gradient
 
 UNSIGNED = 2**32
 
@@ -48,8 +48,8 @@ class AffineQuantizer(Quantizer):
 
     def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
         codes = self._encode(x, lengths)
-        quantized = self._decode(codes).to(x.dtype)
-        return Quantized(pass_gradient(x, x, quantized, frame_mask(lengths, x.shape[1]), "straight_through"), codes, {})
+        choice = Choice(x, self._decode(codes).to(x.dtype), frame_mask(lengths, x.shape[1]))
+        return Quantized(pass_gradient(x, [choice], "straight_through"), codes, {})
 
     def _encode(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         batch, time, _ = x.shape

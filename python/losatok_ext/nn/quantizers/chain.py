@@ -13,7 +13,7 @@ from losatok_ext.nn.convnext import zero_past
 from losatok_ext.nn.quantizers.base import Quantized, Quantizer, frame_mask, wide_dtype
 from losatok_ext.nn.quantizers.codebooks import Codebooks
 from losatok_ext.nn.quantizers.config import VQConfig
-from losatok_ext.nn.quantizers.gradients import known_gradient, pass_gradient
+from losatok_ext.nn.quantizers.gradients import Choice, known_gradient, pass_gradient
 from losatok_ext.nn.quantizers.kmeans import usable
 from losatok_ext.nn.quantizers.pool import Frames
 from losatok_ext.ops.quantize import sums_by_code
@@ -53,7 +53,8 @@ class Chain(Quantizer):
             x = x.to(wide_dtype(x))
         x = self._unit(x, lengths)
         codes, quantized = ops.rvq_encode(x.detach(), self.codebooks.tables(self.stages), lengths)
-        quantized = pass_gradient(x, x, quantized, frame_mask(lengths, x.shape[1]), self.config.gradient)
+        choice = Choice(x, quantized, frame_mask(lengths, x.shape[1]))
+        quantized = pass_gradient(x, [choice], self.config.gradient)
         return Quantized(quantized, self._codes(codes), {})
 
     def _encode(self, x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -85,9 +86,9 @@ class Chain(Quantizer):
         stage_lengths = self._stage_lengths(x, lengths)
         starting = not books.ready
         residual = x.detach()
-        total = torch.zeros_like(residual)
-        passed: Tensor | None = None  # the sum of the stages, when each passes its own gradient on
-        codes, seen, losses = [], [], _Losses(config, x)
+        total: Tensor | None = None
+        codes, choices, seen = [], [], []
+        losses = _Losses(config, x)
         for stage, used in enumerate(stage_lengths):
             book = 0 if self.shared else stage
             frames = Frames(residual, used)
@@ -101,10 +102,9 @@ class Chain(Quantizer):
             left = residual - chosen
             losses.add(frames, zero_past(left, valid), distance, indices, table)
             if self._each_passes():
-                own = pass_gradient(x, residual, chosen, valid, config.gradient)
-                passed = own if passed is None else passed + own
+                choices.append(Choice(residual, chosen, valid))
             else:
-                total = total + chosen
+                total = chosen if total is None else total + chosen
             books.update(book, frames, usable(indices, distance), refresh=not self.shared)
             if self.shared:
                 seen.append(frames)
@@ -114,9 +114,10 @@ class Chain(Quantizer):
             books.revive(0, _joined(seen))
         if starting:
             books.finish_start()
-        if passed is None:
-            passed = pass_gradient(x, x, total, frame_mask(lengths, x.shape[1]), config.gradient)
-        return Quantized(passed, self._codes(torch.stack(codes, dim=-1)), losses.values())
+        if total is not None:
+            choices = [Choice(x, total, frame_mask(lengths, x.shape[1]))]
+        quantized = pass_gradient(x, choices, config.gradient)
+        return Quantized(quantized, self._codes(torch.stack(codes, dim=-1)), losses.values())
 
     def _each_passes(self) -> bool:
         return False
@@ -131,24 +132,25 @@ class _Losses:
 
     def __init__(self, config: VQConfig, x: Tensor) -> None:
         self.config, self.x = config, x
-        self.commitment = x.new_zeros(())
-        self.gradient = torch.zeros_like(x) if torch.is_grad_enabled() and x.requires_grad else None
-        self.codebook = x.new_zeros(())
+        self.commitment, self.codebook = x.new_zeros(()), x.new_zeros(())
+        self.gradient: Tensor | None = None
 
     def add(self, frames: Frames, left: Tensor, distance: Tensor, indices: Tensor, table: Tensor) -> None:
         """``left`` [B, T, d] is what the stage left of its ``frames``, 0 past their lengths."""
         config = self.config
-        scale = 1 / (frames.count().clamp(min=1).to(left.dtype) * left.shape[-1])
+        scale = 1 / (frames.total().clamp(min=1).to(left.dtype) * left.shape[-1])
         value = distance.sum() * scale
         self.commitment = self.commitment + config.commitment_weight * value
-        if self.gradient is not None:
-            self.gradient = self.gradient + (2 * config.commitment_weight * scale) * left
+        if torch.is_grad_enabled() and self.x.requires_grad:
+            slope = 2 * config.commitment_weight * scale
+            self.gradient = left * slope if self.gradient is None else self.gradient.addcmul(left, slope)
         if config.codebook == "learned":
             weight = config.codebook_weight
             sums = sums_by_code(left.flatten(0, 1), indices.flatten(), config.codebook_size)
             self.codebook = self.codebook + known_gradient(table, weight * value, (-2 * weight * scale) * sums)
 
     def values(self) -> dict[str, Tensor]:
+        """The losses that the configuration asks for."""
         losses = {}
         if self.config.commitment_weight:
             known = self.gradient

@@ -80,7 +80,7 @@ class Codebooks(nn.Module):
         """Take the codes of a stage from k-means of ``frames``, of all processes."""
         config = self.config
         noise = torch.rand(config.codebook_size, dtype=self.codes.dtype, device=self.codes.device)
-        counts, noise = pooled(frames.counts(noise.dtype), only_first(noise))
+        counts, noise = pooled(frames.shares(noise.dtype), only_first(noise))
         shares = counts.to(torch.int64)
         total = shares.sum()
         # Between processes, which do not know each other's sizes on the host, the most that may be.
@@ -108,7 +108,7 @@ class Codebooks(nn.Module):
         """Learn from ``frames`` that chose ``codes`` [B, T] (-1: none) of a stage.
 
         Usage n and sums s move by ``n <- decay n + (1 - decay) count`` and likewise; with ``refresh`` codes become
-        ``s / n``, and dead ones are revived.
+        ``s / n``, and dead ones are revived. Without any such frame nothing moves.
         """
         config = self.config
         if self.sums is None and not config.dead_below:
@@ -119,9 +119,10 @@ class Codebooks(nn.Module):
             count, total, shares, noise = pooled(count, total, *self._draw(frames))
         else:
             count, total = pooled(count, total)
-        self.usage[stage].lerp_(count, 1 - config.decay)
+        pace = (1 - config.decay) * (count.sum() > 0).to(count.dtype)
+        self.usage[stage].lerp_(count, pace)
         if self.sums is not None:
-            self.sums[stage].lerp_(total, 1 - config.decay)
+            self.sums[stage].lerp_(total, pace)
         if refresh:
             self.refresh(stage)
         if revives:
@@ -147,7 +148,7 @@ class Codebooks(nn.Module):
     def _draw(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """The own count of frames among the processes', and the random numbers that choose rows."""
         noise = torch.rand(self.config.codebook_size, dtype=self.codes.dtype, device=self.codes.device)
-        return frames.counts(noise.dtype), only_first(noise)
+        return frames.shares(noise.dtype), only_first(noise)
 
     def _replace(self, stage: int, frames: Frames, shares: Tensor, noise: Tensor) -> None:
         """Dead codes become rows of different stretches of the joint batch; as many as it has rows, no row twice."""

@@ -159,6 +159,7 @@ class ResidualVQConfig(VQConfig):
 
     def _check_fit(self) -> None:
         super()._check_fit()
+        self._require(not self.cosine, "cosine", "False in a chain: what a stage leaves over has no length of 1")
         self._require(self.min_stages <= self.stages, "min_stages", f"at most the number of stages ({self.stages})")
 
 

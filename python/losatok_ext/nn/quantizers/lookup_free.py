@@ -9,7 +9,7 @@ from torch import Tensor
 from losatok_ext.nn.convnext import zero_past
 from losatok_ext.nn.quantizers.base import Quantized, Quantizer, frame_mask, wide_dtype
 from losatok_ext.nn.quantizers.config import LFQConfig
-from losatok_ext.nn.quantizers.gradients import pass_gradient
+from losatok_ext.nn.quantizers.gradients import Choice, pass_gradient
 from losatok_ext.nn.quantizers.pool import Frames, pooled, pooled_with_gradient
 from losatok_ext.ops.reference.quantize import check_range
 
@@ -29,11 +29,9 @@ class LFQ(Quantizer):
     """
 
     config: LFQConfig
-    weights: Tensor
 
     def __init__(self, config: LFQConfig, dim: int) -> None:
         super().__init__(config, dim, config.bits * config.num_codebooks, config.num_codebooks > 1)
-        self.register_buffer("weights", 2 ** torch.arange(config.bits - 1, -1, -1), persistent=False)
 
     @property
     def codebook_size(self) -> int:
@@ -45,6 +43,10 @@ class LFQ(Quantizer):
         """C times the bits of a code."""
         return float(self.config.bits * self.config.num_codebooks)
 
+    def _weights(self, device: torch.device) -> Tensor:
+        """The weight of each bit: 2^(bits - 1), ..., 2, 1."""
+        return 2 ** torch.arange(self.config.bits - 1, -1, -1, device=device)
+
     def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
         config = self.config
         valid = frame_mask(lengths, x.shape[1])
@@ -52,19 +54,19 @@ class LFQ(Quantizer):
         quantized = zero_past(torch.where(x.detach() > 0, config.scale, -config.scale).to(x.dtype), valid)
         losses = {}
         if self.training:
-            count = Frames(x, lengths).count().to(x.dtype).clamp(min=1)
+            count = Frames(x, lengths).total().to(x.dtype).clamp(min=1)
             if config.commitment_weight:
                 squared = (x - quantized).square().sum() / (count * x.shape[-1])
                 losses["commitment"] = config.commitment_weight * squared
             if config.entropy_weight:
                 bits = x.unflatten(-1, (config.num_codebooks, config.bits))
                 losses["entropy"] = config.entropy_weight * entropy_loss(bits, lengths, config)
-        quantized = pass_gradient(x, x, quantized, valid, "straight_through")
+        quantized = pass_gradient(x, [Choice(x, quantized, valid)], "straight_through")
         return Quantized(quantized, self._codes(x, valid), losses)
 
     def _codes(self, x: Tensor, valid: Tensor | None) -> Tensor:
         bits = (x.detach() > 0).unflatten(-1, (self.config.num_codebooks, self.config.bits))
-        codes = (bits * self.weights).sum(-1)
+        codes = (bits * self._weights(x.device)).sum(-1)
         if valid is not None:
             codes = torch.where(valid, codes, -1)
         return codes if self.code_dim else codes.squeeze(-1)
@@ -77,7 +79,7 @@ class LFQ(Quantizer):
             self._check_code_dim(codes, self.config.num_codebooks)
         check_range("codes", codes, self.codebook_size, "the bits make {} codes")
         codes = codes.unsqueeze(-1)
-        signs = torch.where((codes & self.weights) != 0, self.config.scale, -self.config.scale)
+        signs = torch.where((codes & self._weights(codes.device)) != 0, self.config.scale, -self.config.scale)
         values = torch.where(codes >= 0, signs, 0.0).to(torch.float32)
         return values.flatten(-2) if self.code_dim else values
 
@@ -103,8 +105,8 @@ def entropy_loss(x: Tensor, lengths: Tensor | None, config: LFQConfig) -> Tensor
     valid = frame_mask(lengths, x.shape[1])
     logits = x * (4 * config.scale / config.temperature)
     own = zero_past((F.softplus(logits) - logits * torch.sigmoid(logits)).sum((-2, -1)).unsqueeze(-1), valid)
-    each = own.sum() / (frames.count().clamp(min=1) * x.shape[2])
-    (total,) = pooled(frames.count().to(x.dtype))
+    each = own.sum() / (frames.total().clamp(min=1) * x.shape[2])
+    (total,) = pooled(frames.total().to(x.dtype))
     probability = torch.sigmoid(logits)
     together = x.new_zeros(())
     for group in probability.split(config.entropy_group, dim=-1):

@@ -74,17 +74,17 @@ class Frames(NamedTuple):
     x: Tensor
     lengths: Tensor | None
 
-    def count(self) -> Tensor:
+    def total(self) -> Tensor:
         """How many there are: int64 scalar."""
         if self.lengths is None:
             return torch.full((), self.x.shape[0] * self.x.shape[1], dtype=torch.int64, device=self.x.device)
         return self.lengths.sum()
 
-    def counts(self, dtype: torch.dtype) -> Tensor:
-        """[processes] with the own :meth:`count` at the own rank, else zeros: pooled, the counts of all."""
+    def shares(self, dtype: torch.dtype) -> Tensor:
+        """[processes] with the own :meth:`total` at the own rank, else zeros: pooled, the counts of all."""
         rank, size = processes()
         own = torch.arange(size, device=self.x.device) == rank
-        return torch.where(own, self.count(), 0).to(dtype)
+        return torch.where(own, self.total(), 0).to(dtype)
 
     def rows(self, positions: Tensor, counts: Tensor) -> Tensor:
         """Frames of the joint batch, zeros for those of other processes: pooled, all of them.
