@@ -36,15 +36,16 @@ def kmeans(
     spare = min(size, len(rows))
     for _ in range(iterations):
         codes, distance = ops.vq_nearest(batch, centres, lengths)
-        counts, sums = count_and_sum(batch, usable(codes, distance), size)
+        chosen = usable(codes, distance)
+        counts, sums = count_and_sum(batch, chosen, size)
         means = sums / counts.clamp(min=1).unsqueeze(-1)
         if cosine:
             means = F.normalize(means, dim=-1)
-        finite = torch.where(torch.isfinite(distance) & (codes >= 0), distance, -1.0)
-        far = rows[finite.view(-1).topk(spare).indices]
+        far = torch.where(chosen >= 0, distance, -1.0).view(-1).topk(spare).indices
         empty = counts == 0
         turn = empty.cumsum(0) - 1
-        moved = torch.where((turn < spare).unsqueeze(-1), far[turn.clamp(0, spare - 1)], centres)
+        found = turn < torch.minimum((chosen >= 0).sum(), valid.clamp(max=spare))
+        moved = torch.where(found.unsqueeze(-1), rows[far[turn.clamp(0, spare - 1)]], centres)
         centres = torch.where(empty.unsqueeze(-1), moved, means)
     codes, distance = ops.vq_nearest(batch, centres, lengths)
     return centres, count_and_sum(batch, usable(codes, distance), size)[0]
