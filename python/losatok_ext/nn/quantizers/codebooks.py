@@ -79,9 +79,7 @@ class Codebooks(nn.Module):
     def start(self, stage: int, frames: Frames) -> None:
         """Take the codes of a stage from k-means of ``frames``, of all processes."""
         config = self.config
-        noise = torch.rand(config.codebook_size, dtype=self.codes.dtype, device=self.codes.device)
-        counts, noise = pooled(frames.shares(noise.dtype), only_first(noise))
-        shares = counts.to(torch.int64)
+        shares = pooled(frames.shares(self.codes.dtype))[0].to(torch.int64)
         total = shares.sum()
         # Between processes, which do not know each other's sizes on the host, the most that may be.
         size = frames.x.shape[0] * frames.x.shape[1]
@@ -90,9 +88,12 @@ class Codebooks(nn.Module):
             return
         kept = total.clamp(max=size)
         (rows,) = pooled(frames.rows(spread(kept.clamp(min=1), total, size), shares))
+        noise = agreed(torch.rand(config.codebook_size, dtype=rows.dtype, device=rows.device))
         centres, chosen = kmeans(rows, kept, config.codebook_size, config.kmeans_iterations, noise, config.cosine)
         some = total > 0
-        usage = (chosen * (total / kept.clamp(min=1))).clamp(min=1)
+        usage = chosen * (total / kept.clamp(min=1))
+        if not config.dead_below:
+            usage = usage.clamp(min=1)  # else a code that nobody chose would fall to 0, for good
         self.codes[stage].copy_(torch.where(some, agreed(centres), self.codes[stage]))
         self.usage[stage].copy_(torch.where(some, agreed(usage), self.usage[stage]))
         if self.sums is not None:
