@@ -122,6 +122,7 @@ def entropy_loss(x: Tensor, lengths: Tensor | None, config: LFQConfig) -> Tensor
 def joint(probability: Tensor) -> Tensor:
     """The probabilities of all combinations of independent bits: [..., n] of each being 1 to [..., 2^n]."""
     every = probability.new_ones((*probability.shape[:-1], 1))
-    for one in probability.split(1, dim=-1):
+    for bit in range(probability.shape[-1]):
+        one = probability[..., bit : bit + 1]
         every = torch.cat((every * (1 - one), every * one), dim=-1)
     return every
