@@ -95,10 +95,10 @@ def test_a_failing_model_is_reported_per_file_and_debug_lets_it_through(tmp_path
     sources = recordings(tmp_path, 8_000, 8_000)
     real = jobs.encode_clip
 
-    def fails_on_the_first(model, audio, info, logvar=False):
+    def fails_on_the_first(model, audio, info, *more):
         if info.path == sources[0].path:
             raise RuntimeError("first line. second sentence\nmore")
-        return real(model, audio, info, logvar)
+        return real(model, audio, info, *more)
 
     monkeypatch.setattr(jobs, "encode_clip", fails_on_the_first)
     summary, _ = encode(model, sources, tmp_path / "out")

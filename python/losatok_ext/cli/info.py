@@ -63,6 +63,10 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "format": "model",
         "fingerprint": model.fingerprint(),
         "weights": sum(parameter.numel() for parameter in model.parameters()),
+        "quantizer_name": model.quantizer_name,
+        "quantizer_fingerprint": model.quantizer_fingerprint(),
+        "codes_per_token": len(model.code_sizes),
+        "bits_per_second": None if model.quantizer is None else model.quantizer.bits_per_token * model.frame_rate,
         **model.config.to_dict(),
     }
 

@@ -60,8 +60,8 @@ def unpack_codes(packed: Tensor, frames: int, sizes: Sequence[int]) -> Tensor:
     for start in range(0, frames, _FRAMES):
         count = min(_FRAMES, frames - start)
         piece = stream[start * total // 8 :]
-        bits = np.unpackbits(piece[: -(-count * total // 8)], count=count * total, bitorder="little")
-        bits = bits.reshape(count, total)
+        stretch = np.unpackbits(piece[: -(-count * total // 8)], count=count * total, bitorder="little")
+        bits = stretch.reshape(count, total)
         first = 0
         for q, width in enumerate(widths):
             weights = np.left_shift(np.int64(1), np.arange(width))
