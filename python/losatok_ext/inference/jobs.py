@@ -264,7 +264,7 @@ def _run(
         except Exception as error:
             if debug:
                 raise
-            summary.failures.append(Failure(source.path, _sentence(source.path, error)))
+            summary.failures.append(Failure(source.path, sentence(source.path, error)))
         if progress is not None:
             progress(source)
     summary.wall_seconds = time.perf_counter() - start
@@ -285,8 +285,8 @@ def _read_ahead(items: Sequence[Item], read: Callable[[Item], Result]) -> Iterat
             yield item, current
 
 
-def _sentence(path: Path, error: Exception) -> str:
-    """One sentence for ``error`` that names ``path``."""
+def sentence(path: Path, error: Exception) -> str:
+    """One sentence for ``error`` that names ``path``, for the user of a command over many files."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return f"{path} does not fit in memory; cut it into shorter files, or pass --device cpu"
     text = " ".join(str(error).split())

@@ -26,8 +26,12 @@ from losatok_ext.inference.latent_header import LatentFile, LatentHeader
 STORAGES = ("float32", "float16", "int8", "int4", "codes")
 INTEGER_BITS = {"int8": 8, "int4": 4}
 
-FRAMES_PER_SCALE = 64
-"""Frames that share a scale."""
+FRAMES_PER_SCALE = 128
+"""Frames of a block. Measured on 3618 frames of 64 dimensions (the demo's model on the bundled recordings), bytes per
+frame and error relative to the latents: int8 with one scale per frame 72 and 0.0056, with one per dimension and 64, 128
+or 256 frames 72 and 0.0033, 68 and 0.0039, 66 and 0.0046; int4 40 and 0.096 per frame, 36 and 0.067 with 128 frames.
+Dimensions differ in range by a factor of four, frames hardly; 128 or 256 frames need the fewest bits for one error,
+and 128 do for recordings of a few seconds too."""
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16"}
 
