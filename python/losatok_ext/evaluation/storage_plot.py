@@ -12,7 +12,6 @@ from losatok_ext.evaluation.storage import FLOATS, StorageReport
 from losatok_ext.files import atomic_path
 
 _CONTINUOUS, _CODES, _LIGHT = "#374151", "#c2410c", "#9ca3af"
-_LEAST_ERROR = 1e-6  # of the axis: float32 has none, which a logarithm cannot show
 
 
 def plot_storage(path: str | os.PathLike[str], report: StorageReport) -> None:
@@ -29,18 +28,16 @@ def plot_storage(path: str | os.PathLike[str], report: StorageReport) -> None:
     if path.suffix.lower() not in PICTURES:
         raise UserError(f"{path} cannot be drawn: {path.suffix or 'no suffix'} is none of {', '.join(PICTURES)}")
     figure: Any = import_figure()(figsize=(10.5, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=True)
     figure.suptitle(
         f"Storing {report.latent_dim} dimensions at {report.frame_rate:g} Hz: "
         f"{report.recordings} recordings, {report.seconds:.0f} s",
         fontsize=11,
     )
-    _points(left, report, "latent_error", "latent error (relative RMS)")
-    left.set_yscale("log")
+    _points(left, report, "latent_error", "latent error, relative to the latents (float32 has none)")
+    if any(row.latent_error > 0 for row in report.rows):
+        left.set_yscale("log")
     _points(right, report, "mel_to_recording", "mel distance to the recording")
-    exact = [row.mel_to_recording for row in report.rows if row.storage == "float32"]
-    for level in exact:
-        right.axhline(level, color=_LIGHT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     right.set_ylim(bottom=0)
     try:
         with atomic_path(path) as temporary:
@@ -52,20 +49,23 @@ def plot_storage(path: str | os.PathLike[str], report: StorageReport) -> None:
 def _points(axis: Any, report: StorageReport, name: str, label: str) -> None:
     for continuous, colour, marker in ((True, _CONTINUOUS, "o"), (False, _CODES, "D")):
         rows = [row for row in report.rows if (row.storage in FLOATS) == continuous]
+        if name == "latent_error":  # an axis of logarithms has no place for none
+            rows = [row for row in rows if row.latent_error > 0]
         bits = [row.bits_per_second / 1000 for row in rows]
-        values = [
-            max(getattr(row, name), _LEAST_ERROR) if name == "latent_error" else getattr(row, name) for row in rows
-        ]
+        values = [getattr(row, name) for row in rows]
         if continuous:
             axis.plot(bits, values, color=_LIGHT, linewidth=1, zorder=1)
         axis.scatter(bits, values, s=34, color=colour, marker=marker, zorder=2)
+        # Codes above, turned so that close ones do not meet; the others clear of the line through them.
+        place: dict[str, Any] = {"xytext": (0, -15), "ha": "center"}
+        if name == "latent_error":
+            place = {"xytext": (-7, -1), "ha": "right", "va": "center"}
+        if not continuous:
+            place = {"xytext": (2, 6), "ha": "left", "va": "bottom", "rotation": 30, "rotation_mode": "anchor"}
         for row, x, y in zip(rows, bits, values, strict=True):
-            said = row.storage if name != "latent_error" or row.latent_error > 0 else f"{row.storage} (exact)"
-            axis.annotate(
-                said, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=colour
-            )
+            axis.annotate(row.storage, (x, y), textcoords="offset points", fontsize=8, color=colour, **place)
     axis.set_xscale("log")
-    axis.margins(x=0.12, y=0.15)
+    axis.margins(x=0.14, y=0.27)
     axis.set_xlabel("kbit per second", fontsize=9)
     axis.set_title(label, fontsize=9, loc="left")
     axis.tick_params(labelsize=8)
