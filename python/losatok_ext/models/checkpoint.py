@@ -32,7 +32,8 @@ def save(model: LoSATok, folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(folder / WEIGHTS_FILE) as path:
-        save_file(weights, path, metadata={"format": "pt", "model_type": MODEL_TYPE})
+        # One entry: of several safetensors writes now one first and now another, and equal models would differ.
+        save_file(weights, path, metadata={"format": "pt"})
     with atomic_path(folder / CONFIG_FILE) as path:
         path.write_text(json.dumps({"model_type": MODEL_TYPE, "config": model.config.to_dict()}, indent=2) + "\n")
 

@@ -188,12 +188,11 @@ def _fit_codebooks(
     size, stages = quantizer.codebook_size, quantizer.stages
     valid = torch.tensor(len(drawn), device=drawn.device)
     residual = drawn.clone()
-    unused = drawn.new_zeros(size)  # random numbers for a start that is not asked for
     tables, counts = [], []
     for stage in range(stages):
         say("k-means of stages", stage, stages)
-        start = spread_rows(residual, size, generator)
-        centres, chosen = kmeans(residual, valid, size, options.iterations, unused, start=start)
+        noise = torch.rand(size, generator=generator).to(drawn.device)
+        centres, chosen = kmeans(residual, valid, size, options.iterations, noise)
         for rows in residual.split(FRAMES_AT_ONCE):
             rows -= centres[ops.vq_nearest(rows, centres)[0]]
         tables.append(centres)
@@ -212,27 +211,6 @@ def _fit_codebooks(
             if books.sums is not None:
                 books.sums[stage].copy_(table * books.usage[stage].unsqueeze(-1))
     books.finish_start()
-
-
-def spread_rows(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Rows far from one another to start k-means from: [size, d] of ``rows`` [n, d], n at least ``size``.
-
-    k-means++ (Arthur and Vassilvitskii 2007) on at most 8 rows per centre, drawn at random: each centre is a row drawn
-    by its squared distance to the nearest centre before it. Rows at random alone leave out some clusters, which Lloyd's
-    algorithm never finds again.
-    """
-    order = torch.randperm(len(rows), generator=generator)[: 8 * size].to(rows.device)
-    rows = rows[order]
-    draws = torch.rand(size, generator=generator, dtype=torch.float64).to(rows.device)
-    nearest = torch.full((len(rows),), torch.inf, dtype=rows.dtype, device=rows.device)
-    chosen = torch.zeros(size, dtype=torch.int64, device=rows.device)
-    for k in range(1, size):
-        nearest = torch.minimum(nearest, (rows - rows[chosen[k - 1]]).square().sum(1))
-        shares = nearest.double().cumsum(0)
-        place = torch.searchsorted(shares, draws[k] * shares[-1], right=True)
-        # Where every row is a centre already, the next one, whichever.
-        chosen[k] = torch.where(shares[-1] > 0, place.clamp(max=len(rows) - 1), k % len(rows))
-    return rows[chosen]
 
 
 def _learn(tables: list[Tensor], counts: list[Tensor], batch: Tensor) -> None:
