@@ -55,7 +55,14 @@ POINTERS = {
     torch.int32: "*i32",
     torch.uint8: "*u8",
 }
-PRODUCT_KERNELS = ("project_kernel", "hidden_kernel", "grad_hidden_kernel", "tile_kernel", "coefficient_kernel", "search_kernel")
+PRODUCT_KERNELS = (
+    "project_kernel",
+    "hidden_kernel",
+    "grad_hidden_kernel",
+    "tile_kernel",
+    "coefficient_kernel",
+    "search_kernel",
+)
 
 
 def run_ops(dtype: torch.dtype, model_sizes_only: bool) -> None:

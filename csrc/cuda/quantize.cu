@@ -23,12 +23,12 @@ constexpr float kUnderflow = 4e-37f;  // what underflow takes off a feature's sh
 constexpr float kRoundUp = 1.f + 1e-6f;
 constexpr float kSearchableNorm = 6e18f;  // products of longer rows with the longest codes would overflow
 
-// Rows of a block, and the most features that they may have.
+// Rows of a block, the most features that they may have, and how many blocks a multiprocessor should hold.
 struct Narrow {
-  static constexpr int kRows = 64, kWidth = 128;
+  static constexpr int kRows = 64, kWidth = 128, kBlocks = 2;
 };
 struct Wide {
-  static constexpr int kRows = 32, kWidth = kSearchFeatures;
+  static constexpr int kRows = 32, kWidth = kSearchFeatures, kBlocks = 1;
 };
 
 int64_t parts_of(int64_t features) { return features <= kSplitFeatures ? 3 : 1; }
@@ -240,7 +240,7 @@ __device__ __forceinline__ Nearest decide(const SearchShared<Config>& shared, co
 // Block (i, s): rows i * kRows .., codes of split s. A warp has kRows / kWarps rows to itself but in the products; in
 // the scan of a tile's scores kPerRow threads share a row, and each has kOwn lanes.
 template <typename Config>
-__global__ void __launch_bounds__(kThreads) search_kernel(const SearchParameters p) {
+__global__ void __launch_bounds__(kThreads, Config::kBlocks) search_kernel(const SearchParameters p) {
   using Stage = Staging<Half>;
   constexpr int kRows = Config::kRows, kPerRow = kThreads / kRows, kOwn = kLanes / kPerRow;
   LOSATOK_SHARED(SearchShared<Config>, shared);

@@ -12,6 +12,7 @@ from losatok_ext import ops
 from losatok_ext.ops import dispatch
 from losatok_ext.ops.reference import bottleneck as reference_bottleneck
 from losatok_ext.ops.reference import time_relation as reference_relation
+from ops.quantize_cases import HARD, assert_chain, assert_decides, assert_nearest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -110,6 +111,30 @@ def test_time_relation(dtype, algorithm, window):
     assert_within_budget(grad, results[0][1], results[1][1], factor=GRADIENT_FACTOR, name="grad_low")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "count", "features"), [(6000, 8192, 128), (250, 1024, 128), (20000, 1024, 8)])
+def test_nearest_and_residual(dtype, rows, count, features):
+    x, codebooks = draw(dtype, rows, features), draw(dtype, 3, count, features)
+    assert_nearest(x, codebooks[0], *ops.vq_nearest(x, codebooks[0]))
+    codes, quantized = ops.rvq_encode(x, codebooks)
+    assert_chain(x, codebooks, codes, quantized)
+    assert ops.rvq_decode(codes, codebooks).equal(quantized)
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_nearest_in_hard_cases(name):
+    assert_decides(ops.vq_nearest, *(t.cuda() for t in HARD[name]()))
+
+
+def test_nearest_keeps_no_distances():
+    x, codebook = draw(torch.float32, 500_000, 16), draw(torch.float32, 8192, 16)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ops.vq_nearest(x, codebook)
+    assert torch.cuda.max_memory_allocated() - before < 64 << 20  # all distances would take 16 GB
+
+
 def every_op():
     """Calls that take device tensors only, by name."""
     x, parameters = draw(torch.bfloat16, 300, 1280), mlp(torch.bfloat16)
@@ -118,7 +143,22 @@ def every_op():
     kernels = torch.ops.losatok
     _, hidden = kernels.bottleneck_project_forward(x, *parameters, "gelu", True)
     grad = draw(torch.bfloat16, 300, 128)
+    rows, codebooks = draw(torch.bfloat16, 2, 600, 128), draw(torch.float32, 3, 1024, 128)
+    indices, distance = kernels.vq_nearest_forward(rows, codebooks[0], None, "exact")
+    codes, _ = kernels.rvq_encode_forward(rows, codebooks, None, "exact")
+    levels = (8, 5, 5, 5)
+    stored = kernels.affine_quantize_forward(rows[0], 4)
     return {
+        "nearest": lambda: kernels.vq_nearest_forward(rows, codebooks[0], None, "exact"),
+        "nearest backward": lambda: kernels.vq_nearest_backward(distance, rows, codebooks[0], indices, True, True),
+        "residual": lambda: kernels.rvq_encode_forward(rows, codebooks, None, "exact"),
+        "decode": lambda: (kernels.rvq_decode_forward(codes[0], codebooks),),
+        "decode backward": lambda: (kernels.rvq_decode_backward(rows[0], codes[0], codebooks),),
+        "levels": lambda: kernels.fsq_quantize_forward(rows[..., :4], levels, None),
+        "levels backward": lambda: (kernels.fsq_quantize_backward(rows[..., 4:8], rows[..., :4], levels, None),),
+        "levels back": lambda: (kernels.fsq_dequantize_forward(indices[0], levels, torch.bfloat16),),
+        "integers": lambda: kernels.affine_quantize_forward(rows[0], 8),
+        "integers back": lambda: (kernels.affine_dequantize_forward(*stored, 4, 128, torch.bfloat16),),
         "project": lambda: kernels.bottleneck_project_forward(x, *parameters, "gelu", True),
         "backward": lambda: kernels.bottleneck_project_backward(
             grad, x, hidden, parameters[0], parameters[2], "gelu", True, True
@@ -130,7 +170,11 @@ def every_op():
     }
 
 
-NAMES = ["project", "backward", "loss", "tiled", "factored", "energy"]
+NAMES = [
+    *("project", "backward", "loss", "tiled", "factored", "energy"),
+    *("nearest", "nearest backward", "residual", "decode", "decode backward"),
+    *("levels", "levels backward", "levels back", "integers", "integers back"),
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -160,7 +204,7 @@ def test_ops_run_on_the_current_stream_and_in_graphs(name):
     with torch.cuda.graph(graph):
         captured = call()
     for tensor in captured:
-        tensor.fill_(float("nan"))
+        tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
     graph.replay()
     torch.cuda.synchronize()
     assert all(a.equal(b) for a, b in zip(captured, expected, strict=True))

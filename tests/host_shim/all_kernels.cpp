@@ -309,9 +309,9 @@ int main(int count, char** arguments) {
     tall_column_sums(dtype);
     relation(dtype, 67, 9, 40, -1);
     relation(dtype, 70, 136, 8, 2);
-    search(dtype, next[static_cast<int>(dtype)], 35, 5, 70, 0);  // two float16 to a number
-    search(dtype, dtype, 35, 70, 130, 1);
-    search(dtype, dtype, 17, 131, 40, 3);  // the wide tiles
+    search(dtype, next[static_cast<int>(dtype)], 9, 5, 70, 0);  // two float16 to a number
+    search(dtype, dtype, 33, 35, 70, 1);
+    search(dtype, dtype, 3, 131, 40, 3);  // the wide tiles
     levels_and_integers(dtype, 37);
   }
   std::printf("ok: %d launches\n", launches);
