@@ -38,7 +38,7 @@ OPS = (
 )
 """Every public op that has more than one implementation."""
 
-CPU_ONLY = frozenset(OPS[4:])
+CPU_ONLY = frozenset(OPS[4:11])
 """Ops whose kernels exist for the CPU only: on a GPU they run as the reference, and only when that is asked for."""
 
 PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("triton", "native")}
