@@ -27,9 +27,10 @@ def _tile_of(lengths, time, heads, BLOCK_M: tl.constexpr):
 @triton.jit
 def _valid(lengths, clip, time):
     """How many of a clip's rows count."""
-    if lengths is None:
-        return time
-    return tl.minimum(tl.maximum(tl.load(lengths + clip), 0), time).to(tl.int32)
+    n = time
+    if lengths is not None:
+        n = tl.minimum(tl.maximum(tl.load(lengths + clip), 0), time).to(tl.int32)
+    return n
 
 
 @triton.jit

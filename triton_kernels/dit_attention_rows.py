@@ -14,12 +14,14 @@ import triton.language as tl
 def load_tile(at, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The tile at pointers ``at``, zeros outside of masks ``rows`` (where ROWS) and ``columns`` (where COLUMNS)."""
     if ROWS and COLUMNS:
-        return tl.load(at, mask=rows & columns, other=0.0)
-    if ROWS:
-        return tl.load(at, mask=rows, other=0.0)
-    if COLUMNS:
-        return tl.load(at, mask=columns, other=0.0)
-    return tl.load(at)
+        tile = tl.load(at, mask=rows & columns, other=0.0)
+    elif ROWS:
+        tile = tl.load(at, mask=rows, other=0.0)
+    elif COLUMNS:
+        tile = tl.load(at, mask=columns, other=0.0)
+    else:
+        tile = tl.load(at)
+    return tile
 
 
 @triton.jit
