@@ -152,6 +152,8 @@ class Attention {
     TORCH_CHECK_VALUE(head_size <= kMaxHeadSize, "the CUDA kernels take heads of up to ", kMaxHeadSize,
                       " features, got ", head_size, " (q's last size); use_backend('triton') takes 256");
     TORCH_CHECK_VALUE(cos_.has_value() == sin_.has_value(), "cos and sin should come together");
+    TORCH_CHECK_VALUE(plain_.norm != HeadNorm::kNone || !(q_weight_.has_value() || k_weight_.has_value()),
+                      "q_weight and k_weight: weights come with a norm, got norm none");
     for (const optional<Tensor>* x : {&q_weight_, &k_weight_, &cos_, &sin_}) {
       if (x->has_value()) expect_dtype(at::kFloat, {{"a weight, cos or sin", &**x}});
     }

@@ -15,15 +15,15 @@ struct ForwardShared {
     };
     SumTile<kHead> sums;
   };
-  ScoreTile<T> scores;
-  WeightTile<T> weights;
+  ScoreTile<kOtherRows<T>> scores;
+  WeightTile<T, kOtherRows<T>> weights;
   float factors[kAttentionRows];
   float rows[kAttentionWarps][kHead];
 };
 
 // Block: see attention_block. Two stages of keys and values are in flight.
 template <typename T, int kHead>
-__global__ void __launch_bounds__(kAttentionThreads) forward_kernel(const AttentionForward p, float scale) {
+__global__ void __launch_bounds__(kAttentionThreads, 1) forward_kernel(const AttentionForward p, float scale) {
   using Shared = ForwardShared<T, kHead>;
   LOSATOK_SHARED(Shared, shared);
   constexpr int kKeys = kOtherRows<T>;
@@ -86,9 +86,9 @@ __global__ void __launch_bounds__(kAttentionThreads) forward_kernel(const Attent
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i) {
       const int r = score_row(i);
-      float entries[kEntriesPerRow<T>], best = highest[i];
+      float entries[kEntriesPerRow<kKeys>], best = highest[i];
 #pragma unroll
-      for (int j = 0; j < kEntriesPerRow<T>; ++j) {
+      for (int j = 0; j < kEntriesPerRow<kKeys>; ++j) {
         const int c = score_column(j);
         entries[j] = c < left ? shared.scores[r][c] * scale : -INFINITY;
         best = fmaxf(best, entries[j]);
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kAttentionThreads) forward_kernel(const Attent
       highest[i] = best;
       float sum = 0.f;
 #pragma unroll
-      for (int j = 0; j < kEntriesPerRow<T>; ++j) {
+      for (int j = 0; j < kEntriesPerRow<kKeys>; ++j) {
         const float weight = exp2f(entries[j] - best);
         sum += weight;
         shared.weights[r][score_column(j)] = from_float<T>(weight);

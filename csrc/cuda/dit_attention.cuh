@@ -17,9 +17,11 @@ constexpr int kAttentionWarps = 4;
 constexpr int kAttentionThreads = kAttentionWarps * kWarp;
 constexpr int kWarpRows = kAttentionRows / kAttentionWarps;
 
-// How many rows of the other side a block takes at a time.
+// How many rows of the other side a block takes at a time: what registers and shared memory allow.
 template <typename T>
 constexpr int kOtherRows = sizeof(T) == 4 ? 32 : 64;
+template <typename T, int kHead>
+constexpr int kOtherQueries = kHead > 64 ? 32 : kOtherRows<T>;  // of the keys' gradient, which holds two sums
 
 // A head of kHead features in a warp.
 template <int kHead>
@@ -172,11 +174,11 @@ __device__ __forceinline__ Matrix<T> head_matrix(const Heads& heads, int64_t b, 
 template <typename T, int kRows, int kHead>
 using HeadTile = T[kRows][kHead + Staging<T>::kPad];
 
-template <typename T>
-using ScoreTile = float[kAttentionRows][kOtherRows<T> + 8];
+template <int kOther>
+using ScoreTile = float[kAttentionRows][kOther + 8];
 
-template <typename T>
-using WeightTile = T[kAttentionRows][kOtherRows<T> + Staging<T>::kPad];
+template <typename T, int kOther>
+using WeightTile = T[kAttentionRows][kOther + Staging<T>::kPad];
 
 template <int kHead>
 using SumTile = float[kAttentionRows][kHead + 4];
@@ -188,17 +190,17 @@ using RowsProduct = TileProduct<T, kAttentionRows, kColumns, kAttentionWarps, 1>
 template <bool kColumnsB, int kDepth, typename Product, typename T, int kStrideA, int kStrideB, int kRowsA, int kRowsB>
 __device__ __forceinline__ void add_product(Product& product, const T (&a)[kRowsA][kStrideA],
                                             const T (&b)[kRowsB][kStrideB]) {
-#pragma unroll(sizeof(T) == 4 ? 1 : kDepth / 16)
+#pragma unroll(sizeof(T) == 4 ? 1 : 2)  // more would hold operands of several steps in registers
   for (int k = 0; k < kDepth; k += 16) {
     product.template step<kColumnsB, 16>(&a[0][k], kStrideA, kColumnsB ? &b[k][0] : &b[0][k], kStrideB);
   }
 }
 
-// Calls body(r, c, i, j) for each of a lane's entries of a tile of scores: entry j of its row i, eight lanes to a row.
+// A lane's entries of a tile of scores: entry j of its row i, eight lanes to a row.
 constexpr int kLanesPerRow = 8;
 constexpr int kRowsPerLane = kWarpRows * kLanesPerRow / kWarp;
-template <typename T>
-constexpr int kEntriesPerRow = kOtherRows<T> / kLanesPerRow;
+template <int kOther>
+constexpr int kEntriesPerRow = kOther / kLanesPerRow;
 
 __device__ __forceinline__ int score_row(int i) {
   const int lane = threadIdx.x % kWarp;
@@ -209,8 +211,8 @@ __device__ __forceinline__ int score_column(int j) {
   return static_cast<int>(threadIdx.x) % kLanesPerRow + j * kLanesPerRow;
 }
 
-template <typename T>
-using Entries = float[kRowsPerLane][kEntriesPerRow<T>];
+template <int kOther>
+using Entries = float[kRowsPerLane][kEntriesPerRow<kOther>];
 
 // to [B, rows, H, h] = change(r, sums[r][c]) for the block's rows below `rows`.
 template <typename T, int kHead, typename Change>

@@ -6,37 +6,38 @@ namespace losatok::cuda {
 namespace {
 
 // `own`: what the block holds, `other`: what it goes over; of queries or keys, and of grad or values.
-template <typename T, int kHead>
+template <typename T, int kHead, int kOther>
 struct GradientShared {
   HeadTile<T, kAttentionRows, kHead> own, own_pair;
   union {  // used in turn, with barriers between
     struct {
-      HeadTile<T, kOtherRows<T>, kHead> other, other_pair;
+      HeadTile<T, kOther, kHead> other, other_pair;
     };
     SumTile<kHead> sums;
   };
-  ScoreTile<T> scores;
-  WeightTile<T> weights;
+  ScoreTile<kOther> scores;
+  WeightTile<T, kOther> weights;
   float lse[kAttentionRows];
   float delta[kAttentionRows];
   float by_weight[kAttentionWarps][kHead];
 };
 
 // What a lane has of a tile of scores, to registers.
-template <typename T>
-__device__ __forceinline__ void load_entries(const ScoreTile<T>& scores, Entries<T>& entries) {
+template <int kOther>
+__device__ __forceinline__ void load_entries(const ScoreTile<kOther>& scores, Entries<kOther>& entries) {
 #pragma unroll
   for (int i = 0; i < kRowsPerLane; ++i)
 #pragma unroll
-    for (int j = 0; j < kEntriesPerRow<T>; ++j) entries[i][j] = scores[score_row(i)][score_column(j)];
+    for (int j = 0; j < kEntriesPerRow<kOther>; ++j) entries[i][j] = scores[score_row(i)][score_column(j)];
 }
 
-template <typename T>
-__device__ __forceinline__ void store_weights(const Entries<T>& entries, WeightTile<T>& weights) {
+template <typename T, int kOther>
+__device__ __forceinline__ void store_weights(const Entries<kOther>& entries, WeightTile<T, kOther>& weights) {
 #pragma unroll
   for (int i = 0; i < kRowsPerLane; ++i)
 #pragma unroll
-    for (int j = 0; j < kEntriesPerRow<T>; ++j) weights[score_row(i)][score_column(j)] = from_float<T>(entries[i][j]);
+    for (int j = 0; j < kEntriesPerRow<kOther>; ++j)
+      weights[score_row(i)][score_column(j)] = from_float<T>(entries[i][j]);
 }
 
 // lse, in powers of two, and delta of kCount queries from `first` on. Those past the length get infinity and 0, so that
@@ -54,8 +55,8 @@ __device__ __forceinline__ void load_row_sums(const AttentionGradient& p, const 
 
 // The gradient by prepared rows, in shared.sums, goes back through the preparation a warp per row, in place; then what
 // the block adds to the weight's gradient, in a fixed order, and the rows. Every thread of the block calls it.
-template <typename T, int kHead>
-__device__ __forceinline__ void finish_gradient(GradientShared<T, kHead>& shared, const AttentionGradient& p,
+template <typename T, int kHead, int kOther>
+__device__ __forceinline__ void finish_gradient(GradientShared<T, kHead, kOther>& shared, const AttentionGradient& p,
                                                 const AttentionBlock& at, const Frames& frames, int64_t length,
                                                 float factor) {
   const int warp = threadIdx.x / kWarp;
@@ -93,9 +94,9 @@ __device__ __forceinline__ void finish_gradient(GradientShared<T, kHead>& shared
 }
 
 template <typename T, int kHead>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, 1)
     query_gradient_kernel(const AttentionGradient p, float scale, float factor) {
-  using Shared = GradientShared<T, kHead>;
+  using Shared = GradientShared<T, kHead, kOtherRows<T>>;
   LOSATOK_SHARED(Shared, shared);
   constexpr int kKeys = kOtherRows<T>;
   const AttentionBlock at = attention_block(p.queries.time, p.heads);
@@ -128,8 +129,8 @@ __global__ void __launch_bounds__(kAttentionThreads)
     add_product<false, kHead>(product, shared.own, shared.other);
     product.store(shared.scores);
     __syncthreads();
-    Entries<T> entries;
-    load_entries<T>(shared.scores, entries);
+    Entries<kKeys> entries;
+    load_entries<kKeys>(shared.scores, entries);
     __syncthreads();
     product.clear();
     add_product<false, kHead>(product, shared.own_pair, shared.other_pair);
@@ -141,13 +142,13 @@ __global__ void __launch_bounds__(kAttentionThreads)
       const int r = score_row(i);
       const float lse = shared.lse[r], delta = shared.delta[r];
 #pragma unroll
-      for (int j = 0; j < kEntriesPerRow<T>; ++j) {
+      for (int j = 0; j < kEntriesPerRow<kKeys>; ++j) {
         const int c = score_column(j);
         const float weight = c < left ? exp2f(fmaf(entries[i][j], scale, -lse)) : 0.f;
         entries[i][j] = weight * (shared.scores[r][c] - delta);
       }
     }
-    store_weights<T>(entries, shared.weights);
+    store_weights<T, kKeys>(entries, shared.weights);
     __syncthreads();
     add_product<true, kKeys>(sums, shared.weights, shared.other);
     __syncthreads();  // all are done with the keys
@@ -160,11 +161,11 @@ __global__ void __launch_bounds__(kAttentionThreads)
 }
 
 template <typename T, int kHead>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, 1)
     key_gradient_kernel(const AttentionGradient p, float scale, float factor) {
-  using Shared = GradientShared<T, kHead>;
+  using Shared = GradientShared<T, kHead, kOtherQueries<T, kHead>>;
   LOSATOK_SHARED(Shared, shared);
-  constexpr int kQueries = kOtherRows<T>;
+  constexpr int kQueries = kOtherQueries<T, kHead>;
   const AttentionBlock at = attention_block(p.keys.time, p.heads);
   const int64_t length = valid_length(p.keys, at.b);
   const int64_t queries = at.first < length ? valid_length(p.queries, at.b) : 0;
@@ -175,6 +176,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
   const Matrix<T> g = head_matrix<T>(p.grad, at.b, at.head, queries, p.head_size);
   stage_tile<kAttentionThreads, kAttentionRows, kHead>(shared.own, k, at.first, 0);
   stage_tile<kAttentionThreads, kAttentionRows, kHead>(shared.own_pair, v, at.first, 0);
+  async_copy_commit();
 
   RowsProduct<T, kHead> by_keys, by_values;
   by_keys.clear();
@@ -192,15 +194,15 @@ __global__ void __launch_bounds__(kAttentionThreads)
     add_product<false, kHead>(product, shared.own, shared.other);
     product.store(shared.scores);
     __syncthreads();
-    Entries<T> entries;
-    load_entries<T>(shared.scores, entries);
+    Entries<kQueries> entries;
+    load_entries<kQueries>(shared.scores, entries);
 #pragma unroll
-    for (int j = 0; j < kEntriesPerRow<T>; ++j) {
+    for (int j = 0; j < kEntriesPerRow<kQueries>; ++j) {
       const float lse = shared.lse[score_column(j)];
 #pragma unroll
       for (int i = 0; i < kRowsPerLane; ++i) entries[i][j] = exp2f(fmaf(entries[i][j], scale, -lse));
     }
-    store_weights<T>(entries, shared.weights);
+    store_weights<T, kQueries>(entries, shared.weights);
     __syncthreads();
     add_product<true, kQueries>(by_values, shared.weights, shared.other_pair);
     product.clear();
@@ -208,13 +210,13 @@ __global__ void __launch_bounds__(kAttentionThreads)
     product.store(shared.scores);
     __syncthreads();
 #pragma unroll
-    for (int j = 0; j < kEntriesPerRow<T>; ++j) {
+    for (int j = 0; j < kEntriesPerRow<kQueries>; ++j) {
       const int c = score_column(j);
       const float delta = shared.delta[c];
 #pragma unroll
       for (int i = 0; i < kRowsPerLane; ++i) entries[i][j] *= shared.scores[score_row(i)][c] - delta;
     }
-    store_weights<T>(entries, shared.weights);
+    store_weights<T, kQueries>(entries, shared.weights);
     __syncthreads();
     add_product<true, kQueries>(by_keys, shared.weights, shared.other);
     __syncthreads();  // all are done with the tile
@@ -238,8 +240,9 @@ cudaError_t launch_gradient(DType dtype, const AttentionGradient& a, const Frame
     return for_head_size(a.head_size, [&]<int kHead>() {
       dim3 grid;
       if (!attention_grid(frames.batch, a.heads, frames.time, &grid)) return cudaErrorInvalidValue;
+      constexpr int kOther = kOfQueries ? kOtherRows<T> : kOtherQueries<T, kHead>;
       constexpr auto kernel = kOfQueries ? query_gradient_kernel<T, kHead> : key_gradient_kernel<T, kHead>;
-      return launch(kernel, grid, kAttentionThreads, sizeof(GradientShared<T, kHead>), stream, a,
+      return launch(kernel, grid, kAttentionThreads, sizeof(GradientShared<T, kHead, kOther>), stream, a,
                     score_scale(a.head_size), 1.f / std::sqrt(static_cast<float>(a.head_size)));
     });
   });
