@@ -46,21 +46,18 @@ _FLOAT = {
 # launch.arithmetic).
 FORWARD: dict[int, L.Table] = {
     64: {
-        ("sm90", "half"): _tiles(128, 64, 4, 3),
-        ("sm80", "half"): _tiles(128, 64, 4, 3),
+        ("sm90", "half"): _tiles(128, 64, 8, 3),
+        ("sm80", "half"): _tiles(128, 64, 8, 3),
         ("small", "half"): _tiles(64, 64, 4, 2),
         **_FLOAT,
     },
     128: {
         ("sm90", "half"): _tiles(128, 64, 8, 3),
-        ("sm80", "half"): _tiles(128, 64, 8, 2),
-        ("small", "half"): _tiles(64, 32, 4, 2),
+        ("sm80", "half"): _tiles(128, 32, 8, 2),
+        ("small", "half"): _tiles(128, 32, 8, 2),
         **_FLOAT,
     },
-    256: {
-        **{(k, "half"): _tiles(64, 32, 8, 2) for k in ("sm90", "sm80", "small")},
-        **_FLOAT,
-    },
+    256: {**{(k, "half"): _tiles(64, 32, 8, 2) for k in ("sm90", "sm80", "small")}, **_FLOAT},
 }
 QUERY_GRADIENT: dict[int, L.Table] = {
     64: {
@@ -70,15 +67,12 @@ QUERY_GRADIENT: dict[int, L.Table] = {
         **_FLOAT,
     },
     128: {
-        ("sm90", "half"): _tiles(128, 64, 8, 2),
-        ("sm80", "half"): _tiles(64, 64, 8, 2),
-        ("small", "half"): _tiles(64, 32, 4, 2),
+        ("sm90", "half"): _tiles(64, 64, 8, 2),
+        ("sm80", "half"): _tiles(128, 32, 8, 2),
+        ("small", "half"): _tiles(128, 32, 8, 1),
         **_FLOAT,
     },
-    256: {
-        **{(k, "half"): _tiles(64, 32, 8, 1) for k in ("sm90", "sm80", "small")},
-        **_FLOAT,
-    },
+    256: {**{(k, "half"): _tiles(64, 32, 8, 1) for k in ("sm90", "sm80", "small")}, **_FLOAT},
 }
 KEY_GRADIENT: dict[int, L.Table] = {
     64: {
@@ -89,14 +83,11 @@ KEY_GRADIENT: dict[int, L.Table] = {
     },
     128: {
         ("sm90", "half"): _tiles(64, 64, 8, 2),
-        ("sm80", "half"): _tiles(64, 64, 8, 2),
-        ("small", "half"): _tiles(64, 32, 4, 2),
+        ("sm80", "half"): _tiles(128, 32, 8, 2),
+        ("small", "half"): _tiles(128, 32, 8, 1),
         **_FLOAT,
     },
-    256: {
-        **{(k, "half"): _tiles(64, 32, 8, 1) for k in ("sm90", "sm80", "small")},
-        **_FLOAT,
-    },
+    256: {**{(k, "half"): _tiles(64, 32, 8, 1) for k in ("sm90", "sm80", "small")}, **_FLOAT},
 }
 
 

@@ -5,7 +5,9 @@ import torch
 
 from losatok_ext import use_backend
 from losatok_ext.ops.dit_attention import dit_attention
-from ops.triton_cases import DTYPES, check_op, evaluate, fill_with_nan, needs_working_triton
+from losatok_ext.triton_kernels import dit_attention as kernels
+from ops.dit_cases import LARGE, SMALL, Case, check, check_attention, evaluate
+from ops.triton_cases import DTYPES, fill_with_nan, needs_working_triton
 
 pytestmark = needs_working_triton
 
@@ -15,152 +17,127 @@ def _nan_filled(monkeypatch):
     fill_with_nan(monkeypatch)
 
 
-def draw(batch=2, time=37, heads=2, size=32, keys=None, weights=True):
-    """q, k, v and the weights of the norms (or None)."""
-    q = torch.randn(batch, time, heads, size)
-    k, v = (torch.randn(batch, time if keys is None else keys, heads, size) for _ in range(2))
-    return [q, k + 0.3, v, *((1 + 0.2 * torch.randn(size) if weights else None) for _ in range(2))]
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [case for case in SMALL if case.time > 1], ids=str)
+def test_against_fp64(case, dtype, device):
+    check_attention(case, dtype, "triton", device)
 
 
-def angles(time, pairs):
-    turns = torch.arange(time)[:, None] * 10000.0 ** (-torch.arange(pairs) / pairs)
-    return turns.cos(), turns.sin()
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_several_blocks_against_fp64(case, dtype, device):
+    check_attention(case, dtype, "triton", device)
 
 
-def attend(q, k, v, q_weight, k_weight, cos=None, sin=None, **options):
-    """dit_attention with tensors only as positional arguments, as check_op passes them."""
-    return dit_attention(q, k, v, q_weight, k_weight, None if cos is None else (cos, sin), **options)
-
-
-def check(tensors, dtype, device, rope=None, **options):
-    """The output and every gradient; ``rope`` are the pairs that are turned."""
-    cos, sin = (None, None) if rope is None else angles(tensors[0].shape[1], rope)
-    need = [True] * 5 + [False] * 2
-    return check_op(attend, [*tensors, cos, sin], need, dtype, device, **options)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [32, 64, 80, 96, 128])
-def test_head_sizes(size, dtype, device):
-    check(draw(1, 19, 2, size), dtype, device, rope=size // 2)
+def test_tuned_head_sizes(size, dtype, device):
+    check_attention(Case(batch=1, time=19, heads=1, size=size, rope=size), dtype, "triton", device)
 
 
 @pytest.mark.parametrize("size", [1, 7, 40, 160])
-def test_other_head_sizes(size, device):
-    check(draw(1, 19, 1, size), torch.float32, device, rope=size // 4 or None)
+def test_other_head_sizes_are_padded(size, device):
+    case = Case(batch=1, time=19, heads=1, size=size, rope=size // 4 * 2, norm="layer")
+    check_attention(case, torch.float32, "triton", device)
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer", None])
 @pytest.mark.parametrize("weights", [True, False])
-@pytest.mark.parametrize("rope", [None, 16, 5])
+@pytest.mark.parametrize("rope", [0, 24, 10])
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_norms_and_rotations(norm, weights, rope, interleaved, device):
-    tensors = draw(1, 19, weights=weights and norm is not None)
-    check(tensors, torch.float32, device, rope=rope, norm=norm, interleaved=interleaved)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("norm", ["rms", None])
-def test_lengths_with_nan_behind_them(norm, dtype, device):
-    lengths = torch.tensor([37, 16, 0, 21])
-    tensors = draw(4, heads=1, weights=norm is not None)
-    options = {"lengths": lengths, "norm": norm}
-    expected = check(tensors, dtype, device, rope=16, **options)
-    for x in tensors[:3]:
-        for b, length in enumerate(lengths.tolist()):
-            x[b, length:] = float("nan")
-    rope = angles(37, 16)
-    result = evaluate(
-        attend, "triton", [*tensors, *rope], [t is not None for t in tensors] + [False] * 2, dtype, device, **options
-    )
-    for got, want in zip(result, expected, strict=True):
-        assert got.equal(want)
-
-
-@pytest.mark.parametrize(("time", "keys"), [(37, 20), (5, 50), (16, 16)])
-def test_cross_attention(time, keys, device):
-    options = {"lengths": torch.tensor([time, 3, time]), "key_lengths": torch.tensor([keys, 7, 0])}
-    check(draw(3, time, keys=keys), torch.float32, device, **options)
-    check(draw(3, time, keys=keys), torch.float32, device)
+def test_every_preparation(norm, weights, rope, interleaved, device):
+    case = Case(1, 5, 2, 24, rope=rope, interleaved=interleaved, norm=norm, weights=weights)
+    check_attention(case, torch.float32, "triton", device)
 
 
 @pytest.mark.parametrize("time", [2, 15, 16, 17, 48, 70])
-def test_sizes(time, device):
-    check(draw(1, time, 3), torch.float32, device, rope=16)
+def test_whole_and_partial_blocks(time, device):
+    check_attention(Case(1, time, 1, 16, rope=16), torch.float32, "triton", device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm", ["rms", None])
+def test_padding_never_leaks(norm, dtype, device):
+    lengths = (37, 16, 0, 21)
+    case = Case(4, 37, 1, 32, rope=32, norm=norm, lengths=lengths)
+    tensors, options = case.tensors(dtype, device), case.options(dtype, device)
+    need = [i for i, t in enumerate(tensors) if t is not None]
+    expected = evaluate(dit_attention, tensors, need, "triton", **options)
+    for tensor in tensors[:3]:
+        for b, length in enumerate(lengths):
+            tensor[b, length:] = float("nan")
+    for got, want in zip(evaluate(dit_attention, tensors, need, "triton", **options), expected, strict=True):
+        assert got.equal(want)
+
+
+def test_a_clip_without_keys_is_zero(device):
+    case = Case(2, 5, keys=4, key_lengths=(4, 0))
+    for result in evaluate(dit_attention, case.tensors(torch.float32, device), range(3), "triton", **case.options()):
+        assert result[0].any()
+        assert not result[1].any()
+
+
+@pytest.mark.parametrize("sizes", [(0, 5, 2), (2, 0, 2), (2, 5, 0)], ids=str)
+def test_nothing_to_attend(sizes, device):
+    tensors = Case(*sizes).tensors(torch.float32, device)
+    for result, like in zip(evaluate(dit_attention, tensors, range(5), "triton"), [tensors[0], *tensors], strict=True):
+        assert result.equal(torch.zeros_like(like))
 
 
 def test_one_key_gets_all_the_weight(device):
-    tensors = draw(2, 1, 3)
-    out, grad_q, grad_k, grad_v, *_ = evaluate(attend, "triton", tensors, [True] * 5, torch.float32, device)
-    torch.testing.assert_close(out.cpu(), tensors[2])
-    assert max(grad_q.abs().max(), grad_k.abs().max()) < 1e-6
-    assert (grad_v > 0).all()  # that of the output, 0.5 to 1.5
+    tensors = Case(2, 1, 3, 32).tensors(torch.float32, device)
+    out, grad_q, grad_k, _ = evaluate(dit_attention, tensors, range(3), "triton")
+    torch.testing.assert_close(out, tensors[2])
+    assert max(grad_q.abs().max(), grad_k.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("shape", [(0, 5), (2, 0)], ids=str)
-def test_nothing_to_attend(shape, device):
-    tensors = draw(*shape)
-    result = evaluate(attend, "triton", tensors, [True] * 5, torch.float32, device)
-    assert result[0].shape == tensors[0].shape
-    for gradient, tensor in zip(result[1:], tensors, strict=True):
-        assert gradient.equal(torch.zeros_like(tensor).to(device))
+def test_packed_views_give_what_copies_give(device):
+    case = Case(2, 20, 2, 32, rope=32, packed=True)
+    views, options = case.tensors(torch.float32, device), case.options(torch.float32, device)
+    copies = [t.contiguous() for t in views]
+    apart = [t.transpose(1, 3).contiguous().transpose(1, 3) for t in views[:3]] + views[3:]
+    expected, *others = (
+        evaluate(dit_attention, tensors, range(5), "triton", **options) for tensors in (copies, views, apart)
+    )
+    for other in others:
+        assert all(a.equal(b) for a, b in zip(other, expected, strict=True))
 
 
-def test_without_keys_all_is_zero(device):
-    tensors = draw(2, 5, keys=0)
-    for result in evaluate(attend, "triton", tensors, [True] * 5, torch.float32, device):
-        assert (result == 0).all()
+def test_packed_views_are_not_copied(device):
+    view = Case(2, 20, 2, 32, packed=True).tensors(torch.float32, device)[1]
+    assert kernels._heads_beside(view) is view
 
 
-def test_views_of_a_packed_projection_are_read_where_they_lie(device):
-    packed = torch.randn(2, 20, 3, 2, 32).to(device)
-    leaf = packed.clone().requires_grad_()
-    with use_backend("triton"):
-        out = dit_attention(*leaf.unbind(2), rope=angles(20, 16))
-        (grad,) = torch.autograd.grad(out.square().sum(), leaf)
-        parts = [x.contiguous().requires_grad_() for x in packed.unbind(2)]
-        expected = dit_attention(*parts, rope=angles(20, 16))
-        grads = torch.autograd.grad(expected.square().sum(), parts)
-    assert out.equal(expected)
-    assert grad.equal(torch.stack(grads, 2))
-
-
-def test_features_apart_are_copied(device):
-    tensors = [x.transpose(1, 3).contiguous().transpose(1, 3) for x in draw(1, 9)[:3]]
-    check([*tensors, None, None], torch.float32, device)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_repeats_are_bitwise_equal(dtype, device):
-    tensors = [*draw(2, 50), *angles(50, 16)]
-    need = [True] * 5 + [False] * 2
-    first, *others = (evaluate(attend, "triton", tensors, need, dtype, device) for _ in range(3))
+    case = Case(2, 50, 1, 32, rope=32, lengths=(50, 33))
+    tensors, options = case.tensors(dtype, device), case.options(dtype, device)
+    first, *others = (evaluate(dit_attention, tensors, range(5), "triton", **options) for _ in range(3))
     for other in others:
         assert all(a.equal(b) for a, b in zip(first, other, strict=True))
 
 
 def test_constant_values_come_back(device):
-    q, k, v, *weights = (x.to(device) for x in draw(2, 40))
+    q, k, v, *weights = Case(2, 40).tensors(torch.float32, device)
+    constant = v[:, :1].expand_as(v)
     with use_backend("triton"):
-        out = dit_attention(q, k, v[:, :1].expand_as(v), *weights)
-    torch.testing.assert_close(out, v[:, :1].expand_as(v))
+        torch.testing.assert_close(dit_attention(q, k, constant, *weights), constant)
 
 
 def test_scores_far_apart_stay_finite(device):
-    q, k, v, *none = draw(1, 40, weights=False)
-    tensors = [100 * q, 100 * k, v, *none]
-    check_op(attend, tensors, [False] * 5, torch.float32, device, norm=None)
-    need = [True] * 3 + [False] * 2
-    results = evaluate(attend, "triton", tensors, need, torch.float32, device, norm=None)
-    assert all(result.isfinite().all() for result in results)
+    q, k, v, *_ = Case(1, 40, norm=None).tensors(torch.float32, device)
+    tensors = [100 * q, 100 * k, v]
+    check(dit_attention, tensors, torch.float32, "triton", device, need=[], norm=None)
+    assert all(r.isfinite().all() for r in evaluate(dit_attention, tensors, range(3), "triton", norm=None))
 
 
 def test_an_eps_that_counts(device):
-    tensors = draw(1, 19)
-    check([0.1 * tensors[0], 0.1 * tensors[1], *tensors[2:]], torch.float32, device, eps=0.05)
+    q, k, *others = Case(1, 19).tensors(torch.float32, device)
+    check(dit_attention, [0.1 * q, 0.1 * k, *others], torch.float32, "triton", device, eps=0.05)
 
 
 def test_float64_is_refused_with_the_cure(device):
-    q, k, v, *_ = (x.double().to(device) for x in draw(1, 3))
+    tensors = Case(1, 3).tensors(torch.float64, device)
     with use_backend("triton"), pytest.raises(TypeError, match="use_backend"):
-        dit_attention(q, k, v)
+        dit_attention(*tensors)
