@@ -59,8 +59,8 @@ def test_whole_and_partial_blocks(time, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("norm", ["rms", None])
 def test_padding_never_leaks(norm, dtype, device):
-    lengths = (37, 16, 0, 21)
-    case = Case(4, 37, 1, 32, rope=32, norm=norm, lengths=lengths)
+    lengths = (20, 16, 0)
+    case = Case(3, 20, 1, 16, rope=16, norm=norm, lengths=lengths)
     tensors, options = case.tensors(dtype, device), case.options(dtype, device)
     need = [i for i, t in enumerate(tensors) if t is not None]
     expected = evaluate(dit_attention, tensors, need, "triton", **options)
@@ -111,9 +111,9 @@ def test_packed_views_are_not_copied(device):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_repeats_are_bitwise_equal(dtype, device):
-    case = Case(2, 50, 1, 32, rope=32, lengths=(50, 33))
+    case = Case(2, 33, 1, 16, rope=16, lengths=(33, 20))
     tensors, options = case.tensors(dtype, device), case.options(dtype, device)
-    first, *others = (evaluate(dit_attention, tensors, range(5), "triton", **options) for _ in range(3))
+    first, *others = (evaluate(dit_attention, tensors, range(5), "triton", **options) for _ in range(2))
     for other in others:
         assert all(a.equal(b) for a, b in zip(first, other, strict=True))
 
