@@ -12,6 +12,7 @@ from losatok_ext import ops
 from losatok_ext.ops import dispatch
 from losatok_ext.ops.reference import bottleneck as reference_bottleneck
 from losatok_ext.ops.reference import time_relation as reference_relation
+from ops import dit_cases
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -110,6 +111,32 @@ def test_time_relation(dtype, algorithm, window):
     assert_within_budget(grad, results[0][1], results[1][1], factor=GRADIENT_FACTOR, name="grad_low")
 
 
+ATTENTION = [
+    *dit_cases.SMALL,
+    *(case for case in dit_cases.LARGE if case.size <= 128),
+    *(
+        dit_cases.Case(4, 750, 8, size, rope=size, packed=True, lengths=(750, 1, 640, 0))
+        for size in (32, 64, 80, 96, 128)
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [case for case in ATTENTION if case.time > 1], ids=str)
+def test_attention_and_gradients(dtype, case):
+    dit_cases.check_attention(case, dtype, "native", "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("per_frame", dit_cases.PER_FRAME, ids=str)
+@pytest.mark.parametrize("sizes", [*dit_cases.MODULATION_SIZES, (4, 750, 1536)], ids=str)
+@pytest.mark.parametrize("op", [ops.layer_norm_modulate, ops.gated_residual])
+def test_modulations_and_gradients(dtype, per_frame, sizes, op):
+    frames = per_frame if op is ops.layer_norm_modulate else (True, per_frame[1])
+    inputs = dit_cases.modulation_inputs(sizes, frames, dtype, "cuda")
+    dit_cases.check(op, inputs, dtype, "native", "cuda")
+
+
 def every_op():
     """Calls that take device tensors only, by name."""
     x, parameters = draw(torch.bfloat16, 300, 1280), mlp(torch.bfloat16)
@@ -118,6 +145,14 @@ def every_op():
     kernels = torch.ops.losatok
     _, hidden = kernels.bottleneck_project_forward(x, *parameters, "gelu", True)
     grad = draw(torch.bfloat16, 300, 128)
+    heads = draw(torch.bfloat16, 4, 750, 3, 8, 64).unbind(2)
+    angles = [draw(torch.float32, 750, 32) for _ in range(2)]
+    attention = (*heads, *[draw(torch.float32, 64) for _ in range(2)], *angles, lengths, lengths)
+    options = ("rms", 1e-6, False)
+    out, lse = kernels.dit_attention_forward(*attention, *options)
+    rows, other = (draw(torch.bfloat16, 4, 750, 512) for _ in range(2))
+    shift, factor = (draw(torch.bfloat16, 4, 512) for _ in range(2))
+    _, mean, rstd = kernels.layer_norm_modulate_forward(rows, shift, factor, 1e-6)
     return {
         "project": lambda: kernels.bottleneck_project_forward(x, *parameters, "gelu", True),
         "backward": lambda: kernels.bottleneck_project_backward(
@@ -127,10 +162,17 @@ def every_op():
         "tiled": lambda: kernels.time_relation_forward(low, high, None, -1, "tiled", None, True),
         "factored": lambda: kernels.time_relation_forward(low, high, None, -1, "factored", None, True),
         "energy": lambda: (kernels.gram_energy_forward(high, None, -1),),
+        "attention": lambda: kernels.dit_attention_forward(*attention, *options),
+        "attention_backward": lambda: kernels.dit_attention_backward(out, *attention, out, lse, *options),
+        "modulate": lambda: kernels.layer_norm_modulate_forward(rows, shift, factor, 1e-6),
+        "modulate_backward": lambda: kernels.layer_norm_modulate_backward(other, rows, factor, mean, rstd, False),
+        "residual": lambda: (kernels.gated_residual_forward(rows, other, shift),),
+        "residual_backward": lambda: kernels.gated_residual_backward(rows, other, shift),
     }
 
 
-NAMES = ["project", "backward", "loss", "tiled", "factored", "energy"]
+NAMES = ["project", "backward", "loss", "tiled", "factored", "energy", "attention", "attention_backward"]
+NAMES += ["modulate", "modulate_backward", "residual", "residual_backward"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,6 +218,16 @@ def test_loss_memory_does_not_hold_restored_features():
     extra = torch.cuda.max_memory_allocated() - before
     # Two blocks' worth of workspace, and the float32 and final gradients; eager keeps several times target's size.
     assert extra < target.numel() * target.element_size() + (128 << 20), f"{extra / 2**20:.0f} MiB"
+
+
+def test_attention_keeps_no_time_by_time_matrix():
+    heads = [x.requires_grad_() for x in draw(torch.bfloat16, 1, 30000, 3, 2, 64).unbind(2)]
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ops.dit_attention(*heads).sum().backward()
+    extra = torch.cuda.max_memory_allocated() - before
+    assert extra < 16 * heads[0].numel() * 2, f"{extra / 2**20:.0f} MiB"  # a [T, T] matrix would be 1.7 GiB a head
 
 
 def test_an_hour_without_time_by_time_matrices():
