@@ -59,22 +59,7 @@ FORWARD: dict[int, L.Table] = {
     },
     256: {**{(k, "half"): _tiles(64, 32, 8, 2) for k in ("sm90", "sm80", "small")}, **_FLOAT},
 }
-QUERY_GRADIENT: dict[int, L.Table] = {
-    64: {
-        ("sm90", "half"): _tiles(128, 64, 8, 3),
-        ("sm80", "half"): _tiles(128, 64, 8, 2),
-        ("small", "half"): _tiles(64, 64, 4, 2),
-        **_FLOAT,
-    },
-    128: {
-        ("sm90", "half"): _tiles(64, 64, 8, 2),
-        ("sm80", "half"): _tiles(128, 32, 8, 2),
-        ("small", "half"): _tiles(128, 32, 8, 1),
-        **_FLOAT,
-    },
-    256: {**{(k, "half"): _tiles(64, 32, 8, 1) for k in ("sm90", "sm80", "small")}, **_FLOAT},
-}
-KEY_GRADIENT: dict[int, L.Table] = {
+GRADIENT: dict[int, L.Table] = {  # of queries, and of keys and values
     64: {
         ("sm90", "half"): _tiles(128, 64, 8, 3),
         ("sm80", "half"): _tiles(128, 64, 8, 2),
@@ -221,7 +206,7 @@ def dit_attention_backward(
         ready_q, delta = preparation.rows(q, q_weight, lengths, out.contiguous(), grad)
         ready_k, _ = preparation.rows(k, k_weight, key_lengths)
         lse = lse.contiguous()
-        c = _config(QUERY_GRADIENT, q)
+        c = _config(GRADIENT, q)
         programs = batch * heads * L.ceil_div(time, c["BLOCK_M"])
         q_parts = parts(q_weight, programs)
         L.launch(
@@ -230,7 +215,6 @@ def dit_attention_backward(
             time, keys, heads, _scale(q), eps,
             *_strides(grad), *_strides(q), *_strides(ready_k), *_strides(v), *_strides(ready_q), **common, **c,
         )  # fmt: skip
-        c = _config(KEY_GRADIENT, q)
         programs = batch * heads * L.ceil_div(keys, c["BLOCK_M"])
         k_parts = parts(k_weight, programs)
         L.launch(
