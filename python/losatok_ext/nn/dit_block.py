@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -127,8 +127,13 @@ class DiTBlock(nn.Module):
         self.config = config
         c, width, heads, size = config, config.width, config.heads, config.head_size
         norm = (c.norm_weights, c.norm_eps)
-        qk = {"qk_norm": c.qk_norm, "qk_bias": c.qk_bias, "eps": c.qk_eps}
-        biases = {"qkv_bias": c.qkv_bias, "out_bias": c.out_bias}
+        common: dict[str, Any] = {
+            "qkv_bias": c.qkv_bias,
+            "out_bias": c.out_bias,
+            "qk_norm": c.qk_norm,
+            "qk_bias": c.qk_bias,
+            "eps": c.qk_eps,
+        }
         self.modulation: Modulation | None = None
         if c.modulation != "none":
             self.modulation = Modulation(
@@ -142,7 +147,7 @@ class DiTBlock(nn.Module):
         self.skip = nn.Linear(2 * width, width, bias=c.skip_bias) if c.skip else None
         self.attention_norm = ModulatedNorm(width, *norm)
         self.attention = SelfAttention(
-            width, heads, size, **biases, **qk, interleaved=c.rotary_interleaved, rotary_heads=c.rotary_heads
+            width, heads, size, **common, interleaved=c.rotary_interleaved, rotary_heads=c.rotary_heads
         )
         self.aligned_norm = nn.LayerNorm(c.aligned_dim, eps=c.norm_eps) if c.aligned_dim and c.aligned_norm else None
         self.aligned = nn.Linear(c.aligned_dim, width, bias=False) if c.aligned_dim else None
@@ -151,7 +156,7 @@ class DiTBlock(nn.Module):
         self.cross_attention: CrossAttention | None = None
         if c.context_dim:
             self.cross_attention = CrossAttention(
-                width, c.context_dim, heads, size, context_heads=c.context_heads, **biases, **qk
+                width, c.context_dim, heads, size, context_heads=c.context_heads, **common
             )
         self.mlp_norm = ModulatedNorm(width, *norm)
         self.mlp = FeedForward(width, int(width * c.mlp_ratio), c.activation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -12,7 +13,11 @@ from losatok_ext import ops
 
 Activation = Literal["gelu", "gelu_tanh", "geglu", "geglu_tanh", "swiglu"]
 
-_GATES = {"geglu": F.gelu, "geglu_tanh": partial(F.gelu, approximate="tanh"), "swiglu": F.silu}
+_GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "geglu": F.gelu,
+    "geglu_tanh": partial(F.gelu, approximate="tanh"),
+    "swiglu": F.silu,
+}
 
 
 class FeedForward(nn.Module):

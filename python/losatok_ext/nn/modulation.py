@@ -20,8 +20,8 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh(1-g)": lambda g: torch.tanh(1 - g),
     "sigmoid(1-g)": lambda g: torch.sigmoid(1 - g),
 }
-"""What a branch is multiplied by, from its part g of the modulation: DiT and F5-TTS take g, which a zero turns off; EzAudio
-1 - g; UniFlow-Audio tanh(1 - g) for attention; stable-audio sigmoid(1 - g)."""
+"""What a branch is multiplied by, from its part g of the modulation: DiT and F5-TTS take g, which a zero turns off;
+EzAudio 1 - g; UniFlow-Audio tanh(1 - g) for attention; stable-audio sigmoid(1 - g)."""
 
 
 class Modulation(nn.Module):
@@ -71,7 +71,9 @@ class Modulation(nn.Module):
         """
         if self.linear is not None:
             if condition is None:
-                raise ValueError("condition should be given ([B, C] or [B, T, C]): the block's modulation depends on it")
+                raise ValueError(
+                    "condition should be given ([B, C] or [B, T, C]): the block's modulation depends on it"
+                )
             return self.linear(condition).chunk(self.parts, dim=-1)
         if shared is None:
             raise ValueError(
