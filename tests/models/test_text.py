@@ -81,11 +81,8 @@ def tiny_model(transformers, kind):
         text = {**TINY, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 2}
         return transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
     size = {f"{side}_{name}": 1 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
-    return transformers.BartModel(
-        transformers.BartConfig(
-            vocab_size=16, d_model=32, encoder_ffn_dim=32, decoder_ffn_dim=32, pad_token_id=0, **size
-        )
-    )
+    size |= {"vocab_size": 16, "d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "pad_token_id": 0}
+    return transformers.BartModel(transformers.BartConfig(**size))
 
 
 @pytest.fixture(scope="module", params=["t5", "bert", "clip", "bart"])
@@ -136,7 +133,7 @@ def test_a_generator_with_a_hugging_face_encoder(folder, tmp_path):
     model.save_pretrained(tmp_path)
     assert torch.equal(DiT.from_pretrained(tmp_path).encode_text(["a dog", ""])[0], text)
     narrow = DiT(DiTConfig(**{**SMALL, "text_encoder": f"hf:{folder}", "text_dim": 16}))
-    with pytest.raises(ConfigError, match="text_dim should be 32, the width of .* features, got 16"):
+    with pytest.raises(ConfigError, match=r"text_dim should be 32, the width of .* features, got 16"):
         narrow.encode_text(["a"])
 
 
