@@ -268,11 +268,11 @@ class DiT(nn.Module):
 
     def normalise(self, z: Tensor) -> Tensor:
         """Latents [..., d] of the tokenizer to mean 0 and deviation 1 in each dimension, as the network takes them."""
-        return (z - self.statistics.mean.to(z.dtype)) / self.statistics.std.to(z.dtype)
+        return ((z - self.statistics.mean) / self.statistics.std).to(z.dtype)
 
     def denormalise(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`normalise`."""
-        return x * self.statistics.std.to(x.dtype) + self.statistics.mean.to(x.dtype)
+        return (x * self.statistics.std + self.statistics.mean).to(x.dtype)
 
     def check_tokenizer(self, fingerprint: str) -> None:
         """Raise unless the model was trained on the latents of the tokenizer of that fingerprint.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,11 +35,12 @@ class Conditions:
         """The same on ``device``, features in ``dtype`` (None: as they are)."""
         return self._map(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None))
 
-    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Conditions:
-        """The items of ``index``: a slice, a list of positions (which may repeat), or a tensor of positions or bool."""
-        if isinstance(index, int):
-            index = [index]
-        items = index if isinstance(index, slice | Tensor) else list(index)
+    def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> Conditions:
+        """The items of ``index``: a slice, positions (which may repeat) or one, or a tensor of positions or bool.
+
+        What comes back is a batch, of one item too.
+        """
+        items = [index] if isinstance(index, int) else index if isinstance(index, slice | Tensor) else list(index)
         return self._map(lambda x: x[items])
 
     def batch(self) -> int | None:
@@ -111,7 +112,7 @@ class Conditions:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: x for name, x in values.items() if x is not None}
 
-    def _map(self, function) -> Conditions:  # type: ignore[no-untyped-def]
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Conditions:
         return dataclasses.replace(self, **{name: function(x) for name, x in self._tensors().items()})
 
 
