@@ -154,6 +154,24 @@ def test_autocast_keeps_the_residual_stream_in_float32(dit):
     assert (mixed - exact).square().mean().sqrt() < 0.1 * exact.square().mean().sqrt()
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_and_waits_for_nothing(dit):
+    x, t = noisy(3, 50)
+    conditions = dataclasses.replace(all_conditions(3, 50), drop=torch.tensor([False, True, False]))
+    lengths = torch.tensor([50, 17, 0])
+    with torch.no_grad():
+        exact = dit(x, t, conditions, lengths)
+        model = copy.deepcopy(dit).cuda()
+        inputs = x.cuda(), t.cuda(), conditions.to("cuda"), lengths.cuda()
+        model(*inputs)  # compiles the kernels
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            out = model(*inputs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert (out.cpu() - exact).square().mean().sqrt() < 0.01 * exact.square().mean().sqrt()
+
+
 # -- latents -----------------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +281,11 @@ def without(**fields):
             (torch.zeros(2, 7, 8), torch.zeros(2), without(drop=torch.zeros(2))),
             TypeError,
             "conditions.drop should be a bool",
+        ),
+        (
+            (torch.zeros(2, 7, 8), torch.zeros(2), without(global_=torch.zeros(2, 3, device="meta"))),
+            ValueError,
+            r"conditions\.global_ should be on x's device cpu, got meta; use conditions\.to",
         ),
         (
             (torch.zeros(2, 7, 8), torch.zeros(2), without(drop=torch.zeros(3, dtype=torch.bool))),

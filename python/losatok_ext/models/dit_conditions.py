@@ -45,7 +45,12 @@ class Conditions:
 
     def batch(self) -> int | None:
         """B, or None where nothing is given."""
-        return next((len(x) for x in self._tensors().values()), None)
+        return next((len(x) for x in self.tensors().values()), None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is given, by name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: x for name, x in values.items() if x is not None}
 
     def dropped(self, batch: int | None = None, device: torch.device | str | None = None) -> Conditions:
         """The same items without conditions, for the unconditional half of classifier-free guidance.
@@ -57,7 +62,7 @@ class Conditions:
         Raises:
             ValueError: neither ``batch`` nor any tensor says how many items there are.
         """
-        some = next(iter(self._tensors().values()), None)
+        some = next(iter(self.tensors().values()), None)
         count = batch if some is None else len(some)
         if count is None:
             raise ValueError("batch should be given: empty conditions do not say how many items there are")
@@ -108,12 +113,8 @@ class Conditions:
         size = self.text.shape[:2]
         return dataclasses.replace(self, text_lengths=torch.full(size[:1], size[1], device=self.text.device))
 
-    def _tensors(self) -> dict[str, Tensor]:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: x for name, x in values.items() if x is not None}
-
     def _map(self, function: Callable[[Tensor], Tensor]) -> Conditions:
-        return dataclasses.replace(self, **{name: function(x) for name, x in self._tensors().items()})
+        return dataclasses.replace(self, **{name: function(x) for name, x in self.tensors().items()})
 
 
 def _size(text: Tensor | None) -> int:
