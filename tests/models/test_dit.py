@@ -118,6 +118,23 @@ def test_both_halves_of_guidance_in_one_batch(dit):
         torch.testing.assert_close(out[3:], dit(x, t), rtol=1e-5, atol=1e-5)
 
 
+def test_long_skips_are_nested():
+    model = small_dit(depth=6)
+    outputs, merged = [], []
+
+    def record(module, arguments, keywords, out):
+        outputs.append(out)
+        merged.append(keywords["skip"])
+
+    for block in model.blocks:
+        block.register_forward_hook(record, with_kwargs=True)
+    with torch.no_grad():
+        model(*noisy(2, 7))
+    assert [skip is None for skip in merged] == [True, True, True, True, False, False]
+    assert torch.equal(merged[4], outputs[1])
+    assert torch.equal(merged[5], outputs[0])
+
+
 def test_recomputed_blocks_give_the_same_gradients():
     model = small_dit().train()
     x, t = noisy(2, 7)
