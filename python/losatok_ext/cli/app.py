@@ -16,6 +16,7 @@ import losatok_ext
 from losatok_ext.cli.convert import convert
 from losatok_ext.cli.decode import decode
 from losatok_ext.cli.encode import encode
+from losatok_ext.cli.fit_quantizer import fit_quantizer
 from losatok_ext.cli.info import info
 from losatok_ext.cli.reconstruct import reconstruct
 from losatok_ext.errors import UserError
@@ -23,6 +24,7 @@ from losatok_ext.errors import UserError
 # Commands whose modules import torch: name -> module, attribute, and the line that --help shows without importing them.
 _HEAVY = {
     "train": ("losatok_ext.cli.train", "app", "Train a model: first `sembo`, then `tokenizer` on what it wrote."),
+    "evaluate": ("losatok_ext.cli.evaluate", "app", "Measure a model on recordings: `storage`."),
     "demo": ("losatok_ext.cli.demo", "demo", "Train a small model on the bundled recordings, then tokenize one."),
 }
 
@@ -85,8 +87,8 @@ def _root(
         typer.echo(ctx.get_help())
 
 
-for _command in (encode, decode, reconstruct, info, convert):
-    app.command(_command.__name__)(_command)
+for _command in (encode, decode, reconstruct, info, convert, fit_quantizer):
+    app.command(_command.__name__.replace("_", "-"))(_command)
 for _name, (_, _, _summary) in _HEAVY.items():
     app.command(_name, help=_summary)(lambda: None)  # takes the place in --help; resolve_command puts in the real one
 
