@@ -1,8 +1,8 @@
 """The dit ops, and a transformer block built of them, beside eager, torch.compile, SDPA and FlexAttention.
 
-A block of width 512 with 8 heads, B=4, T=750: RMS norm of queries and keys, rotary embedding, an MLP of four times the
-width with GELU, and six modulations for each clip (adaLN). Peers do the same in plain PyTorch around
-``scaled_dot_product_attention``.
+The block is nn.DiTBlock of width 512 with 8 heads, B=4, T=750: RMS norm of queries and keys, rotary embedding, an MLP
+of four times the width with GELU, and six modulations for each clip (adaLN). Peers do the same with the same weights in
+plain PyTorch around ``scaled_dot_product_attention``.
 """
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
-from losatok_ext import ops
+from losatok_ext import nn, ops
 
 B, T, H, SIZE = 4, 750, 8, 64
 C = H * SIZE
@@ -151,36 +151,44 @@ def test_neighbours(compare, device, op, dtype, training):
         )
 
 
-def block(x, condition, qkv, project, up, down, q_weight, k_weight, rope, modulate, attend, gated):
-    """One DiT block; the last three arguments are its fused parts, or their plain counterparts."""
-    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = condition.chunk(6, dim=-1)
-    q, k, v = F.linear(modulate(x, shift, scale), qkv).unflatten(-1, (3, H, SIZE)).unbind(2)
-    attended = attend(q, k, v, q_weight, k_weight, rope).flatten(2)
-    x = gated(x, F.linear(attended, project), gate)
-    hidden = F.gelu(F.linear(modulate(x, mlp_shift, mlp_scale), up))
-    return gated(x, F.linear(hidden, down), mlp_gate)
+def plain_block(block, x, condition, rope):
+    """What nn.DiTBlock computes, with its weights, in plain PyTorch."""
+    attention, mlp = block.attention, block.mlp
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = block.modulation.linear(condition).chunk(6, dim=-1)
+    q, k, v = attention.qkv(eager_modulate(x, shift, scale)).unflatten(-1, (3, H, SIZE)).unbind(2)
+    attended = eager_attention(q, k, v, attention.q_weight, attention.k_weight, rope).flatten(2)
+    x = eager_gated(x, attention.out(attended), gate)
+    hidden = F.gelu(mlp.fc1(eager_modulate(x, mlp_shift, mlp_scale)))
+    return eager_gated(x, mlp.fc2(hidden), mlp_gate)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_block(compare, device, dtype, training):
-    shapes = [(B, T, C), (B, 6 * C), (3 * C, C), (C, C), (4 * C, C), (C, 4 * C)]
-    leaves = [(torch.randn(shape) / (1 if shape[0] == B else shape[1] ** 0.5)).to(device, dtype) for shape in shapes]
-    leaves += [torch.ones(SIZE, device=device, dtype=dtype) for _ in range(2)]
-    leaves = [leaf.requires_grad_(training) for leaf in leaves]
+    config = nn.DiTBlockConfig(width=C, heads=H, activation="gelu", qk_norm="rms", rotary_dim=SIZE, zero_init=False)
+    block = nn.DiTBlock(config).to(device, dtype).requires_grad_(training)
+    x, condition = (torch.randn(shape).to(device, dtype).requires_grad_(training) for shape in ((B, T, C), (B, C)))
     rope = angles(device)
-    fused = (ops.layer_norm_modulate, fused_attention, ops.gated_residual)
-    plain = (eager_modulate, eager_attention, eager_gated)
 
-    def run(function, parts):
-        return step(lambda: function(*leaves, rope, *parts), leaves, training)
+    def run(function):
+        return step(lambda: function(x, condition), [x, condition, *block.parameters()], training)
 
-    best = compiled(block)
+    def ours(x, condition):
+        return block(x, condition, rope=rope)
+
+    def plain(x, condition):
+        return plain_block(block, x, condition, rope)
+
+    with torch.no_grad():  # the same block, or the comparison is worth nothing
+        close = 1e-3 if dtype == torch.float32 else 0.1
+        torch.testing.assert_close(ours(x, condition), plain(x, condition), rtol=close, atol=close)
+    best, best_of_ours = compiled(plain), torch.compile(ours, dynamic=False)
     with torch.set_grad_enabled(training):
         compare(
-            f"block of 512{' + backward' if training else ''} {name(dtype)}",
-            run(block, fused),
-            {"eager": run(block, plain), "compile": run(best, plain), "ours compiled": run(best, fused)},
+            f"nn.DiTBlock of 512{' + backward' if training else ''} {name(dtype)}",
+            run(ours),
+            {"eager": run(plain), "compile": run(best), "ours compiled": run(best_of_ours)},
             LINEAR * (3 if training else 1) + ATTENTION * (3.5 if training else 1),
             dtype,
+            memory=True,
         )

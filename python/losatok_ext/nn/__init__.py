@@ -3,8 +3,12 @@
 from losatok_ext.nn.attention import Attention, TransformerBlock
 from losatok_ext.nn.bottleneck import Bottleneck, Projection
 from losatok_ext.nn.convnext import ConvNeXtBackbone, ConvNeXtBlock
+from losatok_ext.nn.dit_attention import CrossAttention, SelfAttention
+from losatok_ext.nn.dit_block import DiTBlock, DiTBlockConfig
+from losatok_ext.nn.feed_forward import FeedForward
 from losatok_ext.nn.istft import ISTFTHead
 from losatok_ext.nn.losses import MultiScaleMelLoss, kl_divergence, masked_mse
+from losatok_ext.nn.modulation import ModulatedNorm, Modulation
 from losatok_ext.nn.quantizers import (
     FSQ,
     LFQ,
@@ -23,6 +27,7 @@ from losatok_ext.nn.quantizers import (
     from_vector_quantize_pytorch,
     quantizer_config,
 )
+from losatok_ext.nn.rotary import RotaryEmbedding
 
 __all__ = [
     "FSQ",
@@ -33,9 +38,15 @@ __all__ = [
     "Bottleneck",
     "ConvNeXtBackbone",
     "ConvNeXtBlock",
+    "CrossAttention",
+    "DiTBlock",
+    "DiTBlockConfig",
     "FSQConfig",
+    "FeedForward",
     "ISTFTHead",
     "LFQConfig",
+    "ModulatedNorm",
+    "Modulation",
     "MultiScaleMelLoss",
     "Projection",
     "Quantized",
@@ -43,6 +54,8 @@ __all__ = [
     "QuantizerConfig",
     "ResidualVQ",
     "ResidualVQConfig",
+    "RotaryEmbedding",
+    "SelfAttention",
     "TransformerBlock",
     "VQConfig",
     "VectorQuantizer",
