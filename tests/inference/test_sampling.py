@@ -5,6 +5,7 @@ noise it began with, so that its end is ``mean + c z``. Two Gaussians of one c a
 the Gaussian of mean ``m0 + w (m1 - m0)``: direction, schedule and guidance are checked to rounding.
 """
 
+import itertools
 import math
 
 import pytest
@@ -235,7 +236,7 @@ def test_schedules_fall_from_noise_to_data(name, steps, sway, shift):
     assert len(levels) == steps + 1
     assert levels[0] == 1
     assert levels[-1] == 0
-    assert all(a > b for a, b in zip(levels, levels[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(levels))
 
 
 def test_schedules_by_formula():
@@ -248,7 +249,7 @@ def test_schedules_by_formula():
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_every_step_is_reported(direction):
-    flow, (mean, spread), noise = FlowMatching(direction), mean_and_spread(), noise_of(2, 3, 6)
+    flow, (mean, _), noise = FlowMatching(direction), mean_and_spread(), noise_of(2, 3, 6)
     steps = []
     velocity = at_number(gaussian(flow, mean, 0.0))  # data is one point: every step sees it at once
     got = integrate(velocity, noise, flow, SamplerConfig(5), steps.append)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from losatok_ext.audio.stft import keep_valid
 from losatok_ext.errors import ConfigError
-from losatok_ext.inference.sampling_guidance import Guidance, guided_velocity
 from losatok_ext.inference.sampling_graphs import GraphedVelocity, require_cuda_graphs
+from losatok_ext.inference.sampling_guidance import Guidance, guided_velocity
 from losatok_ext.inference.sampling_schedule import Schedule
 from losatok_ext.inference.sampling_solvers import SOLVERS, ModelVelocity, Velocity, at_number, solver_step
 from losatok_ext.nn.flow_matching import FlowMatching
@@ -113,7 +114,7 @@ def integrate(
     config = config or SamplerConfig()
     solver, levels = SOLVERS[config.solver], config.schedule.noise_levels(config.steps)
     x = noise
-    for step, (level, following) in enumerate(zip(levels[:-1], levels[1:], strict=True), start=1):
+    for step, (level, following) in enumerate(pairwise(levels), start=1):
         t, end = flow.time_at(level), flow.time_at(following)
         before = x
         x, slope = solver_step(solver, velocity, before, t, end)

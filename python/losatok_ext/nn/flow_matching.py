@@ -1,8 +1,8 @@
 """Flow matching on straight paths between data and noise: what a generator learns, and what its samplers integrate.
 
-Source: Lipman et al. 2023 (arXiv 2210.02747) and Liu et al. 2023 (rectified flow, arXiv 2209.03003). A point of the path
-with *noise level* s in 0..1 is ``x = (1 - s) data + s noise``. Published models differ in what they call time and in
-the sign of what they predict; :attr:`FlowMatching.direction` names both by what is predicted:
+Source: Lipman et al. 2023 (arXiv 2210.02747) and Liu et al. 2023 (rectified flow, arXiv 2209.03003). A point of the
+path with *noise level* s in 0..1 is ``x = (1 - s) data + s noise``. Published models differ in what they call time and
+in the sign of what they predict; :attr:`FlowMatching.direction` names both by what is predicted:
 
 ===================  =====================  ==============================  ====================================
 direction            path                   t                               used by
