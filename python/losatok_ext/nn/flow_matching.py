@@ -177,13 +177,11 @@ class ConditionDropout:
     def draw(
         self, batch: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """``{"text", "aligned", "global_"}``: [B] bool, True where an item does not see that condition."""
-        u = torch.rand(4, batch, device=device, generator=generator)
-        joint = u[0] < self.joint
-        return {
-            name: joint | (row < getattr(self, name))
-            for name, row in zip(("text", "aligned", "global_"), u[1:], strict=True)
-        }
+        """``{"joint", "text", "aligned", "global_"}``: [B] bool, True where an item is to see nothing at all, or not
+        that condition. Independent of each other. No host sync."""
+        names = ("joint", "text", "aligned", "global_")
+        u = torch.rand(len(names), batch, device=device, generator=generator)
+        return {name: row < getattr(self, name) for name, row in zip(names, u, strict=True)}
 
 
 @dataclass(frozen=True)
