@@ -53,6 +53,31 @@ TORCH_LIBRARY(losatok, m) {
   m.def(
       "affine_dequantize_forward(Tensor packed, Tensor scale, Tensor offset, int bits, SymInt size, ScalarType dtype) "
       "-> Tensor");
+  // x [B, T, C]; shift, scale each [B, C] or [B, T, C], in x's dtype; mean, rstd [B, T] in float32 (float64)
+  m.def(
+      "layer_norm_modulate_forward(Tensor x, Tensor shift, Tensor scale, float eps) -> "
+      "(Tensor y, Tensor mean, Tensor rstd)");
+  // grad_shift [B, T, C] with per_frame_shift, else [B, C]; grad_scale in the shape of scale; all in x's dtype
+  m.def(
+      "layer_norm_modulate_backward(Tensor grad, Tensor x, Tensor scale, Tensor mean, Tensor rstd, "
+      "bool per_frame_shift) -> (Tensor grad_x, Tensor grad_shift, Tensor grad_scale)");
+  // x, branch [B, T, C]; gate [B, C] or [B, T, C], all of one dtype; the gradient of x is grad itself
+  m.def("gated_residual_forward(Tensor x, Tensor branch, Tensor gate) -> Tensor");
+  m.def(
+      "gated_residual_backward(Tensor grad, Tensor branch, Tensor gate) -> (Tensor grad_branch, Tensor grad_gate)");
+  // dit_attention: q [B, T, H, h], k and v [B, S, H, h], of one dtype and any strides; q_weight, k_weight [h] and cos,
+  // sin [T, h_rope / 2] in float32 (float64); norm "none", "rms" or "layer"; key_lengths counts keys, None means all S.
+  // out [B, T, H, h]; lse [B, H, T] in float32 (float64), -infinity for rows past a length or without a key
+  m.def(
+      "dit_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? q_weight, Tensor? k_weight, Tensor? cos, "
+      "Tensor? sin, Tensor? lengths, Tensor? key_lengths, str norm, float eps, bool interleaved) -> "
+      "(Tensor out, Tensor lse)");
+  // the gradients of the weights in float32 (float64), [0] where there is no weight
+  m.def(
+      "dit_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? q_weight, Tensor? k_weight, "
+      "Tensor? cos, Tensor? sin, Tensor? lengths, Tensor? key_lengths, Tensor out, Tensor lse, str norm, float eps, "
+      "bool interleaved) -> "
+      "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_q_weight, Tensor grad_k_weight)");
 }
 
 PYBIND11_MODULE(_C, m) {

@@ -7,36 +7,53 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from losatok_ext.errors import CheckpointError, ConfigError
 from losatok_ext.files import atomic_path
 from losatok_ext.models.config import LoSATokConfig
+from losatok_ext.models.stored_config import StoredConfig
 
-if TYPE_CHECKING:
-    from losatok_ext.models.losatok import LoSATok
+C = TypeVar("C", bound=StoredConfig)
+M = TypeVar("M", bound=nn.Module)
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MODEL_TYPE = "losatok"
 
 
-def save(model: LoSATok, folder: str | os.PathLike[str]) -> None:
+class _Stored(Protocol):
+    config: Any
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def save(model: _Stored, folder: str | os.PathLike[str], model_type: str = MODEL_TYPE) -> None:
     """Write both files into ``folder``; the weights first, so that a folder with a configuration has them."""
     folder = Path(folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(folder / WEIGHTS_FILE) as path:
-        save_file(weights, path, metadata={"format": "pt", "model_type": MODEL_TYPE})
+        save_file(weights, path, metadata={"format": "pt", "model_type": model_type})
     with atomic_path(folder / CONFIG_FILE) as path:
-        path.write_text(json.dumps({"model_type": MODEL_TYPE, "config": model.config.to_dict()}, indent=2) + "\n")
+        path.write_text(json.dumps({"model_type": model_type, "config": model.config.to_dict()}, indent=2) + "\n")
 
 
-def read_config(folder: str | os.PathLike[str]) -> LoSATokConfig:
-    """The configuration in a model folder.
+@overload
+def read_config(folder: str | os.PathLike[str]) -> LoSATokConfig: ...
+
+
+@overload
+def read_config(folder: str | os.PathLike[str], kind: type[C], model_type: str) -> C: ...
+
+
+def read_config(
+    folder: str | os.PathLike[str], kind: type[StoredConfig] = LoSATokConfig, model_type: str = MODEL_TYPE
+) -> StoredConfig:
+    """The configuration, a ``kind``, in the folder of a model of ``model_type``.
 
     Raises:
         CheckpointError: ``config.json`` is missing or is not one of ours.
@@ -50,13 +67,15 @@ def read_config(folder: str | os.PathLike[str]) -> LoSATokConfig:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}); save the model again") from error
-    if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE or "config" not in values:
-        raise CheckpointError(
-            f"{path} does not describe a {MODEL_TYPE} model; "
+    if not isinstance(values, dict) or values.get("model_type") != model_type or "config" not in values:
+        cure = (
             "a published checkpoint is read by from_reference_checkpoint (`losatok convert`)"
+            if model_type == MODEL_TYPE
+            else "pass the folder that its save_pretrained wrote"
         )
+        raise CheckpointError(f"{path} does not describe a {model_type} model; {cure}")
     try:
-        return LoSATokConfig.from_dict(values["config"])
+        return kind.from_dict(values["config"])
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -75,14 +94,19 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}); copy or save it again") from error
 
 
-def load(cls: type[LoSATok], folder: str | os.PathLike[str]) -> LoSATok:
-    """The model in ``folder``, in eval mode on the CPU."""
-    config = read_config(folder)
+def load(
+    cls: type[M],
+    folder: str | os.PathLike[str],
+    kind: type[StoredConfig] = LoSATokConfig,
+    model_type: str = MODEL_TYPE,
+) -> M:
+    """The model in ``folder``, in eval mode on the CPU; ``cls`` is built from a configuration of ``kind``."""
+    config = read_config(folder, kind, model_type)
     path = Path(folder) / WEIGHTS_FILE
     return build(cls, config, read_safetensors(path), str(path))
 
 
-def build(cls: type[LoSATok], config: LoSATokConfig, state: Mapping[str, Tensor], source: str) -> LoSATok:
+def build(cls: type[M], config: StoredConfig, state: Mapping[str, Tensor], source: str) -> M:
     """A model of ``config`` with the weights ``state``, in eval mode.
 
     Raises:
@@ -90,7 +114,7 @@ def build(cls: type[LoSATok], config: LoSATokConfig, state: Mapping[str, Tensor]
             from.
     """
     with torch.device("meta"):  # no random weights only to overwrite them
-        model = cls(config)
+        model = cls(config)  # type: ignore[call-arg,arg-type]
     check_fit({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, state, source)
     model.load_state_dict(dict(state), assign=True)
     return model.eval()

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from losatok_ext.errors import ConfigError
+from losatok_ext.models.stored_config import StoredConfig
 
 SEMANTIC_PATCH = 4
 """Mel frames per token of the semantic encoder (25 tokens per second at a hop of 160)."""
 
 
 @dataclass(frozen=True)
-class LoSATokConfig:
+class LoSATokConfig(StoredConfig):
     """What a LoSATok model is made of. The defaults are the published model (about 804 M weights).
 
     Attributes:
@@ -177,36 +178,9 @@ class LoSATokConfig:
         return -(-samples // patch) * patch
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> LoSATokConfig:
-        """``"base"``: the published model; ``"tiny"``: all its parts with a few million weights, to train on a CPU.
-
-        Args:
-            name: of the preset.
-            overrides: fields to change.
-
-        Raises:
-            ConfigError: no such preset or field, or a value that does not fit.
-        """
-        if name not in PRESETS:
-            raise ConfigError(f"there is no preset {name!r}; it is one of {', '.join(PRESETS)}")
-        return cls.from_dict({**PRESETS[name], **overrides})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LoSATokConfig:
-        """The configuration of ``values`` (what :meth:`to_dict` gave; fields left out take the published model's).
-
-        Raises:
-            ConfigError: an unknown key, or a value that does not fit.
-        """
-        if not isinstance(values, Mapping):
-            raise ConfigError(
-                f"a model configuration should be a mapping of names to values, got {type(values).__name__}"
-            )
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = [str(key) for key in values if key not in known]
-        if unknown:
-            raise ConfigError(f"unknown key {unknown[0]!r} in the model configuration; known are {', '.join(known)}")
-        return cls(**values)
+    def presets(cls) -> dict[str, dict[str, Any]]:
+        """``"base"``: the published model; ``"tiny"``: all its parts with a few million weights, to train on a CPU."""
+        return PRESETS
 
     @classmethod
     def from_published(cls, values: Mapping[str, Any], hidden_dim: int = 512, frame_rate: int = 25) -> LoSATokConfig:
@@ -236,12 +210,6 @@ class LoSATokConfig:
                     "pass the frame_rate the checkpoint was trained for"
                 )
         return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields by name, as JSON has them (lists for tuples)."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
-        }
 
 
 _PUBLISHED = {

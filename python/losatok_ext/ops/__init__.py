@@ -4,6 +4,9 @@ Which implementation runs is told by ``losatok_ext.info()`` and chosen by :func:
 """
 
 from losatok_ext.ops.bottleneck import bottleneck_project, normalized_reconstruction_loss
+from losatok_ext.ops.dit_attention import dit_attention
+from losatok_ext.ops.gated_residual import gated_residual
+from losatok_ext.ops.layer_norm_modulate import layer_norm_modulate
 from losatok_ext.ops.quantize import rvq_decode, rvq_encode, vq_nearest
 from losatok_ext.ops.quantize_scalar import affine_dequantize, affine_quantize, fsq_dequantize, fsq_quantize
 from losatok_ext.ops.time_relation import gram_energy, time_relation_loss
@@ -12,9 +15,12 @@ __all__ = [
     "affine_dequantize",
     "affine_quantize",
     "bottleneck_project",
+    "dit_attention",
     "fsq_dequantize",
     "fsq_quantize",
+    "gated_residual",
     "gram_energy",
+    "layer_norm_modulate",
     "normalized_reconstruction_loss",
     "rvq_decode",
     "rvq_encode",

@@ -35,8 +35,32 @@ def shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], meaning: 
         raise ValueError(f"{name} should have shape {meaning} = [{sizes}], got {list(tensor.shape)}")
 
 
-def lengths(tensor: Tensor | None, batch: int, time: int, device: torch.device) -> Tensor | None:
-    """Check ``lengths`` [B] (int64, each within 0..T) and return it on ``device``, contiguous.
+def modulation(name: str, tensor: Tensor, x: Tensor) -> None:
+    """Check ``tensor``, which goes with ``x`` [B, T, C]: [B, C] (one for all frames of a clip) or [B, T, C]."""
+    floating(name, tensor)
+    same_dtype_and_device(name, tensor, "x", x)
+    batch, time, channels = x.shape
+    if tensor.dim() not in (2, 3) or tensor.shape != ((batch, channels) if tensor.dim() == 2 else x.shape):
+        raise ValueError(
+            f"{name} should have shape [B, C] = [{batch}, {channels}] or [B, T, C] = [{batch}, {time}, {channels}], "
+            f"got {list(tensor.shape)}"
+        )
+
+
+def promoted(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast, floating ``tensors`` in their common dtype, as PyTorch's arithmetic takes them; else as given."""
+    if not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
+        return tensors
+    if not torch.is_autocast_enabled(tensors[0].device.type):
+        return tensors
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def lengths(tensor: Tensor | None, batch: int, time: int, device: torch.device, name: str = "lengths") -> Tensor | None:
+    """Check the argument ``name`` [B] (int64, each within 0..T) and return it on ``device``, contiguous.
 
     Values are checked on the CPU only: on a GPU that would wait for the device. Kernels clamp them to 0..T there.
 
@@ -47,12 +71,12 @@ def lengths(tensor: Tensor | None, batch: int, time: int, device: torch.device) 
     if tensor is None:
         return None
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"lengths should be a torch.Tensor of int64 or None, got {type(tensor).__name__}")
+        raise TypeError(f"{name} should be a torch.Tensor of int64 or None, got {type(tensor).__name__}")
     if tensor.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"lengths should be int64, got {str(tensor.dtype).removeprefix('torch.')}")
-    shape("lengths", tensor, (batch,), "[B]")
+        raise TypeError(f"{name} should be int64, got {str(tensor.dtype).removeprefix('torch.')}")
+    shape(name, tensor, (batch,), "[B]")
     if tensor.device.type == "cpu" and batch and not torch.compiler.is_compiling():
         low, high = int(tensor.min()), int(tensor.max())
         if low < 0 or high > time:
-            raise ValueError(f"lengths should lie within 0..{time} (the time size), got {low}..{high}")
+            raise ValueError(f"{name} should lie within 0..{time} (the time size), got {low}..{high}")
     return tensor.to(device=device, dtype=torch.int64).contiguous()

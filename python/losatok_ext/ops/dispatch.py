@@ -32,6 +32,9 @@ OPS = (
     "fsq_dequantize",
     "affine_quantize",
     "affine_dequantize",
+    "layer_norm_modulate",
+    "gated_residual",
+    "dit_attention",
 )
 """Every public op that has more than one implementation."""
 

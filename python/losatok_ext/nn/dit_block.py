@@ -1,0 +1,254 @@
+"""The block of a diffusion transformer on fused ops, one module for the blocks of many published models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from losatok_ext import ops
+from losatok_ext.nn.dit_attention import CrossAttention, QKNorm, Rope, SelfAttention
+from losatok_ext.nn.feed_forward import Activation, FeedForward
+from losatok_ext.nn.fields import check_kinds, require
+from losatok_ext.nn.modulation import GATES, Gate, ModulatedNorm, Modulation, NormWeights
+
+Order = Literal["shift scale gate", "scale shift gate", "gate shift scale", "gate scale shift"]
+
+
+@dataclass(frozen=True)
+class DiTBlockConfig:
+    """What a :class:`DiTBlock` is made of. The defaults are DiT's (arXiv 2212.09748); docs/generator.md names others.
+
+    Raises:
+        ConfigError: a value of the wrong kind, or values that do not fit together.
+    """
+
+    width: int = 512
+    """C, features of a frame."""
+    heads: int = 8
+    """Attention heads."""
+    head_dim: int | None = None
+    """Size of a head; None: ``width / heads``."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the feed-forward part over ``width``; ``int(width * mlp_ratio)``."""
+    activation: Activation = "gelu_tanh"
+    """``gelu`` (erf), ``gelu_tanh``; gated: ``geglu``, ``geglu_tanh``, ``swiglu``. See :class:`FeedForward`."""
+    norm_weights: NormWeights = "none"
+    """Learned weights of the layer norms besides the modulation: ``none``, ``scale`` or ``affine``."""
+    norm_eps: float = 1e-6
+    """Added to the variance in every layer norm but that of queries and keys."""
+    qkv_bias: bool = True
+    """Biases of the projections to queries, keys and values."""
+    out_bias: bool = True
+    """Bias of the attentions' output maps."""
+    qk_norm: QKNorm = "none"
+    """Norm of queries and keys over each head: ``none``, ``rms``, ``layer``; with learned weights."""
+    qk_bias: bool = False
+    """``layer`` has biases too."""
+    qk_eps: float = 1e-6
+    """Added to mean square or variance there."""
+    rotary_dim: int = 0
+    """Features of each head that rotary embedding turns, even: 0 none, ``head_dim`` all."""
+    rotary_interleaved: bool = False
+    """Pairs are neighbours (2i, 2i + 1) instead of halves (i, i + rotary_dim / 2)."""
+    rotary_heads: int = 0
+    """Only the first so many heads turn; 0: all."""
+    modulation: Literal["block", "shared", "none"] = "block"
+    """``block``: its own linear map from the condition; ``shared``: what all blocks share plus a learned table
+    (adaLN-single); ``none``: plain norms and residuals."""
+    modulation_order: Order = "shift scale gate"
+    """Order within the linear map's (table's) rows, first for attention, then for the feed-forward part."""
+    modulation_bias: bool = True
+    """Bias of the linear map."""
+    modulation_rank: int = 0
+    """With ``shared``, and above 0: also two linear maps through so many features for each part (adaLN-SOLA)."""
+    condition_dim: int | None = None
+    """Width of the condition; None: ``width``."""
+    gate: Gate = "g"
+    """What multiplies the attention branch: ``g``, ``1-g``, ``tanh(1-g)``, ``sigmoid(1-g)``."""
+    mlp_gate: Gate | None = None
+    """The same for the feed-forward branch; None: as ``gate``."""
+    aligned_dim: int = 0
+    """Width of time-aligned conditions, added to the frames after self-attention; 0: none."""
+    aligned_norm: bool = False
+    """They pass a layer norm first."""
+    context_dim: int = 0
+    """Width of a context for cross-attention (text); 0: none."""
+    context_norm: bool = False
+    """It passes a layer norm first."""
+    context_heads: int = 0
+    """Heads of its keys and values, a divisor of ``heads``; 0: as many."""
+    skip: bool = False
+    """The block takes the output of an earlier block and merges it in by a linear map of both (U-shaped long skip)."""
+    skip_norm: bool = False
+    """Both pass a common layer norm first."""
+    skip_bias: bool = True
+    """Bias of that map."""
+    zero_init: bool = True
+    """A new block is the identity (adaLN-zero), but for its skip."""
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        for name in ("width", "heads", "head_dim", "condition_dim", "mlp_ratio", "norm_eps"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, "positive", value)
+        fits = self.head_dim is not None or self.width % self.heads == 0
+        require(fits, "heads", f"a divisor of width ({self.width}), or head_dim be given", self.heads)
+        size = self.head_size
+        fits = self.rotary_dim % 2 == 0 and self.rotary_dim <= size
+        require(fits, "rotary_dim", f"an even number up to the head size ({size})", self.rotary_dim)
+        require(self.rotary_heads <= self.heads, "rotary_heads", f"at most heads ({self.heads})", self.rotary_heads)
+        fits = self.context_heads == 0 or self.heads % self.context_heads == 0
+        require(fits, "context_heads", f"a divisor of heads ({self.heads})", self.context_heads)
+        require(not self.qk_bias or self.qk_norm == "layer", "qk_norm", "'layer' with qk_bias", self.qk_norm)
+        shared = self.modulation == "shared" or self.modulation_rank == 0
+        require(shared, "modulation", "'shared' with modulation_rank", self.modulation)
+
+    @property
+    def head_size(self) -> int:
+        """Features of a head."""
+        return self.head_dim or self.width // self.heads
+
+
+class DiTBlock(nn.Module):
+    """Norm, attention, norm, feed-forward, each branch gated; conditions come in by five doors.
+
+    In this order: the long skip is merged in; self-attention with adaLN; time-aligned conditions are added;
+    cross-attention to a context; feed-forward with adaLN. Which of them there are, :class:`DiTBlockConfig` says.
+
+    Args:
+        config: what to build.
+    """
+
+    def __init__(self, config: DiTBlockConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, width, heads, size = config, config.width, config.heads, config.head_size
+        norm = (c.norm_weights, c.norm_eps)
+        common: dict[str, Any] = {
+            "qkv_bias": c.qkv_bias,
+            "out_bias": c.out_bias,
+            "qk_norm": c.qk_norm,
+            "qk_bias": c.qk_bias,
+            "eps": c.qk_eps,
+        }
+        self.modulation: Modulation | None = None
+        if c.modulation != "none":
+            self.modulation = Modulation(
+                width, 6, c.condition_dim or width, c.modulation_bias, c.modulation == "shared", c.modulation_rank
+            )
+        order = c.modulation_order.split()
+        self._order = [order.index(part) for part in ("shift", "scale", "gate")]
+        self._gates = GATES[c.gate], GATES[c.mlp_gate or c.gate]
+
+        self.skip_norm = nn.LayerNorm(2 * width, eps=c.norm_eps) if c.skip and c.skip_norm else None
+        self.skip = nn.Linear(2 * width, width, bias=c.skip_bias) if c.skip else None
+        self.attention_norm = ModulatedNorm(width, *norm)
+        self.attention = SelfAttention(
+            width, heads, size, **common, interleaved=c.rotary_interleaved, rotary_heads=c.rotary_heads
+        )
+        self.aligned_norm = nn.LayerNorm(c.aligned_dim, eps=c.norm_eps) if c.aligned_dim and c.aligned_norm else None
+        self.aligned = nn.Linear(c.aligned_dim, width, bias=False) if c.aligned_dim else None
+        self.cross_norm = ModulatedNorm(width, *norm) if c.context_dim else None
+        self.context_norm = nn.LayerNorm(c.context_dim, eps=c.norm_eps) if c.context_dim and c.context_norm else None
+        self.cross_attention: CrossAttention | None = None
+        if c.context_dim:
+            self.cross_attention = CrossAttention(
+                width, c.context_dim, heads, size, context_heads=c.context_heads, **common
+            )
+        self.mlp_norm = ModulatedNorm(width, *norm)
+        self.mlp = FeedForward(width, int(width * c.mlp_ratio), c.activation)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Linear maps as Glorot and Bengio have them, zero biases; with ``zero_init`` every branch ends in a zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if not self.config.zero_init:
+            return
+        ends = []
+        if self.modulation is not None:
+            self.modulation.reset_to_zero()
+        for part, gate in ((self.attention.out, self.config.gate), (self.mlp.fc2, self.config.mlp_gate)):
+            if self.modulation is None or (gate or self.config.gate) != "g":  # else its gate is zero, which is enough
+                ends.append(part)
+        ends += [self.aligned] if self.aligned is not None else []
+        ends += [self.cross_attention.out] if self.cross_attention is not None else []
+        for end in ends:
+            nn.init.zeros_(end.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor | None = None,
+        *,
+        shared: Tensor | None = None,
+        lengths: Tensor | None = None,
+        rope: Rope | None = None,
+        aligned: Tensor | None = None,
+        context: Tensor | None = None,
+        context_lengths: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> Tensor:
+        """One step of the transformer.
+
+        What lies past a length, NaN included, reaches nothing below it; what comes out there has no meaning. For
+        finite gradients of the weights it should be finite, though: zero it once, before the first block
+        (:class:`losatok_ext.models.DiT` does).
+
+        Args:
+            x: frames [B, T, C].
+            condition: [B, condition_dim], or for each frame [B, T, condition_dim], after its activation (SiLU).
+            shared: [B, 6 C] or [B, T, 6 C]: the modulation that all blocks share, with ``modulation="shared"``.
+            lengths: [B] int64 frames of each item; None: all T.
+            rope: (cos, sin) [T, rotary_dim / 2], of :class:`RotaryEmbedding`.
+            aligned: time-aligned conditions [B, T, aligned_dim].
+            context: [B, S, context_dim].
+            context_lengths: [B] int64 of its rows; None: all S.
+            skip: [B, T, C], the output of an earlier block.
+
+        Returns:
+            [B, T, C].
+
+        Raises:
+            ValueError: an input that the configuration asks for is missing, or one is given that it has no use for.
+        """
+        c = self.config
+        self._check("rope", rope, c.rotary_dim, f"rotary_dim={c.rotary_dim}")
+        self._check("aligned", aligned, c.aligned_dim, f"aligned_dim={c.aligned_dim}")
+        self._check("context", context, c.context_dim, f"context_dim={c.context_dim}")
+        self._check("skip", skip, c.skip, f"skip={c.skip}")
+        attention: list[Tensor | None] = [None] * 3
+        mlp: list[Tensor | None] = [None] * 3
+        if self.modulation is not None:
+            parts = self.modulation(condition, shared)
+            attention = [parts[index] for index in self._order]
+            mlp = [parts[3 + index] for index in self._order]
+
+        if self.skip is not None:
+            both = torch.cat([x, skip], dim=-1)  # type: ignore[list-item]
+            x = self.skip(both if self.skip_norm is None else self.skip_norm(both))
+        shift, scale, gate = attention
+        branch = self.attention(self.attention_norm(x, shift, scale), lengths, rope)
+        x = x + branch if gate is None else ops.gated_residual(x, branch, self._gates[0](gate))
+        if self.aligned is not None:
+            assert aligned is not None
+            x = x + self.aligned(aligned if self.aligned_norm is None else self.aligned_norm(aligned))
+        if self.cross_attention is not None:
+            assert context is not None
+            assert self.cross_norm is not None
+            context = context if self.context_norm is None else self.context_norm(context)
+            x = x + self.cross_attention(self.cross_norm(x), context, lengths, context_lengths)
+        shift, scale, gate = mlp
+        branch = self.mlp(self.mlp_norm(x, shift, scale))
+        return x + branch if gate is None else ops.gated_residual(x, branch, self._gates[1](gate))
+
+    def _check(self, name: str, given: object, wanted: object, setting: str) -> None:
+        if (given is None) == bool(wanted):
+            fault = "should be given" if given is None else "should not be given"
+            raise ValueError(f"{name} {fault}: the block is built with {setting}")
