@@ -17,13 +17,14 @@ from losatok_ext.models import checkpoint
 from losatok_ext.models.dit import DiT
 from losatok_ext.models.dit_conditions import Conditions
 from losatok_ext.models.dit_config import DiTConfig
+from losatok_ext.models.stored_config import StoredConfig
 from losatok_ext.nn.flow_matching import ConditionDropout, FlowMatching, SpanMasking
 
 MODEL_TYPE = "losatok-generator"
 
 
 @dataclass(frozen=True)
-class GeneratorConfig:
+class GeneratorConfig(StoredConfig):
     """What a :class:`Generator` is made of.
 
     Raises:
@@ -47,8 +48,8 @@ class GeneratorConfig:
         """Nested plain values; :meth:`from_dict` reads them back."""
         return {"dit": self.dit.to_dict(), "flow": dataclasses.asdict(self.flow), "context": self.context}
 
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> GeneratorConfig:
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GeneratorConfig:
         """The configuration of what :meth:`to_dict` gave.
 
         Raises:
@@ -60,7 +61,7 @@ class GeneratorConfig:
             flow = FlowMatching(**values["flow"])
         except TypeError as error:
             raise ConfigError(f"flow: {error}") from None
-        return GeneratorConfig(DiTConfig.from_dict(values["dit"]), flow, bool(values["context"]))
+        return cls(DiTConfig.from_dict(values["dit"]), flow, bool(values["context"]))
 
 
 class Generator(nn.Module):
