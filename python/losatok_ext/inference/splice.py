@@ -78,7 +78,7 @@ def _reached(runs: list[Run], margin: int, tokens: int) -> list[tuple[int, int]]
 
 
 def _fades(generated: Tensor, fade: int, size: int) -> Tensor:
-    """Weight of the decoded waveform at each sample: 1 in generated tokens, falling to 0 at ``fade`` tokens' distance."""
+    """Weight of the decoded waveform at each sample: 1 in generated tokens, 0 from ``fade`` tokens beside them on."""
     inside = generated.repeat_interleave(size)
     position = torch.arange(len(inside))
     far = len(inside) + fade * size

@@ -10,11 +10,13 @@ from losatok_ext.errors import ConfigError
 from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.checkpoint import read_config
 from losatok_ext.training.config import TrainConfig
+from losatok_ext.training.corpus import Corpus
 from losatok_ext.training.data import Batch
 from losatok_ext.training.folders import model_folder
+from losatok_ext.training.recordings import RecordingStage
 
 
-class TokenizerStage:
+class TokenizerStage(RecordingStage):
     """Trains all but the semantic branch on ``mel``, ``semantic_high``, ``semantic_low`` and ``kl``.
 
     Weights: arXiv 2605.27840 (45 mel + 45 (L_H + L_L) + 0.01 KL), without its adversarial terms.
@@ -23,8 +25,8 @@ class TokenizerStage:
     name = "tokenizer"
     paper_steps = 1_000_000
 
-    def __init__(self, model: LoSATok, config: TrainConfig) -> None:
-        self.model = model
+    def __init__(self, data: str | Path, config: TrainConfig) -> None:
+        super().__init__(data, config)
         weights = config.tokenizer
         self.weights = {
             "mel": weights.mel,
@@ -32,23 +34,19 @@ class TokenizerStage:
             "semantic_low": weights.semantic_low,
             "kl": weights.kl,
         }
-        model.train()
-        model.train_only("tokenizer")
 
-    @staticmethod
-    def model_config(config: TrainConfig) -> LoSATokConfig:
+    def model_config(self) -> LoSATokConfig:
         """That of the folder ``init``, which ``losatok train sembo`` wrote.
 
         Raises:
             ConfigError: there is no ``init``.
             CheckpointError: it cannot be read.
         """
-        return read_config(_init(config))
+        return read_config(_init(self.config))
 
-    @staticmethod
-    def build(config: TrainConfig) -> LoSATok:
+    def build(self, corpus: Corpus) -> LoSATok:
         """The model of the folder ``init``. Raises as :meth:`model_config`."""
-        return LoSATok.from_pretrained(_init(config))
+        return LoSATok.from_pretrained(_init(self.config))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of a batch, unweighted; latents are sampled."""
