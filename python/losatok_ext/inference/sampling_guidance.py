@@ -91,6 +91,7 @@ def guided_velocity(
         if not guidance.acts_at(level_at(t)):
             return conditional(x, t)
         both = joint(torch.cat([x, x]), t)
-        return guidance.combine(*both.chunk(2), lengths)
+        with_, without = both.chunk(2)
+        return guidance.combine(with_, without, lengths)
 
     return velocity

@@ -27,7 +27,8 @@ MODEL_TYPE = "losatok"
 
 
 class _Stored(Protocol):
-    config: Any
+    @property
+    def config(self) -> Any: ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
 

@@ -83,11 +83,12 @@ class FlowMatching:
         self, batch: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Tensor:
         """Times t [B] float32 of a training batch, in the direction's own convention. No host sync."""
-        options = {"device": device, "generator": generator}
         if self.time == "logit_normal":
-            level = torch.sigmoid(self.time_mean + self.time_std * torch.randn(batch, **options))
+            level = torch.sigmoid(
+                self.time_mean + self.time_std * torch.randn(batch, device=device, generator=generator)
+            )
         else:
-            u = torch.rand(batch, **options)
+            u = torch.rand(batch, device=device, generator=generator)
             if self.time == "mode":
                 level = 1 - u - self.mode_scale * ((math.pi / 2 * u).cos().square() - 1 + u)
             elif self.time == "cosmap":

@@ -207,7 +207,9 @@ class GeneratorStage:
 def _check_texts(generator: Generator, corpus: Corpus) -> None:
     """Raise TrainingError, before anything is trained, when a text is too long for the byte encoder."""
     encoder = generator.dit.text_encoder
-    for clip in corpus.clips if encoder is not None else ():
+    if encoder is None:
+        return
+    for clip in corpus.clips:
         try:
             encoder.tokens([clip.text])
         except UserError as error:
