@@ -38,10 +38,10 @@ inline Isa isa() {
 
 // Calls the copy of a simd kernel that fits this processor: LOSATOK_SIMD(row_norms)(pointer, ...).
 #if defined(__x86_64__)
-#define LOSATOK_SIMD(kernel)                                               \
-  (::losatok::isa() == ::losatok::Isa::kAvx512 ? ::losatok::avx512::kernel \
-   : ::losatok::isa() == ::losatok::Isa::kAvx2 ? ::losatok::avx2::kernel   \
-                                               : ::losatok::default_::kernel)
+#define LOSATOK_SIMD(...)                                                       \
+  (::losatok::isa() == ::losatok::Isa::kAvx512 ? ::losatok::avx512::__VA_ARGS__ \
+   : ::losatok::isa() == ::losatok::Isa::kAvx2 ? ::losatok::avx2::__VA_ARGS__   \
+                                               : ::losatok::default_::__VA_ARGS__)
 #else
-#define LOSATOK_SIMD(kernel) (::losatok::default_::kernel)
+#define LOSATOK_SIMD(...) (::losatok::default_::__VA_ARGS__)
 #endif

@@ -8,24 +8,6 @@ namespace {  // nothing here may be shared between instruction sets by the linke
 
 constexpr double kNormEps = 1e-12;
 
-inline float load(float x) { return x; }
-inline double load(double x) { return x; }
-inline float load(Bf16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline void store(float* to, float x) { *to = x; }
-inline void store(double* to, double x) { *to = x; }
-inline void store(Bf16* to, float x) {  // round to nearest, ties to even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  to->bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
-}
-
 // e^x by 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Taylor to degree 7, error below 2e-9). Below -87.7 it is 0,
 // above 88 it stays what it is there. NaN stays NaN.
 inline float exponential(float x) {

@@ -4,25 +4,11 @@
 #include <cstdint>
 
 #include "cpu/simd/kernels.h"
+#include "cpu/simd/values.h"
 
 namespace losatok {
 
 enum class Activation { kGelu, kGeluTanh, kSilu, kRelu, kNone };
-
-struct Bf16 {
-  uint16_t bits;
-};
-
-template <class T>
-struct Wide {  // what T is computed and accumulated in
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
-template <class T>
-using wide_t = typename Wide<T>::type;
 
 }  // namespace losatok
 

@@ -1,0 +1,175 @@
+// What forward and backward of dit_attention on the CPU share: the arguments, scratch memory and matrix products.
+//
+// Per batch item and head, queries go in blocks of kQueries against blocks of keys, so that scores stay in cache. Both
+// are rounded up to kStep rows of zeros: products are generated per size, and so get few of them. X is the type of the
+// tensors, P that of the products' operands (bfloat16 where the processor multiplies it), W that of everything else.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/native/CPUBlas.h>
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/simd/dit_attention.h"
+
+#if !defined(CPUBLAS_BRGEMM_F32F32F32) || !defined(CPUBLAS_BRGEMM_BF16BF16F32)
+#error "this torch has no block matrix products for float32 and bfloat16; build with torch 2.10 or newer"
+#endif
+
+namespace losatok::attention {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline constexpr int64_t kQueries = 64, kStep = 16;
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+inline bool multiplies_bfloat16() {
+#if defined(__x86_64__)
+  static const bool supported = __builtin_cpu_supports("avx512bf16");
+  return supported && isa() == Isa::kAvx512 && at::globalContext().userEnabledMkldnn();
+#else
+  return false;
+#endif
+}
+
+// Memory of one thread, not initialised.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count)
+      : data_(static_cast<T*>(::operator new(std::max<int64_t>(count, 1) * sizeof(T), std::align_val_t(64)))) {}
+  operator T*() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { ::operator delete(data, std::align_val_t(64)); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+// c [m, n] = a [m, k] b [k, n], or c += with add; packed. For Bf16, b holds pairs of rows side by side.
+inline void multiply(int64_t m, int64_t n, int64_t k, const float* a, const float* b, float* c, bool add) {
+  at::native::cpublas::brgemm(m, n, k, k, n, n, add, a, b, c, false);
+}
+inline void multiply(int64_t m, int64_t n, int64_t k, const Bf16* a, const Bf16* b, float* c, bool add) {
+  at::native::cpublas::brgemm(m, n, k, k, n, n, add, reinterpret_cast<const at::BFloat16*>(a),
+                              reinterpret_cast<const at::BFloat16*>(b), c, true);
+}
+inline void multiply(int64_t m, int64_t n, int64_t k, const double* a, const double* b, double* c, bool add) {
+  LOSATOK_SIMD(multiply_f64)(m, n, k, a, b, c, add);
+}
+
+// The second operand of a product from rows [count, columns], as many as a multiple of kStep: their transpose.
+inline void transposed_operand(const float* rows, int64_t count, int64_t columns, float* out) {
+  LOSATOK_SIMD(transpose<float>)(rows, count, columns, count, out);
+}
+inline void transposed_operand(const double* rows, int64_t count, int64_t columns, double* out) {
+  LOSATOK_SIMD(transpose<double>)(rows, count, columns, count, out);
+}
+inline void transposed_operand(const Bf16* rows, int64_t count, int64_t columns, Bf16* out) {
+  LOSATOK_SIMD(transpose_pairs)(rows, count, columns, count, out);
+}
+
+// q, k, v, grad or out: [B, rows, H, h] in memory.
+template <class X>
+struct Heads {
+  X* data;
+  int64_t batch_stride, row_stride, head_stride, rows, heads;
+
+  explicit Heads(const Tensor& x)
+      : data(static_cast<X*>(x.data_ptr())),
+        batch_stride(x.stride(0)),
+        row_stride(x.stride(1)),
+        head_stride(x.stride(2)),
+        rows(x.size(1)),
+        heads(x.size(2)) {}
+
+  X* at(int64_t unit, int64_t row) const {  // unit: the number of a batch item and head, [B, H]
+    return data + (unit / heads) * batch_stride + (unit % heads) * head_stride + row * row_stride;
+  }
+};
+
+// With features next to each other, and not all of one value in memory as gradients of sums are.
+inline Tensor readable(const Tensor& x) { return x.size(3) <= 1 || x.stride(3) == 1 ? x : x.contiguous(); }
+
+// The arguments that are not q, k or v.
+struct Options {
+  OptionalTensor q_weight, k_weight, cos, sin;
+  HeadNorm norm;
+  double eps;
+  bool interleaved;
+  std::vector<int64_t> queries, keys;  // valid ones of each batch item
+
+  Options(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& q_weight,
+          const OptionalTensor& k_weight, const OptionalTensor& cos, const OptionalTensor& sin,
+          const OptionalTensor& lengths, const OptionalTensor& key_lengths, std::string_view norm, double eps,
+          bool interleaved);
+
+  template <class W>
+  HeadTransform<W> transform(const OptionalTensor& weight, int64_t size, W scale) const {
+    const auto data = [](const OptionalTensor& t) -> const W* { return t ? t->const_data_ptr<W>() : nullptr; };
+    return {size,         round_up(size, kHeadStep),
+            norm,         static_cast<W>(eps),
+            data(weight), data(cos),
+            data(sin),    cos ? cos->size(1) : 0,
+            interleaved,  scale};
+  }
+};
+
+// Splits items of known cost among threads, in their order, and calls run(begin, end) for each share. A result must not
+// depend on where the shares begin.
+template <class Run>
+void share(const std::vector<int64_t>& costs, const Run& run) {
+  const int64_t count = static_cast<int64_t>(costs.size());
+  const int64_t shares = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), count);
+  if (count == 0) return;
+  std::vector<int64_t> ends(count);
+  int64_t total = 0;
+  for (int64_t i = 0; i < count; ++i) ends[i] = total += costs[i];
+  const auto first = [&](int64_t share) {  // the first item whose middle lies in the share
+    const double from = static_cast<double>(total) * static_cast<double>(share) / static_cast<double>(shares);
+    const auto beyond = [&](int64_t i) {
+      return static_cast<double>(ends[i]) - 0.5 * static_cast<double>(costs[i]) < from;
+    };
+    int64_t low = 0, high = count;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      beyond(middle) ? low = middle + 1 : high = middle;
+    }
+    return share == shares ? count : low;
+  };
+  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) run(first(s), first(s + 1));
+    at::native::cpublas::brgemm_release(true);
+  });
+}
+
+// Calls function.operator()<X, P>() for the types that tensors of `type` are computed with.
+template <class Function>
+void by_types(at::ScalarType type, const Function& function) {
+  if (type == at::kDouble)
+    function.template operator()<double, double>();
+  else if (type == at::kFloat)
+    function.template operator()<float, float>();
+  else if (multiplies_bfloat16())
+    function.template operator()<Bf16, Bf16>();
+  else
+    function.template operator()<Bf16, float>();
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, const Options& options);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q, const Tensor& k,
+                                                            const Tensor& v, const Tensor& out, const Tensor& lse,
+                                                            const Options& options);
+
+}  // namespace losatok::attention
