@@ -20,6 +20,9 @@ def test_a_plan_says_where_each_token_comes_from():
     plan = plan_edit(6, spans=[(1, 3)], insertions=[(4, 2)], continue_to=8)
     assert plan.source.tolist() == [0, -1, -1, 3, -1, -1, 4, 5, -1, -1]
     assert plan.generated.tolist() == [s < 0 for s in plan.source.tolist()]
+    assert plan.continues
+    assert not plan_edit(6, [(4, 6)]).continues
+    assert plan_edit(6, [(4, 6)], [(6, 1)]).continues
     runs = [(run.start, run.stop, run.source) for run in plan.runs()]
     assert runs == [(0, 1, 0), (1, 3, None), (3, 4, 3), (4, 6, None), (6, 8, 4), (8, 10, None)]
     latents = torch.arange(12.0).view(6, 2)
@@ -145,7 +148,8 @@ def test_a_recording_is_kept_but_for_the_fade(tokenizer, name, missing):
     plan = plan_edit(70, **EDITS[name])
     after = edited(plan, latents)
     got = splice(tokenizer, plan, after, recording, keep="recording", fade=fade)
-    assert len(got) == len(plan.source) * size - missing
+    added = name in ("continuation", "all of it")
+    assert len(got) == len(plan.source) * size - (0 if added else missing)
     decoded = tokenizer.decode(after[None])[0]
     padded = torch.cat([recording, torch.zeros(missing)])
     for i, source in enumerate(plan.source.tolist()):

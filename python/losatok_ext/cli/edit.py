@@ -40,15 +40,13 @@ def edit(
     ],
     span: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="START:STOP", help="Seconds to generate anew; may be given more than once.", show_default=False
-        ),
+        typer.Option(metavar="START:STOP", help="Seconds to generate anew; may be repeated.", show_default=False),
     ] = None,
     insert: Annotated[
         list[str] | None,
         typer.Option(
             metavar="AT:SECONDS",
-            help="New seconds to insert at a time; may be given more than once.",
+            help="New seconds to insert at a time; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -89,9 +87,7 @@ def edit(
     spans = [two_numbers("--span", value, "START:STOP in seconds such as 1.2:2.0") for value in span or []]
     inserts = [two_numbers("--insert", value, "AT:SECONDS such as 1.5:0.8") for value in insert or []]
     if not spans and not inserts and continue_to is None:
-        raise UserError(
-            "there is nothing to edit: give --span START:STOP, --insert AT:SECONDS or --continue-to SECONDS"
-        )
+        raise UserError("nothing to edit: give --span START:STOP, --insert AT:SECONDS or --continue-to SECONDS")
     check_outputs(source, output, plot)
     from losatok_ext.audio.files import check_writable, write_audio
     from losatok_ext.audio.plots import check_picture
@@ -107,7 +103,6 @@ def edit(
 
     latents, before, keep = _read(source, tokenizer, keep)
     where = _where(latents, spans, inserts, continue_to)
-    fingerprint = latents.header.fingerprint
     begin = time.perf_counter()
     with SamplingProgress("editing") as progress:
         edited = edit_latents(
@@ -116,13 +111,15 @@ def edit(
             text=text,
             config=config,
             seed=seed,
-            fingerprint=fingerprint,
+            fingerprint=latents.header.fingerprint,
             on_step=progress.on_step,
             **where,
         )
     took = time.perf_counter() - begin
     after = splice(tokenizer, edited.plan, edited.latents[0], before, keep)
     rate, size = tokenizer.sample_rate, tokenizer.samples_per_token
+    if continue_to is not None:
+        after = after[: round(continue_to * rate) + size * sum(count for _, count in where["insertions"])]
     write_audio(output, after, rate)
     new = int(edited.plan.generated.sum()) * size / rate
     print(f"{output}: {len(after) / rate:.2f} s, {new:.2f} s of it generated (in {took:.2f} s), the rest kept")
@@ -185,8 +182,11 @@ def _where(
     if continue_to is not None:
         if not (math.isfinite(continue_to) and continue_to > length):
             raise UserError(
-                f"--continue-to {continue_to:g} lies within the recording, which has {length:.2f} s; give a greater length"
+                f"--continue-to {continue_to:g} lies within the recording, which has {length:.2f} s; give a later time"
             )
+        if header.samples < header.tokens * header.samples_per_token:
+            # The last token holds the recording's end and silence after it, which belongs no more between two sounds.
+            where["spans"].append((header.tokens - 1, header.tokens))
         where["continue_to"] = max(math.ceil(continue_to * rate - 1e-6), header.tokens + 1)
     return where
 

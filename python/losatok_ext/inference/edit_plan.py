@@ -41,6 +41,14 @@ class EditPlan:
         """[T'] bool, True where a token is generated."""
         return self.source < 0
 
+    @property
+    def continues(self) -> bool:
+        """Whether tokens are added at the end."""
+        kept = (~self.generated).nonzero()
+        last = int(kept[-1]) if len(kept) else -1
+        behind = self.tokens - (int(self.source[last]) + 1 if len(kept) else 0)
+        return len(self.source) - 1 - last > behind
+
     def place(self, latents: Tensor) -> Tensor:
         """``latents`` [T, d] of the clip as it was, where they stand after the edit [T', d]; zeros where generated."""
         kept = latents[self.source.clamp(min=0).to(latents.device)]

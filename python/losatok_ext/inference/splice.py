@@ -30,7 +30,7 @@ def splice(
         fade: tokens.
 
     Returns:
-        [N + samples of the tokens inserted] float32 on the CPU.
+        [N + samples of the tokens inserted] float32 on the CPU; where tokens are added at the end, up to the last one's.
 
     Raises:
         ValueError: shapes that do not belong together, or another ``keep``.
@@ -44,7 +44,9 @@ def splice(
         raise ValueError(f"original should have at most {plan.tokens * size} samples, got {list(original.shape)}")
     margin = context if keep == "decoded" else fade
     original = original.detach().float().cpu()
-    end = len(edited) * size - (plan.tokens * size - original.numel())
+    end = len(edited) * size
+    if not plan.continues:
+        end -= plan.tokens * size - original.numel()
     padded = torch.cat([original, original.new_zeros(plan.tokens * size - original.numel())])
     audio = padded.new_zeros(len(edited) * size)
     for run in plan.runs():
