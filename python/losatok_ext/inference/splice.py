@@ -30,7 +30,7 @@ def splice(
         fade: tokens.
 
     Returns:
-        [N + samples of the tokens inserted] float32 on the CPU; where tokens are added at the end, up to the last one's.
+        [N + samples of the tokens inserted] float32 on the CPU; to the last token's end where some are added there.
 
     Raises:
         ValueError: shapes that do not belong together, or another ``keep``.
