@@ -119,14 +119,12 @@ def test_models_that_are_missing_or_do_not_belong_together(losatok, models, mode
 
 
 def test_edit_keeps_the_recording_bit_for_bit(losatok, models, tmp_path):
-    out, picture = tmp_path / "out.flac", tmp_path / "out.png"
+    out = tmp_path / "out.flac"
     result = losatok(
         "edit", SPEECH, "--span", "0.8:1.2", "--span", "2:2.04", "--text", "rain", "-o", out, *models, *QUICK,
-        "--plot", picture,
     )  # fmt: skip
     assert result.code == 0, result.err
     assert "0.44 s of it generated" in result.out
-    assert picture.read_bytes().startswith(b"\x89PNG")
     before, after = pcm(SPEECH), pcm(out)
     assert len(before) == len(after)
     fade = 2 * 640
