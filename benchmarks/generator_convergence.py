@@ -11,8 +11,8 @@ each, trains the same generator on each for equally many steps, and measures wha
 - LoSATok 1280-d: as the first, with latents as wide as the features.
 
 Quality is the Frechet distance between log-mel frames of generated and of real clips (80 bins; means and covariances of
-three frames at a time, 40 ms apart), over the same texts and seeds. The floor of each curve is the same distance of what
-the tokenizer makes of the real latents. All of it is small: a few minutes of synthetic audio, tokenizers of a few
+three frames at a time, 40 ms apart), over the same texts and seeds. Each curve's floor is the same distance of what
+the tokenizer makes of real latents. All of it is small: a few minutes of synthetic audio, tokenizers of a few
 million weights, one seed, and a teacher with random weights unless ``--teacher`` gives real ones. It shows how to
 measure the claim and whether its direction holds at this size, not what holds for published models.
 
