@@ -208,8 +208,8 @@ def _check_same_run(store: CheckpointStore, facts: dict[str, Any]) -> None:
         raise TrainingError(
             f"{output} holds a run of train {then['stage']}; choose another folder for train {facts['stage']}"
         )
-    # By way of TrainConfig, so that keys that a newer release has added stand at their defaults.
-    changed = differences(TrainConfig.from_dict(then["config"]).to_dict(), facts["config"])
+    # A run of an older release knows fewer keys; it used what is their default now.
+    changed = differences(TrainConfig.from_dict(then["config"], str(store.root)).to_dict(), facts["config"])
     if changed:
         raise TrainingError(
             f"{output} holds a run with another configuration ({'; '.join(changed)}); use the same to go on with it, "
