@@ -167,6 +167,9 @@ def test_latent_files_are_edited_too(losatok, models, model_folder, other_model_
     result = losatok("edit", file, "--span", "1:1.2", "-o", tmp_path / "out.wav", *models, *QUICK)
     assert result.code == 0, result.err
     assert soundfile.info(tmp_path / "out.wav").frames == load_latents(file).header.samples
+    result = losatok("edit", file, "--span", "1:1.2", "--keep", "recording", "-o", tmp_path / "b.wav", *models)
+    assert result.code == 2
+    assert "is a latent file and holds no recording" in result.err
     assert losatok("encode", SPEECH, "-o", tmp_path / "b", "--model", other_model_folder).code == 0
     result = losatok("edit", tmp_path / "b" / file.name, "--span", "1:1.2", "-o", tmp_path / "b.wav", *models)
     assert result.code == 2

@@ -177,6 +177,16 @@ def test_options_reach_the_model(latents, tmp_path):
     assert Generator.from_pretrained(again.model).config == generator.config
 
 
+def test_bfloat16_trains_with_float32_losses_and_weights(latents, tmp_path):
+    losses = []
+    for precision in ("bfloat16", "float32"):
+        result = train_generator(latents, tmp_path / precision, config(steps=2, precision=precision))
+        assert {value.dtype for value in weights(tmp_path / precision).values()} == {torch.float32}
+        losses.append(result.last.losses["flow_matching"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_too_many_stop(latents, tmp_path, monkeypatch):
     calls, loss = iter(range(100)), Generator.loss
     bad = {1}

@@ -58,11 +58,12 @@ def edit(
         str, typer.Option(help="Of the whole clip as it is to be.", show_default="nothing in particular")
     ] = "",
     keep: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="What stays: the recording itself, faded into what is generated; or what its tokens decode to."
+            help="What stays: recording, itself, faded into what is generated; or decoded, what its tokens decode to.",
+            show_default="recording; of a latent file decoded",
         ),
-    ] = "recording",
+    ] = None,
     generator: GeneratorOption = None,
     model: ModelOption = None,
     steps: StepsOption = 20,
@@ -82,7 +83,7 @@ def edit(
 
     All times are those of the recording as it was.
     """
-    if keep not in ("recording", "decoded"):
+    if keep not in (None, "recording", "decoded"):
         raise UserError(f"--keep takes recording or decoded, got {keep!r}")
     spans = [two_numbers("--span", value, "START:STOP in seconds such as 1.2:2.0") for value in span or []]
     inserts = [two_numbers("--insert", value, "AT:SECONDS such as 1.5:0.8") for value in insert or []]
@@ -101,7 +102,7 @@ def edit(
     from losatok_ext.inference.sampling_progress import SamplingProgress
     from losatok_ext.inference.splice import splice
 
-    latents, before, keep = _read(source, tokenizer, keep)
+    latents, before, kept = _read(source, tokenizer, keep)
     where = _where(latents, spans, inserts, continue_to)
     begin = time.perf_counter()
     with SamplingProgress("editing") as progress:
@@ -116,7 +117,7 @@ def edit(
             **where,
         )
     took = time.perf_counter() - begin
-    after = splice(tokenizer, edited.plan, edited.latents[0], before, keep)
+    after = splice(tokenizer, edited.plan, edited.latents[0], before, kept)
     rate, size = tokenizer.sample_rate, tokenizer.samples_per_token
     if continue_to is not None:
         after = after[: round(continue_to * rate) + size * sum(count for _, count in where["insertions"])]
@@ -134,20 +135,28 @@ def edit(
         print(f"{plot}: before and after, latent")
 
 
-def _read(source: Path, tokenizer: LoSATok, keep: str) -> tuple[LatentFile, Tensor, str]:
-    """The clip's latents, its waveform, and what that is; a latent file has no recording to keep."""
+def _read(source: Path, tokenizer: LoSATok, keep: str | None) -> tuple[LatentFile, Tensor, str]:
+    """The clip's latents, its waveform, and what that is.
+
+    Raises:
+        UserError: a file that cannot be used, or a latent file of which the recording is to be kept.
+    """
     from losatok_ext.audio.files import read_audio_with_info
     from losatok_ext.inference.jobs import decode_clip, encode_clip
     from losatok_ext.inference.latent_files import SUFFIX, load_latents
 
     if source.suffix.lower() == SUFFIX:
+        if keep == "recording":
+            raise UserError(f"--keep recording: {source} is a latent file and holds no recording; leave --keep out")
         latents = load_latents(source, tokenizer.fingerprint())
         return latents, decode_clip(tokenizer, latents), "decoded"
     audio, info = read_audio_with_info(source, tokenizer.sample_rate)
     latents = encode_clip(tokenizer, audio, info)
     if latents.header.tokens == 0:
         raise UserError(f"{source} is too short to edit: it has no token ({latents.header.seconds:.3f} s)")
-    return latents, audio if keep == "recording" else decode_clip(tokenizer, latents), keep
+    if keep == "decoded":
+        return latents, decode_clip(tokenizer, latents), keep
+    return latents, audio, "recording"
 
 
 def _where(
