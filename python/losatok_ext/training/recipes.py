@@ -64,7 +64,7 @@ def demo_generator_recipe(tokenizer: str | Path, device: str = "auto", scale: fl
         preset="tiny",
         model={"width": 128, "depth": 5, "heads": 2, "text_dim": 64, "text_layers": 1},
         device=device,
-        steps=max(round(1200 * scale), 1),
+        steps=max(round(2000 * scale), 1),
         batch_size=8,
         data=DataConfig(crop_seconds=2.56),
         optimizer=OptimizerConfig(lr=2e-3),
