@@ -11,9 +11,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(shell find csrc cmake CMakeLists.txt -type f 2>/dev/null)
 
-.PHONY: help build demo test lint format bench wheel clean
+.PHONY: help build demo test lint format bench report gpu-check wheel clean
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
 
 $(VENV)/.torch: Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "losatok_ext needs Python 3.10 or newer; choose one with make PYTHON=...")'
@@ -47,8 +47,14 @@ format: build  ## put the sources into the house format
 	$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh')
 
-bench: build  ## measure the ops beside their peers
-	$(BIN)/python -m pytest $(BENCH) -p no:xdist --benchmark-only $(ARGS)
+bench: build  ## measure the ops beside their peers (RESULTS=benchmarks/results keeps the figures)
+	$(BIN)/python -m pytest $(BENCH) -p no:xdist --benchmark-only $(if $(RESULTS),--bench-results $(RESULTS)) $(ARGS)
+
+report: build  ## write the kept figures into README.md and docs/performance.md
+	$(BIN)/python benchmarks/report.py
+
+gpu-check:  ## on a machine with a GPU: build, test, sanitize and measure there, in parts (ARGS="--limit 560")
+	$(PYTHON) tools/gpu_check.py $(ARGS)
 
 wheel: $(VENV)/.torch  ## build a wheel into dist/
 	$(PIP) wheel -q --no-build-isolation --no-deps -w dist .

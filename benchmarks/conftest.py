@@ -2,15 +2,20 @@
 
 ``compare`` times the op and its peers in turn, hands the op to pytest-benchmark, records ratios in ``extra_info`` and
 prints a table of all comparisons at the end. ``--bench-device`` chooses cpu or cuda (default: cuda where there is one),
-``--bench-budget`` the seconds for each comparison.
+``--bench-budget`` the seconds for each comparison, and ``--bench-results DIR`` keeps the table as
+DIR/<device>/<date>.json, which report.py reads; rows of the same day's earlier runs stay unless measured again.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
+import subprocess
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +28,7 @@ ROWS = pytest.StashKey[list]()
 def pytest_addoption(parser):
     parser.addoption("--bench-device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.addoption("--bench-budget", type=float, default=2.0, help="seconds for each comparison")
+    parser.addoption("--bench-results", type=Path, help="folder to keep the figures in")
 
 
 def pytest_configure(config):
@@ -75,25 +81,65 @@ def compare(benchmark, request, device):
     return run
 
 
+def machine_name(device: str) -> str:
+    """The GPU's name, or the processor's and how many cores this process may use."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _commit() -> str:
+    """The commit that was measured; with a + where the tree had changes."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    return described.stdout.strip() or "unknown"
+
+
+def keep(folder: Path, device: str, rows: list[dict], ceilings: dict[str, float]) -> Path:
+    """Write ``rows`` to ``folder``/<device>/<date>.json, beside what the same day's earlier runs measured."""
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)|@.*|CPU", "", machine_name(device)).lower()).strip("-")
+    path = folder / slug / f"{date.today()}.json"
+    commit = _commit()
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    merged = {row["label"]: row for row in before} | {row["label"]: row | {"commit": commit} for row in rows}
+    result = {
+        "machine": machine_name(device),
+        "device": device,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "date": str(date.today()),
+        "commit": commit,
+        "ceilings": ceilings,
+        "rows": list(merged.values()),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
 def pytest_terminal_summary(terminalreporter, config):
     rows = config.stash[ROWS]
     if not rows:
         return
     device = config.getoption("--bench-device")
-    machine = (
-        torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"
-    )
-    ceilings = ", ".join(
-        f"{str(dtype).removeprefix('torch.')} {matrix_ceiling(dtype, device) / 1e12:.3f}"
-        for dtype in (torch.float32, torch.bfloat16)
-    )
+    ceilings = {
+        str(dtype).removeprefix("torch."): matrix_ceiling(dtype, device) for dtype in (torch.float32, torch.bfloat16)
+    }
     write = terminalreporter.write_line
     terminalreporter.section("side by side (best of all rounds; ratios: peer's time over ours)")
     write(
-        f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} threads, {date.today()}; "
-        f"matrix ceiling TFLOP/s: {ceilings}"
+        f"{machine_name(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads, {date.today()}; "
+        "matrix ceiling TFLOP/s: " + ", ".join(f"{dtype} {value / 1e12:.3f}" for dtype, value in ceilings.items())
     )
     for row in rows:
         peers = [key.removeprefix("x_") for key in row if key.startswith("x_") and not key.endswith("_median")]
@@ -106,3 +152,5 @@ def pytest_terminal_summary(terminalreporter, config):
                 f", {name} {row[f'{name}_mib']:.1f}" for name in peers
             )
         write(text)
+    if folder := config.getoption("--bench-results"):
+        write(f"kept in {keep(folder, device, rows, ceilings)}")

@@ -28,7 +28,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from losatok_ext.triton_kernels import bottleneck, launch, normalized_reconstruction_loss, time_relation
+from losatok_ext.triton_kernels import (
+    bottleneck,
+    launch,
+    normalized_reconstruction_loss,
+    quantize,
+    quantize_scalar,
+    time_relation,
+)
 
 KILO = 1024
 # name: the launch tables' kind of device, compute capability, shared memory that one program may have
@@ -45,8 +52,10 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.float64: "*fp64",
     torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
 }
-PRODUCT_KERNELS = ("project_kernel", "hidden_kernel", "grad_hidden_kernel", "tile_kernel", "coefficient_kernel")
+PRODUCT_KERNELS = ("project_kernel", "hidden_kernel", "grad_hidden_kernel", "tile_kernel", "coefficient_kernel", "search_kernel")
 
 
 def run_ops(dtype: torch.dtype, model_sizes_only: bool) -> None:
@@ -68,8 +77,10 @@ def run_ops(dtype: torch.dtype, model_sizes_only: bool) -> None:
     normalized_reconstruction_loss.normalized_reconstruction_loss_forward(latent, features, *up, lengths, "gelu", True)
     for algorithm, need_grad in (("tiled", False), ("tiled", True), ("factored", True)):
         time_relation.time_relation_forward(latent, features, lengths, -1, algorithm, None, need_grad)
+    run_quantize(empty, lengths)
     if model_sizes_only:
         return
+    run_quantize_variants(empty, lengths, dtype)
     time_relation.time_relation_forward(latent, features, lengths, 32, "banded", None, True)
     time_relation.gram_energy_forward(features, lengths, -1)
     bottleneck.bottleneck_project_forward(empty(many, wide), *down[:2], empty(256, hidden), None, "gelu", False)
@@ -82,9 +93,38 @@ def run_ops(dtype: torch.dtype, model_sizes_only: bool) -> None:
     time_relation.time_relation_forward(empty(3, 333, 100), empty(3, 333, 1279), None, -1, "tiled", None, True)
 
 
+def run_quantize(empty, lengths):
+    """The quantize family at the sizes of its benchmark."""
+    latent, grad = empty(4, 1500, 128), empty(4, 1500, of=torch.float32)
+    codebook, indices = empty(8192, 128), empty(4, 1500, of=torch.int64)
+    quantize.vq_nearest_forward(latent, codebook, lengths, "exact")
+    quantize.rvq_encode_forward(latent, empty(8, 1024, 128), lengths, "exact")
+    quantize.vq_nearest_backward(grad, latent, codebook, indices, True, True)
+    levels = (8, 5, 5, 5)
+    quantize_scalar.fsq_quantize_forward(empty(4, 1500, 4), levels, lengths)
+    quantize_scalar.fsq_quantize_backward(empty(4, 1500, 4), empty(4, 1500, 4), levels, lengths)
+
+
+def run_quantize_variants(empty, lengths, dtype):
+    """Its other precision, few rows, many rows, every width of rows, and what decodes."""
+    latent = empty(4, 1500, 128)
+    quantize.vq_nearest_forward(latent, empty(8192, 128), None, "fast")
+    for features, rows in ((8, 20000), (250, 300), (1000, 300), (1280, 300), (128, 1)):
+        quantize.vq_nearest_forward(empty(1, rows, features), empty(1000, features), None, "exact")
+    for features, rows in ((8, 20000), (1000, 300)):
+        quantize.rvq_encode_forward(empty(1, rows, features), empty(3, 1000, features), lengths[:1], "exact")
+    codes = empty(300, 3, of=torch.int64)
+    quantize.rvq_decode_forward(codes, empty(4, 1000, 100))
+    quantize.rvq_decode_backward(empty(300, 100), codes, empty(4, 1000, 100))
+    quantize_scalar.fsq_dequantize_forward(codes[:, 0], (3,) * 30, dtype)
+    for bits in (8, 4):
+        packed, scale, offset = quantize_scalar.affine_quantize_forward(empty(300, 129), bits)
+        quantize_scalar.affine_dequantize_forward(packed, scale, offset, bits, 129, dtype)
+
+
 def describe(kernel, arguments, constants):
     """Signature, constants, alignment and options of a recorded launch, as just-in-time compilation sees them."""
-    options = {k: v for k, v in constants.items() if k in ("num_warps", "num_stages")}
+    options = {k: v for k, v in constants.items() if k in ("num_warps", "num_stages", "enable_fp_fusion")}
     constants = {k: v for k, v in constants.items() if k not in options}
     signature, attributes = {}, {}
     for index, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):

@@ -13,9 +13,17 @@ from typing import Any
 import torch
 
 import losatok_ext.ops.bottleneck
-import losatok_ext.ops.time_relation  # noqa: F401 - both fill the table of fake implementations
+import losatok_ext.ops.quantize
+import losatok_ext.ops.quantize_scalar
+import losatok_ext.ops.time_relation  # noqa: F401 - all fill the table of fake implementations
 from losatok_ext.ops.fakes import register_triton_fake
-from losatok_ext.triton_kernels import bottleneck, normalized_reconstruction_loss, time_relation
+from losatok_ext.triton_kernels import (
+    bottleneck,
+    normalized_reconstruction_loss,
+    quantize,
+    quantize_scalar,
+    time_relation,
+)
 
 SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     "bottleneck_project_forward": (
@@ -44,6 +52,44 @@ SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     "gram_energy_forward": (
         "(Tensor high, Tensor? lengths, int window) -> Tensor",
         time_relation.gram_energy_forward,
+    ),
+    "vq_nearest_forward": (
+        "(Tensor x, Tensor codebook, Tensor? lengths, str precision) -> (Tensor indices, Tensor squared_distance)",
+        quantize.vq_nearest_forward,
+    ),
+    "vq_nearest_backward": (
+        "(Tensor grad, Tensor x, Tensor codebook, Tensor indices, bool need_x, bool need_codebook) -> "
+        "(Tensor grad_x, Tensor grad_codebook)",
+        quantize.vq_nearest_backward,
+    ),
+    "rvq_encode_forward": (
+        "(Tensor x, Tensor codebooks, Tensor? lengths, str precision) -> (Tensor codes, Tensor quantized)",
+        quantize.rvq_encode_forward,
+    ),
+    "rvq_decode_forward": ("(Tensor codes, Tensor codebooks) -> Tensor quantized", quantize.rvq_decode_forward),
+    "rvq_decode_backward": (
+        "(Tensor grad, Tensor codes, Tensor codebooks) -> Tensor grad_codebooks",
+        quantize.rvq_decode_backward,
+    ),
+    "fsq_quantize_forward": (
+        "(Tensor x, int[] levels, Tensor? lengths) -> (Tensor quantized, Tensor indices)",
+        quantize_scalar.fsq_quantize_forward,
+    ),
+    "fsq_quantize_backward": (
+        "(Tensor grad, Tensor x, int[] levels, Tensor? lengths) -> Tensor grad_x",
+        quantize_scalar.fsq_quantize_backward,
+    ),
+    "fsq_dequantize_forward": (
+        "(Tensor indices, int[] levels, ScalarType dtype) -> Tensor",
+        quantize_scalar.fsq_dequantize_forward,
+    ),
+    "affine_quantize_forward": (
+        "(Tensor x, int bits) -> (Tensor packed, Tensor scale, Tensor offset)",
+        quantize_scalar.affine_quantize_forward,
+    ),
+    "affine_dequantize_forward": (
+        "(Tensor packed, Tensor scale, Tensor offset, int bits, SymInt size, ScalarType dtype) -> Tensor",
+        quantize_scalar.affine_dequantize_forward,
     ),
 }
 """Schema and implementation of each raw op; the schemas are those of csrc/registration.cpp."""

@@ -25,6 +25,8 @@ from losatok_ext.triton_kernels.time_relation_rows import finish_gradient, inver
 OUTPUT_TILE = 128
 """Latent features of which one program gathers the gradient; a wider latent takes more programs, each with all tiles.
 """
+SHORT = 128
+"""Frames up to which ``"auto"`` never means ``"factored"``."""
 
 # Launch tables, by kind of device and arithmetic (launch.KINDS, launch.arithmetic): without and with a gradient.
 TILE_LOSS = {
@@ -175,12 +177,15 @@ def chosen_algorithm(
 
     Multiplications per frame: tiled T (d + D), half of it without a gradient and T d more with one; factored d^2 + d D,
     D^2 more without ``high_energy``, and d^2 + d D more for the gradient. Factored runs in matrix products as large as
-    its factors and tiled in tiles, but tiled reads the rows once: taken as equal.
+    its factors and tiled in tiles, but tiled reads the rows once: taken as equal. Up to ``SHORT`` frames tiled always:
+    there factored saves little and may lose digits.
     """
     if 0 <= window < time - 1:
         return "banded"
     if algorithm != "auto":
         return "tiled" if algorithm == "banded" else algorithm
+    if time <= SHORT:
+        return "tiled"
     tiled = time * (latent + features) * (1.0 if need_grad else 0.5) + (time * latent if need_grad else 0)
     small = latent * latent + latent * features
     factored = small * (2 if need_grad else 1) + (0 if has_energy else features * features)

@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor> project_forward(const Tensor& x, const Tensor& weight
   const int64_t rows = x.size(0), width = weight_in.size(0);
   const at::ScalarType type = product_type(x.scalar_type());
   const bool same = type == x.scalar_type();
-  const Tensor w_in = weight_in.to(type), w_out = weight_out.to(type), b_in = as(bias_in, type),
+  const Tensor w_in = as(weight_in, type), w_out = as(weight_out, type), b_in = as(bias_in, type),
                b_out = as(bias_out, type);
   Tensor z = at::empty({rows, weight_out.size(0)}, x.options());
   Tensor hidden = at::empty({keep_hidden ? rows : 0, width}, x.options());
@@ -33,13 +33,13 @@ std::tuple<Tensor, Tensor> project_forward(const Tensor& x, const Tensor& weight
                    zs = buffer(!same, z.size(1));
       for (int64_t begin = plan.first(task); begin < last; begin += plan.block) {
         const int64_t count = std::min(plan.block, last - begin);
-        const Tensor out = outs.narrow(0, 0, count);
-        const Tensor pre = !keep_hidden ? out : same ? hidden.narrow(0, begin, count) : pres.narrow(0, 0, count);
-        hidden_block<T>(x.narrow(0, begin, count).to(type), w_in, b_in, activation, pre, out);
-        if (keep_hidden && !same) hidden.narrow(0, begin, count).copy_(pre);
-        const Tensor block = same ? z.narrow(0, begin, count) : zs.narrow(0, 0, count);
-        product(block, out, w_out, b_out);
-        if (!same) z.narrow(0, begin, count).copy_(block);
+        const Tensor out = rows_of(outs, 0, count);
+        const Tensor pre = !keep_hidden ? out : same ? rows_of(hidden, begin, count) : rows_of(pres, 0, count);
+        hidden_block<T>(as(rows_of(x, begin, count), type), w_in, b_in, activation, pre, out);
+        if (keep_hidden && !same) rows_of(hidden, begin, count).copy_(pre);
+        const Tensor block = same ? rows_of(z, begin, count) : rows_of(zs, 0, count);
+        product<T>(block, out, w_out, b_out);
+        if (!same) rows_of(z, begin, count).copy_(block);
       }
     });
   });
@@ -63,9 +63,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward(const Tensor
   const int64_t rows = x.size(0), width = weight_in.size(0);
   const at::ScalarType type = product_type(x.scalar_type());
   const bool same = type == x.scalar_type();
-  const Tensor w_in = weight_in.to(type), w_out = weight_out.to(type), pres = hidden.contiguous();
+  const Tensor w_in = as(weight_in, type), w_out = as(weight_out, type), pres = hidden.contiguous();
   Tensor grad_x = at::empty(need_x ? x.sizes() : at::IntArrayRef{0}, x.options());
-  const Plan plan(rows, width, w_in.element_size());
+  // Tasks of bf16 sum in float, which few rows do not repay.
+  const Plan plan(rows, width, w_in.element_size(), type == at::kBFloat16 ? 4 * kTaskRows : kTaskRows);
   std::vector<std::optional<ParameterSums>> sums(plan.tasks);
   by_type(type, [&]<class T>() {
     plan.run([&](int64_t task) {
@@ -76,17 +77,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward(const Tensor
       const int64_t last = plan.first(task + 1);
       for (int64_t begin = plan.first(task); begin < last; begin += plan.block) {
         const int64_t count = std::min(plan.block, last - begin);
-        const Tensor grad_z = grad.narrow(0, begin, count).to(type), pre = pres.narrow(0, begin, count).to(type);
-        Tensor out = outs.narrow(0, 0, count), grad_hidden = grads.narrow(0, 0, count);
+        const Tensor grad_z = as(rows_of(grad, begin, count), type), pre = as(rows_of(pres, begin, count), type);
+        Tensor out = rows_of(outs, 0, count), grad_hidden = rows_of(grads, 0, count);
         at::mm_out(grad_hidden, grad_z, w_out);
         hidden_block_backward<T>(pre, grad_hidden, activation, out, bias_sums);
         if (need_parameters) {
           ParameterSums::add_outer(sums[task]->weight_out, grad_z, out);
-          ParameterSums::add_outer(sums[task]->weight_in, grad_hidden, x.narrow(0, begin, count).to(type));
+          ParameterSums::add_outer(sums[task]->weight_in, grad_hidden, as(rows_of(x, begin, count), type));
           sums[task]->bias_out.add_(grad_z.sum(0, false, sums[task]->bias_out.scalar_type()));
         }
         if (need_x) {
-          Tensor block = grad_x.narrow(0, begin, count);
+          Tensor block = rows_of(grad_x, begin, count);
           if (same)
             at::mm_out(block, grad_hidden, w_in);
           else

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <optional>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -73,9 +74,9 @@ struct Plan {
   int64_t rows, block, tasks;
 
   // Hidden values are [rows, width], of item bytes each.
-  Plan(int64_t rows_, int64_t width, int64_t item) : rows(rows_) {
+  Plan(int64_t rows_, int64_t width, int64_t item, int64_t task_rows = kTaskRows) : rows(rows_) {
     const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-    tasks = rows >= threads * kTaskRows ? threads : 1;
+    tasks = rows >= threads * task_rows ? threads : 1;
     const int64_t most = std::clamp<int64_t>(kBlockBytes / (width * item), 64, 4096);
     const int64_t share = std::max<int64_t>(1, (rows + tasks - 1) / tasks), blocks = (share + most - 1) / most;
     block = (share + blocks - 1) / blocks;  // of one size, so that none is a small remainder
@@ -98,16 +99,63 @@ void over_rows(int64_t rows, int64_t columns, Function&& function) {
   at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / columns), function);
 }
 
-// out = x weight^T; a bias is added by the product where the activation kernel does not do it.
-inline void product(Tensor out, const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  if (bias.defined())
+// Up to how many rows few_rows is faster than the libraries, as measured for 1280 -> 512 -> 128. Where there are tile
+// registers (AMX), oneDNN multiplies bf16 so fast that only its packing is worth saving.
+template <class T>
+int64_t few_rows_limit() {
+  if constexpr (std::is_same_v<T, double>) return -1;
+  if constexpr (std::is_same_v<T, float>) return 24;
+#if defined(__x86_64__)
+  static const int64_t bf16 = __builtin_cpu_supports("amx-bf16") ? 4 : 32;
+  return bf16;
+#else
+  return 32;
+#endif
+}
+
+template <class T>
+bool few(const Tensor& x, const Tensor& weight, const Tensor& out) {
+  return x.size(0) <= few_rows_limit<T>() && x.stride(1) == 1 && weight.is_contiguous() && out.is_contiguous();
+}
+
+// out = x weight^T + bias (undefined: none); then after(first, last) on the same thread, which has columns [first,
+// last).
+template <class T, class After>
+void few_rows_product(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, After&& after) {
+  if constexpr (!std::is_same_v<T, double>) {
+    const int64_t rows = x.size(0), features = x.size(1);
+    const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, rows * features));
+    at::parallel_for(0, weight.size(0), grain, [&](int64_t first, int64_t last) {
+      LOSATOK_SIMD(few_rows<T>)
+      (data<T>(x), x.stride(0), rows, data<T>(weight), features, data<T>(bias), data<T>(out), out.size(1), first, last);
+      after(first, last);
+    });
+  }
+}
+
+// out = x weight^T + bias (undefined: none)
+template <class T>
+void product(Tensor out, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  if (few<T>(x, weight, out))
+    few_rows_product<T>(out, x, weight, bias, [](int64_t, int64_t) {});
+  else if (bias.defined())
     at::addmm_out(out, bias, x, weight.t());
   else
     at::mm_out(out, x, weight.t());
 }
 
+// tensor.to(type) and tensor.narrow(0, begin, count) without a call where there is nothing to do: on few rows, calls
+// are what takes the time.
+inline Tensor as(const Tensor& tensor, at::ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : tensor.to(type);
+}
+
 inline Tensor as(const OptionalTensor& tensor, at::ScalarType type) {
-  return tensor && tensor->defined() ? tensor->to(type).contiguous() : Tensor();
+  return tensor && tensor->defined() ? as(*tensor, type).contiguous() : Tensor();
+}
+
+inline Tensor rows_of(const Tensor& tensor, int64_t begin, int64_t count) {
+  return count == tensor.size(0) ? tensor : tensor.narrow(0, begin, count);
 }
 
 inline at::ScalarType accumulator_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
@@ -117,13 +165,21 @@ inline at::ScalarType accumulator_type(at::ScalarType type) { return type == at:
 template <class T>
 void hidden_block(const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation, const Tensor& pre,
                   const Tensor& out) {
+  const int64_t columns = pre.size(1);
+  if (few<T>(x, weight, pre)) {
+    few_rows_product<T>(pre, x, weight, bias, [&](int64_t first, int64_t last) {
+      for (int64_t row = 0; row < pre.size(0); ++row) LOSATOK_SIMD(activate<T>)
+      (activation, data<T>(pre) + row * columns + first, nullptr, nullptr, data<T>(out) + row * columns + first, 1,
+       last - first);
+    });
+    return;
+  }
   // bf16 is rounded once, so its bias is added inside the product; float adds it on the way through the activation.
   constexpr bool inside = std::is_same_v<T, Bf16>;
-  product(pre, x, weight, inside ? bias : Tensor());
+  product<T>(pre, x, weight, inside ? bias : Tensor());
   const T* add = inside ? nullptr : data<T>(bias);
   T *from = data<T>(pre), *to = data<T>(out);
   const bool keep = add && from != to;
-  const int64_t columns = pre.size(1);
   over_rows(pre.size(0), columns, [&](int64_t begin, int64_t end) {
     const int64_t offset = begin * columns;
     LOSATOK_SIMD(activate<T>)

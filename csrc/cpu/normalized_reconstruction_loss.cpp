@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss_forward(
                     "lengths should have shape [B] = ", z.sizes().slice(0, 1));
   const Activation activation = activation_of(activation_name);
   const at::ScalarType type = product_type(z.scalar_type()), sum_type = accumulator_type(type);
-  const Tensor w_in = weight_in.to(type), w_out = weight_out.to(type), b_in = as(bias_in, type),
+  const Tensor w_in = as(weight_in, type), w_out = as(weight_out, type), b_in = as(bias_in, type),
                b_out = as(bias_out, type);
   const int64_t columns = target.size(2), width = w_in.size(0), low = z.size(2);
   const ValidFrames frames(z, lengths);
@@ -98,14 +98,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss_forward(
       const int64_t last = plan.first(task + 1);
       for (int64_t begin = plan.first(task); begin < last; begin += plan.block) {
         const int64_t count = std::min(plan.block, last - begin), end = begin + count;
-        const auto block = [&](const Tensor& tensor) { return tensor.narrow(0, 0, count); };
+        const auto block = [&](const Tensor& tensor) { return rows_of(tensor, 0, count); };
         const Tensor x = block(zs), pre = block(pres), out = block(outs);
         Tensor restored = block(restoreds);
         frames.runs(begin, end, [&](int64_t row, int64_t clip, int64_t frame, int64_t n) {
           x.narrow(0, row, n).copy_(z.select(0, clip).narrow(0, frame, n));
         });
         hidden_block<T>(x, w_in, b_in, activation, pre, out);
-        product(restored, out, w_out, b_out);
+        product<T>(restored, out, w_out, b_out);
         U* column_sums = need_grad ? data<U>(sums[task]->bias_out) : nullptr;
         if (std::is_same_v<T, Bf16> && (as_float || !in_place)) {
           target_rows<U>(target, frames, begin, end, copies, wide_rows);

@@ -49,6 +49,7 @@ constexpr double kPasses = 60.;        // over the two tiles, per entry
 constexpr double kRow = 20.;           // normalising, per element of low and high
 constexpr double kThin = 1.1;          // products with one side of d
 constexpr double kSquare = 1.22;       // H^T H, including what lies on the wrong side of its diagonal
+constexpr int64_t kShort = 128;        // frames up to which the factored form saves little and may lose digits
 
 struct Sizes {
   int64_t low, high;  // d, D
@@ -233,14 +234,17 @@ std::tuple<at::Tensor, at::Tensor> time_relation_forward(const at::Tensor& low, 
   const bool half = low.scalar_type() == at::kBFloat16 || low.scalar_type() == at::kHalf;
   const bool bfloat16_products = low.scalar_type() == at::kBFloat16 && multiplies_bfloat16();
   const Sizes sizes{low.size(2), high.size(2), bfloat16_products, need_grad};
-  bool band = false;
-  for (size_t b = 0; b < pairs.frames.size(); ++b) band |= pairs.band(b);
+  bool band = false, any_long = false;
+  for (size_t b = 0; b < pairs.frames.size(); ++b) {
+    band |= pairs.band(b);
+    any_long |= pairs.frames[b] > kShort;
+  }
   TORCH_CHECK(!(algorithm == "factored" && band), "algorithm 'factored' takes no window, got ", window);
   TORCH_CHECK(algorithm == "auto" || algorithm == "tiled" || algorithm == "factored" || algorithm == "banded",
               "algorithm should be 'auto', 'tiled', 'factored' or 'banded', got '", algorithm, "'");
   const bool by_factors =
-      algorithm == "factored" ||
-      (algorithm == "auto" && !band && factored_cost(pairs, sizes, high_energy.has_value()) < tiled_cost(pairs, sizes));
+      algorithm == "factored" || (algorithm == "auto" && !band && any_long &&
+                                  factored_cost(pairs, sizes, high_energy.has_value()) < tiled_cost(pairs, sizes));
   const auto wide = low.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   TORCH_CHECK(half || low.scalar_type() == wide, "low should be float32, bfloat16, float16 or float64, got ",
               low.scalar_type());

@@ -18,7 +18,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture(autouse=True)
 def _native_cuda():
-    reason = dispatch.unavailable("native", "cuda", "gram_energy")
+    reason = dispatch.unavailable("native", "cuda")
     if reason is not None:
         pytest.skip(reason)
     with losatok_ext.use_backend("native"):

@@ -43,10 +43,11 @@ def rotate_halves(x, angles):
 
 
 def rotate_neighbours(x, angles):
-    """Pairs (2i, 2i + 1) turn: a complex product."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    """Pairs (2i, 2i + 1) turn: a complex product, in float32 at least."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)).contiguous())
     turn = torch.polar(torch.ones_like(angles), angles).to(pairs.dtype)
-    return torch.view_as_real(pairs * turn).flatten(-2)
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
 def angles(time, dim):

@@ -110,18 +110,19 @@ def test_equal_outputs_and_gradients(kind, lengths):
         assert theirs_grad.abs().max() > 1e-6, f"{name} has no gradient to compare"
         torch.testing.assert_close(ours_grad, theirs_grad, **close, msg=lambda m, n=name: f"{n}: {m}")
 
-    # And in float32 no further from that than plain PyTorch is.
-    theirs32, ours32 = copy.deepcopy(theirs).float(), copy.deepcopy(ours).float()
-    theirs32.zero_grad()
-    ours32.zero_grad()
-    inputs32 = {name: x.float() for name, x in inputs.items()}
-    plain, plain_grads = results(run_theirs, theirs32, inputs32, lengths, target)
-    fused, fused_grads = results(run_ours, ours32, inputs32, lengths, target)
-    assert_within_budget(fused, plain, exact, name="out")
-    for name, grad in exact_grads.items():
-        if grad is not None:
-            assert_within_budget(fused_grads[name], plain_grads[name], grad, factor=GRADIENT_FACTOR, name=name)
-    for (name, _, exact_grad), (_, fused_grad, plain_grad) in zip(
-        gradients(theirs, ours), gradients(theirs32, ours32), strict=True
-    ):
-        assert_within_budget(fused_grad, plain_grad, exact_grad, factor=GRADIENT_FACTOR, name=name)
+    # And in lower precision no further from that than plain PyTorch is.
+    for dtype in (torch.float32, torch.bfloat16):
+        plain_block, fused_block = copy.deepcopy(theirs).to(dtype), copy.deepcopy(ours).to(dtype)
+        plain_block.zero_grad()
+        fused_block.zero_grad()
+        low = {name: x.to(dtype) for name, x in inputs.items()}
+        plain, plain_grads = results(run_theirs, plain_block, low, lengths, target)
+        fused, fused_grads = results(run_ours, fused_block, low, lengths, target)
+        assert_within_budget(fused, plain, exact, name="out")
+        for name, grad in exact_grads.items():
+            if grad is not None:
+                assert_within_budget(fused_grads[name], plain_grads[name], grad, factor=GRADIENT_FACTOR, name=name)
+        for (name, _, exact_grad), (_, fused_grad, plain_grad) in zip(
+            gradients(theirs, ours), gradients(plain_block, fused_block), strict=True
+        ):
+            assert_within_budget(fused_grad, plain_grad, exact_grad, factor=GRADIENT_FACTOR, name=name)

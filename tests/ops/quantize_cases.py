@@ -2,6 +2,8 @@
 
 import torch
 
+from losatok_ext.ops.reference import quantize as reference
+
 SHAPES = [  # leading sizes of x, codes K, features d
     ((70,), 33, 5),
     ((3, 41), 100, 128),
@@ -25,6 +27,98 @@ def rows_and_codes(lead, codes, features, dtype=torch.float32, shift=0.0, seed=0
     x = torch.randn(*lead, features, generator=generator) + shift
     codebook = torch.randn(codes, features, generator=generator) + shift
     return x.to(dtype), codebook.to(dtype)
+
+
+def rows_and_codebooks(lead, stages, codes, features, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*lead, features, generator=generator) + 0.5
+    shrinking = 0.7 ** torch.arange(stages).view(-1, 1, 1)
+    return x.to(dtype), (torch.randn(stages, codes, features, generator=generator) * shrinking).to(dtype)
+
+
+def _far_from_the_origin():
+    codebook = (torch.randn(90, 40) * 1e-2 + 1e4).unique(dim=0)
+    return codebook[torch.randperm(len(codebook))], codebook
+
+
+def _clusters_that_no_centre_serves():
+    # |x|^2 is 10^10 times the distances: products know nothing of them.
+    centres = torch.randn(3, 1, 32) * 1e4
+    codebook = (centres + torch.randn(3, 30, 32) * 0.1).flatten(0, 1)
+    return (centres + torch.randn(3, 8, 32) * 0.1).flatten(0, 1), codebook
+
+
+def _few_close_codes(apart):
+    # Codes that no product tells apart, ``apart`` from each other: in one lane of the scan, or in two.
+    x, codebook = rows_and_codes((40,), 120, 48)
+    codebook[apart:] += (codebook[:-apart] - codebook[apart:]) * (torch.arange(120 - apart) % 11 == 0)[:, None]
+    codebook[apart:] *= 1 + 1e-6 * torch.randn(120 - apart, 1)
+    return x, codebook
+
+
+def _ties():
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randint(-2, 3, (50, 4), generator=generator).float()
+    x = torch.randint(-2, 3, (40, 4), generator=generator) + 0.5
+    return x, torch.cat([codebook, codebook])
+
+
+def _scaled(scale):
+    x, codebook = rows_and_codes((40,), 90, 24)
+    return x * scale, codebook * scale
+
+
+def _one_far_code():
+    x, codebook = rows_and_codes((40,), 100, 64)
+    codebook[17] = 1e6
+    return x, codebook
+
+
+def _overflowing_norms():
+    codebook = torch.randn(50, 16) * 1e17
+    codebook[::2] += 3e19  # |c|^2 is infinite in float32, distances among them are not
+    return codebook[:40] * (1 + 1e-3), codebook
+
+
+def _not_finite():
+    x, codebook = rows_and_codes((40,), 80, 8)
+    x[0, 3], x[1, 2], x[2] = torch.nan, torch.inf, 1e30
+    codebook[0, 1], codebook[5], codebook[79, 7] = torch.nan, torch.inf, -torch.inf
+    return x, codebook
+
+
+HARD = {  # rows (more than 16) and codes of float32 that a search by products could get wrong
+    "far from the origin": _far_from_the_origin,
+    "clusters": _clusters_that_no_centre_serves,
+    "close codes in one lane": lambda: _few_close_codes(64),
+    "close codes in two lanes": lambda: _few_close_codes(1),
+    "ties": _ties,
+    "tiny": lambda: _scaled(1e-20),
+    "large": lambda: _scaled(1e17),
+    "one far code": _one_far_code,
+    "overflowing norms": _overflowing_norms,
+    "not finite": _not_finite,
+    "nothing finite": lambda: (torch.randn(20, 8), torch.full((9, 8), torch.nan)),
+    "few features": lambda: rows_and_codes((40,), 500, 2),
+}
+
+
+def assert_decides(nearest, x, codebook):
+    """``nearest(x [N, d], codebook)`` chooses the least distances, whether products go before differences or not.
+
+    Where nothing is at a finite distance, it chooses as the reference does.
+    """
+    indices, squared_distance = nearest(x, codebook)
+    expected, least = (t.cpu() for t in reference.vq_nearest(x.cpu(), codebook.cpu()))
+    torch.testing.assert_close(squared_distance.cpu(), least, rtol=LEAST, atol=1e-44, equal_nan=True)
+    every = reference.squared_distances(x.cpu(), codebook.cpu())
+    chosen = every.gather(-1, indices.cpu()[:, None]).squeeze(-1)
+    torch.testing.assert_close(chosen, least, rtol=LEAST, atol=1e-44, equal_nan=True)
+    if (codebook == codebook.round()).all():  # every distance is exact: the lowest index of the nearest
+        assert torch.equal(indices.cpu(), expected)
+    few, as_near = nearest(x[:13], codebook)  # by differences alone
+    assert torch.equal(indices[:13], few)
+    torch.testing.assert_close(squared_distance[:13], as_near, rtol=0, atol=0, equal_nan=True)
 
 
 def distances(x, codebook):

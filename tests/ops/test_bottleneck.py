@@ -51,6 +51,14 @@ def test_loss(case, dtype, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 6, 7, 12, 23, 24, 25, 31, 32, 33])
+def test_few_rows(rows, dtype, threads):
+    """Where our own products run and end: tiles of 6 rows by 4 columns, over features that fill vectors or do not."""
+    check_projection(((rows,), 77, 130, 35), dtype, "native")
+    check_projection(((rows,), 96, 64, 2), dtype, "native", bias=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_blocks_for_each_thread(dtype, threads):
     """So wide a hidden layer that a block has 64 to 128 rows, and gradients are summed over blocks and threads."""
     check_projection(((701,), 9, 4096, 5), dtype, "native")

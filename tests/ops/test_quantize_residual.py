@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import losatok_ext
 from budget import GRADIENT_FACTOR, assert_within_budget
 from losatok_ext import ops
-from ops.quantize_cases import DTYPES, assert_chain
+from ops.quantize_cases import DTYPES, assert_chain, rows_and_codebooks
 
 SHAPES = [  # leading sizes of x, stages Q, codes K, features d
     ((70,), 3, 33, 5),
@@ -20,13 +20,6 @@ SHAPES = [  # leading sizes of x, stages Q, codes K, features d
     ((0,), 2, 5, 8),
     ((), 2, 9, 3),
 ]
-
-
-def rows_and_codebooks(lead, stages, codes, features, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(*lead, features, generator=generator) + 0.5
-    shrinking = 0.7 ** torch.arange(stages).view(-1, 1, 1)
-    return x.to(dtype), (torch.randn(stages, codes, features, generator=generator) * shrinking).to(dtype)
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

@@ -242,6 +242,8 @@ def test_auto_takes_the_cheapest():
         return torch.equal(auto[0], chosen[0]) and torch.equal(auto[1], chosen[1])
 
     assert same_as(Case(1, 60, 16, 160), "tiled")
+    assert same_as(Case(1, 128, 4, 16), "tiled")  # cheaper by factors, but not to the last digit
+    assert not same_as(Case(1, 129, 4, 16), "tiled")
     assert same_as(Case(1, 1500, 8, 40), "factored")
     assert not same_as(Case(1, 1500, 8, 40), "tiled")
     assert same_as(Case(1, 500, 8, 40, window=20), "banded")

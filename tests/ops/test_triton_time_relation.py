@@ -210,6 +210,8 @@ def test_auto_takes_the_fewest_multiplications():
     assert choose(7500) == "factored"
     assert choose(7500, window=10) == "banded"
     assert choose(250, window=249) == "tiled"
+    assert kernels.chosen_algorithm("auto", 128, 4, 16, -1, True, True) == "tiled"
+    assert kernels.chosen_algorithm("auto", 129, 4, 16, -1, True, True) == "factored"
 
 
 def test_float64_is_refused_with_a_cure(device):

@@ -9,63 +9,135 @@
 namespace losatok::LOSATOK_ISA {
 namespace {
 
+// 64 bytes whatever the processor: the compiler splits them where registers are narrower, and results are the same.
+typedef float Floats __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
+typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+template <class W>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using type = Floats;
+};
+template <>
+struct VectorOf<double> {
+  using type = Doubles;
+};
+template <class W>
+using vector_t = typename VectorOf<W>::type;
+template <class W>
+constexpr int64_t kLanes = 64 / sizeof(W);
+
+template <class V, class T>
+inline V read(const T* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+inline void write(float* to, const Floats& v) { std::memcpy(to, &v, sizeof v); }
+inline void write(double* to, const Doubles& v) { std::memcpy(to, &v, sizeof v); }
+
+// To the nearest bfloat16, ties to even, in the low half of each lane. A NaN comes from bfloat16, whose low bits are
+// zero here, or from the processor, and rounding keeps it one.
+inline Bits rounded(const Floats& v) {
+  const Bits bits = (Bits)v;
+  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+inline void write(Bf16* to, const Floats& v) {
+  const Halves half = __builtin_convertvector(rounded(v), Halves);
+  std::memcpy(to, &half, sizeof half);
+}
+
+inline float sum(const Floats& v) {
+  typedef float Half __attribute__((vector_size(32)));
+  typedef float Quarter __attribute__((vector_size(16)));
+  float parts[16];
+  std::memcpy(parts, &v, sizeof v);
+  const Half half = read<Half>(parts) + read<Half>(parts + 8);
+  std::memcpy(parts, &half, sizeof half);
+  const Quarter quarter = read<Quarter>(parts) + read<Quarter>(parts + 4);
+  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+inline double sum(const Doubles& v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+
+template <class V>
+inline V greater(const V& a, const V& b) {
+  return a > b ? a : b;  // b where a is NaN
+}
+
 // e^(x - shift) for x not far above shift, as 2^n times a minimax polynomial on [-1/2, 1/2]: relative error 2e-9, or
-// 3e-6 where bfloat16 follows. Below 2^-126 it stays there; NaN stays NaN. `shift` comes in
-// units of kShiftUnit.
+// 3e-6 where bfloat16 follows. Below 2^-126 it stays there; NaN stays NaN. `shift` comes in units of kShiftUnit.
 template <class P>
-inline float exponential(float x, float shift) {
-  float t = x * kShiftUnit<float> - shift;
-  t = t < -126.f ? -126.f : t;
-  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
-  const float shifted = t + magic;
-  const float r = t - (shifted - magic);
-  float p;
+inline Floats exponential(const Floats& x, const Floats& shift) {
+  Floats t = x * kShiftUnit<float> - shift;
+  t = t < -126.f ? Floats{} - 126.f : t;
+  const Floats shifted = t + 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
+  const Floats r = t - (shifted - 12582912.f);
+  Floats p;
   if constexpr (sizeof(P) == 2) {
-    p = 0.009582853f;
-    p = p * r + 0.055906426f;
+    p = 0.009582853f * r + 0.055906426f;
     p = p * r + 0.24024099f;
     p = p * r + 0.6931242f;
   } else {
-    p = 0.00015353362f;
-    p = p * r + 0.0013398875f;
+    p = 0.00015353362f * r + 0.0013398875f;
     p = p * r + 0.009618437f;
     p = p * r + 0.055503324f;
     p = p * r + 0.24022648f;
     p = p * r + 0.6931472f;
   }
   p = p * r + 1.f;
-  uint32_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3f800000u;
-  float scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return p * scale;
+  return p * (Floats)(((Bits)shifted << 23) + 0x3f800000u);
 }
 template <class P>
-inline double exponential(double x, double shift) {
-  return std::exp(x - shift);
+inline Doubles exponential(const Doubles& x, const Doubles& shift) {
+  Doubles result;
+  for (int l = 0; l < 8; ++l) result[l] = std::exp(x[l] - shift[l]);
+  return result;
 }
 
-// Mean and 1 / sqrt(variance + eps) of a head (the mean 0 for "rms"); 0 and 1 without a norm.
+// What serves sums over a head: a copy in W, `padded` long, zero (or `fill`) beyond size.
 template <class X, class W>
-inline void statistics(const X* x, const HeadTransform<W>& transform, W* mean, W* inverse) {
-  const int64_t size = transform.size;
-  *mean = W(0);
-  *inverse = W(1);
-  if (transform.norm == HeadNorm::kNone) return;
-  W sum = 0, squares = 0;
+inline void widen_head(const X* x, int64_t size, int64_t padded, W* head, W fill = W(0)) {
+#pragma omp simd
+  for (int64_t j = 0; j < size; ++j) head[j] = load(x[j]);
+  for (int64_t j = size; j < padded; ++j) head[j] = fill;
+}
+
+template <class W>
+inline W total(const W* x, int64_t padded) {
+  vector_t<W> sums = {};
+  for (int64_t j = 0; j < padded; j += kLanes<W>) sums += read<vector_t<W>>(x + j);
+  return sum(sums);
+}
+
+template <class W>
+inline W product(const W* a, const W* b, int64_t padded) {
+  vector_t<W> sums = {};
+  for (int64_t j = 0; j < padded; j += kLanes<W>) sums += read<vector_t<W>>(a + j) * read<vector_t<W>>(b + j);
+  return sum(sums);
+}
+
+// head becomes x less its mean ("layer"), zero beyond size; returns 1 / sqrt(variance + eps), or 1 without a norm.
+template <class X, class W>
+inline W centre(const X* x, const HeadTransform<W>& transform, W* head) {
+  const int64_t size = transform.size, padded = transform.padded;
+  widen_head(x, size, padded, head);
+  if (transform.norm == HeadNorm::kNone) return W(1);
   if (transform.norm == HeadNorm::kLayer) {
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < size; ++j) sum += load(x[j]);
-    *mean = sum / static_cast<W>(size);
+    const W mean = total(head, padded) / static_cast<W>(size);
+#pragma omp simd
+    for (int64_t j = 0; j < size; ++j) head[j] -= mean;
   }
-  const W m = *mean;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t j = 0; j < size; ++j) {
-    const W value = load(x[j]) - m;
-    squares += value * value;
-  }
-  *inverse = W(1) / std::sqrt(squares / static_cast<W>(size) + transform.eps);
+  return W(1) / std::sqrt(product(head, head, padded) / static_cast<W>(size) + transform.eps);
+}
+
+// Heads of a packed projection lie a page apart, where no processor looks ahead by itself.
+template <class X>
+inline void look_ahead(const X* x, int64_t stride, int64_t size) {
+  constexpr int64_t kRows = 6, kLine = 64 / sizeof(X);
+  for (int64_t j = 0; j < size; j += kLine) __builtin_prefetch(x + kRows * stride + j);
 }
 
 // Turns the pairs of a head by the angles of one frame, in place; backward by their negatives.
@@ -110,20 +182,17 @@ void transform_heads(const X* x, int64_t stride, int64_t rows, const HeadTransfo
   const int64_t size = transform.size;
   W head[kMaxHead];
   for (int64_t i = 0; i < rows; ++i, x += stride, out += transform.padded) {
-    W mean, inverse;
-    statistics(x, transform, &mean, &inverse);
-    const W factor = inverse * transform.scale;
+    look_ahead(x, stride, size);
+    const W factor = centre(x, transform, head) * transform.scale;
     if (transform.weight) {
 #pragma omp simd
-      for (int64_t j = 0; j < size; ++j) head[j] = (load(x[j]) - mean) * factor * transform.weight[j];
+      for (int64_t j = 0; j < size; ++j) head[j] *= factor * transform.weight[j];
     } else {
 #pragma omp simd
-      for (int64_t j = 0; j < size; ++j) head[j] = (load(x[j]) - mean) * factor;
+      for (int64_t j = 0; j < size; ++j) head[j] *= factor;
     }
     if (transform.cos) rotate(head, transform, frame + i, W(1));
-#pragma omp simd
-    for (int64_t j = 0; j < size; ++j) store(out + j, head[j]);
-    for (int64_t j = size; j < transform.padded; ++j) out[j] = P{};
+    for (int64_t j = 0; j < transform.padded; j += kLanes<W>) write(out + j, read<vector_t<W>>(head + j));
   }
 }
 
@@ -135,18 +204,19 @@ void transform_heads_backward(const X* x, int64_t stride, int64_t rows, const He
   const int64_t size = transform.size;
   W g[kMaxHead], normal[kMaxHead];
   for (int64_t i = 0; i < rows; ++i, x += stride, grad += transform.padded, out += out_stride) {
+    look_ahead(x, stride, size);
+    const W scale = transform.scale;
 #pragma omp simd
-    for (int64_t j = 0; j < size; ++j) g[j] = grad[j] * transform.scale;
+    for (int64_t j = 0; j < transform.padded; ++j) g[j] = grad[j] * scale;
     if (transform.cos) rotate(g, transform, frame + i, W(-1));
     if (transform.norm == HeadNorm::kNone) {
 #pragma omp simd
       for (int64_t j = 0; j < size; ++j) store(out + j, g[j]);
       continue;
     }
-    W mean, inverse;
-    statistics(x, transform, &mean, &inverse);
+    const W inverse = centre(x, transform, normal);
 #pragma omp simd
-    for (int64_t j = 0; j < size; ++j) normal[j] = (load(x[j]) - mean) * inverse;
+    for (int64_t j = 0; j < size; ++j) normal[j] *= inverse;
     if (transform.weight) {
 #pragma omp simd
       for (int64_t j = 0; j < size; ++j) {
@@ -155,22 +225,17 @@ void transform_heads_backward(const X* x, int64_t stride, int64_t rows, const He
       }
     }
     // The mean gradient, and its part along the normalised head: neither moves the head.
-    W along = 0, total = 0;
-#pragma omp simd reduction(+ : along, total)
-    for (int64_t j = 0; j < size; ++j) {
-      along += g[j] * normal[j];
-      total += g[j];
-    }
-    along /= static_cast<W>(size);
-    total = transform.norm == HeadNorm::kLayer ? total / static_cast<W>(size) : W(0);
+    const W along = product(g, normal, transform.padded) / static_cast<W>(size);
+    const W mean = transform.norm == HeadNorm::kLayer ? total(g, transform.padded) / static_cast<W>(size) : W(0);
 #pragma omp simd
-    for (int64_t j = 0; j < size; ++j) store(out + j, inverse * (g[j] - total - normal[j] * along));
+    for (int64_t j = 0; j < size; ++j) store(out + j, inverse * (g[j] - mean - normal[j] * along));
   }
 }
 
 template <class X, class P>
 void copy_heads(const X* x, int64_t stride, int64_t rows, int64_t size, int64_t padded, P* out, int64_t out_stride) {
   for (int64_t i = 0; i < rows; ++i, x += stride, out += out_stride) {
+    look_ahead(x, stride, size);
 #pragma omp simd
     for (int64_t j = 0; j < size; ++j) store(out + j, load(x[j]));
     for (int64_t j = size; j < padded; ++j) out[j] = P{};
@@ -230,30 +295,38 @@ template <class P>
 void softmax_block(wide_t<P>* scores, int64_t rows, int64_t keys, int64_t width, bool first, wide_t<P>* maxima,
                    wide_t<P>* sums, wide_t<P>* acc, int64_t columns, P* weights) {
   using W = wide_t<P>;
+  using Vector = vector_t<W>;
+  constexpr W kInfinity = std::numeric_limits<W>::infinity();
   for (int64_t i = 0; i < rows; ++i, scores += width, weights += width, acc += columns) {
-    W most = first ? -std::numeric_limits<W>::infinity() : maxima[i];
-    const W before = most;
-#pragma omp simd reduction(max : most)
-    for (int64_t j = 0; j < keys; ++j) most = scores[j] > most ? scores[j] : most;
-    const W shift = most * kShiftUnit<W>;
-    W sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < keys; ++j) {
-      const W weight = exponential<P>(scores[j], shift);
-      sum += weight;
-      store(weights + j, weight);
+    // Beyond the keys scores become those of no weight at all.
+    for (int64_t j = keys; j < width; ++j) scores[j] = -kInfinity;
+    Vector best = Vector{} - kInfinity, other = best;
+    int64_t j = 0;
+    for (; j + 2 * kLanes<W> <= width; j += 2 * kLanes<W>) {
+      best = greater(read<Vector>(scores + j), best);
+      other = greater(read<Vector>(scores + j + kLanes<W>), other);
     }
-    for (int64_t j = keys; j < width; ++j) weights[j] = P{};
-    if (first) {
-      sums[i] = sum;
-    } else {
-      const W factor = exponential<W>(before, shift);
-      sums[i] = sums[i] * factor + sum;
-      if (most > before) {
-#pragma omp simd
-        for (int64_t j = 0; j < columns; ++j) acc[j] *= factor;
-      }
+    for (; j < width; j += kLanes<W>) best = greater(read<Vector>(scores + j), best);
+    best = greater(best, other);
+    const W before = first ? -kInfinity : maxima[i];
+    W most = before;
+    for (int64_t l = 0; l < kLanes<W>; ++l) most = best[l] > most ? best[l] : most;
+    const Vector shift = Vector{} + most * kShiftUnit<W>;
+    Vector sum_here = {};
+    for (j = 0; j < width; j += kLanes<W>) {
+      const Vector weight = exponential<P>(read<Vector>(scores + j), shift);
+      sum_here += weight;
+      write(weights + j, weight);
     }
+    W found = sum(sum_here);
+    for (j = keys; j < width; ++j) weights[j] = P{};
+    if (!first) {
+      const W factor = exponential<W>(Vector{} + before, shift)[0];
+      found += sums[i] * factor;
+      if (most > before)
+        for (j = 0; j < columns; j += kLanes<W>) write(acc + j, read<Vector>(acc + j) * factor);
+    }
+    sums[i] = found;
     maxima[i] = most;
   }
 }
@@ -273,11 +346,15 @@ void finish_heads(const wide_t<X>* acc, int64_t rows, int64_t size, int64_t padd
 template <class X>
 void head_products(const X* a, int64_t a_stride, const X* b, int64_t b_stride, int64_t rows, int64_t size,
                    wide_t<X>* out) {
+  using W = wide_t<X>;
+  const int64_t padded = (size + kHeadStep - 1) / kHeadStep * kHeadStep;
+  W left[kMaxHead], right[kMaxHead];
   for (int64_t i = 0; i < rows; ++i, a += a_stride, b += b_stride) {
-    wide_t<X> sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < size; ++j) sum += load(a[j]) * load(b[j]);
-    out[i] = sum;
+    look_ahead(a, a_stride, size);
+    look_ahead(b, b_stride, size);
+    widen_head(a, size, padded, left);
+    widen_head(b, size, padded, right);
+    out[i] = product(left, right, padded);
   }
 }
 
@@ -286,23 +363,26 @@ void softmax_block_backward(const wide_t<P>* scores, const wide_t<P>* value_prod
                             int64_t queries, const wide_t<P>* shifts, const wide_t<P>* delta, P* weights, P* gradients,
                             P* gradient_pairs) {
   using W = wide_t<P>;
-  for (int64_t i = 0; i < keys; ++i) {
-    const int64_t row = i * queries;
-    P* pairs = gradient_pairs + (i / 2) * 2 * queries + i % 2;
-#pragma omp simd
-    for (int64_t j = 0; j < queries; ++j) {
-      const W weight = exponential<P>(scores[row + j], shifts[j]);
-      const W gradient = weight * (value_products[row + j] - delta[j]);
-      store(weights + row + j, weight);
-      store(gradients + row + j, gradient);
-      if constexpr (sizeof(P) == 2) store(pairs + 2 * j, gradient);
+  using Vector = vector_t<W>;
+  for (int64_t i = 0; i < keys; i += 2) {
+    for (int64_t j = 0; j < queries; j += kLanes<W>) {
+      Vector gradient[2] = {};
+      for (int64_t r = 0; r < 2 && i + r < keys; ++r) {
+        const int64_t at = (i + r) * queries + j;
+        const Vector weight = exponential<P>(read<Vector>(scores + at), read<Vector>(shifts + j));
+        gradient[r] = weight * (read<Vector>(value_products + at) - read<Vector>(delta + j));
+        write(weights + at, weight);
+        write(gradients + at, gradient[r]);
+      }
+      if constexpr (sizeof(P) == 2) {
+        const Bits pairs = rounded(gradient[0]) | rounded(gradient[1]) << 16;
+        std::memcpy(gradient_pairs + i * queries + 2 * j, &pairs, sizeof pairs);
+      }
     }
   }
   for (int64_t i = keys * queries; i < height * queries; ++i) weights[i] = gradients[i] = P{};
-  if constexpr (sizeof(P) == 2) {
-    for (int64_t i = keys; i < height; ++i)
-      for (int64_t j = 0; j < queries; ++j) gradient_pairs[(i / 2) * 2 * queries + 2 * j + i % 2] = P{};
-  }
+  if constexpr (sizeof(P) == 2)
+    for (int64_t i = (keys + 1) / 2 * 2 * queries; i < height * queries; ++i) gradient_pairs[i] = P{};
 }
 
 #define LOSATOK_INSTANTIATE(X)                                                                                       \

@@ -114,12 +114,12 @@ class DiT(nn.Module):
         if t.dim() != 0:
             checks.shape("t", t, (batch,), "[B]")
         conditions = Conditions() if conditions is None else conditions
-        self._check_conditions(conditions, batch, time)
+        self._check_conditions(conditions, batch, time, x.device)
         lengths = checks.lengths(lengths, batch, time, x.device)
 
         dtype = self.proj_in.weight.dtype
         h = self.proj_in(keep_valid(x, lengths).to(dtype)).to(dtype)  # under autocast the residual stream stays float32
-        emb = self.time(t.expand(batch))
+        emb = self.time(t.to(x.device).expand(batch))
         if self.global_ is not None:
             emb = emb + self.global_(self._global_condition(conditions, batch))
         condition = F.silu(emb)
@@ -144,7 +144,7 @@ class DiT(nn.Module):
         shift, scale = self.final_modulation(condition)
         return keep_valid(self.proj_out(self.final_norm(h, shift, scale)), lengths).to(x.dtype)
 
-    def _check_conditions(self, conditions: Conditions, batch: int, time: int) -> None:
+    def _check_conditions(self, conditions: Conditions, batch: int, time: int, device: torch.device) -> None:
         """Raise unless every condition is one that the model takes, and fits the latents."""
         c = self.config
         sizes = {
@@ -170,6 +170,11 @@ class DiT(nn.Module):
             if not isinstance(conditions.drop, Tensor) or conditions.drop.dtype != torch.bool:
                 raise TypeError("conditions.drop should be a bool tensor [B], True where conditions are dropped")
             checks.shape("conditions.drop", conditions.drop, (batch,), "[B]")
+        for name, x in conditions.tensors().items():
+            if x.device != device:
+                raise ValueError(
+                    f"conditions.{name} should be on x's device {device}, got {x.device}; use conditions.to"
+                )
 
     def _context(self, conditions: Conditions, batch: int) -> tuple[Tensor | None, Tensor | None]:
         """What is attended to, [B, S, C], and its lengths (None: all S); the null token where there is no text."""
@@ -268,11 +273,11 @@ class DiT(nn.Module):
 
     def normalise(self, z: Tensor) -> Tensor:
         """Latents [..., d] of the tokenizer to mean 0 and deviation 1 in each dimension, as the network takes them."""
-        return (z - self.statistics.mean.to(z.dtype)) / self.statistics.std.to(z.dtype)
+        return ((z - self.statistics.mean) / self.statistics.std).to(z.dtype)
 
     def denormalise(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`normalise`."""
-        return x * self.statistics.std.to(x.dtype) + self.statistics.mean.to(x.dtype)
+        return (x * self.statistics.std + self.statistics.mean).to(x.dtype)
 
     def check_tokenizer(self, fingerprint: str) -> None:
         """Raise unless the model was trained on the latents of the tokenizer of that fingerprint.

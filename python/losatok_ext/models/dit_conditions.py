@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,16 +35,22 @@ class Conditions:
         """The same on ``device``, features in ``dtype`` (None: as they are)."""
         return self._map(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None))
 
-    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Conditions:
-        """The items of ``index``: a slice, a list of positions (which may repeat), or a tensor of positions or bool."""
-        if isinstance(index, int):
-            index = [index]
-        items = index if isinstance(index, slice | Tensor) else list(index)
+    def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> Conditions:
+        """The items of ``index``: a slice, positions (which may repeat) or one, or a tensor of positions or bool.
+
+        What comes back is a batch, of one item too.
+        """
+        items = [index] if isinstance(index, int) else index if isinstance(index, slice | Tensor) else list(index)
         return self._map(lambda x: x[items])
 
     def batch(self) -> int | None:
         """B, or None where nothing is given."""
-        return next((len(x) for x in self._tensors().values()), None)
+        return next((len(x) for x in self.tensors().values()), None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is given, by name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: x for name, x in values.items() if x is not None}
 
     def dropped(self, batch: int | None = None, device: torch.device | str | None = None) -> Conditions:
         """The same items without conditions, for the unconditional half of classifier-free guidance.
@@ -56,7 +62,7 @@ class Conditions:
         Raises:
             ValueError: neither ``batch`` nor any tensor says how many items there are.
         """
-        some = next(iter(self._tensors().values()), None)
+        some = next(iter(self.tensors().values()), None)
         count = batch if some is None else len(some)
         if count is None:
             raise ValueError("batch should be given: empty conditions do not say how many items there are")
@@ -107,12 +113,8 @@ class Conditions:
         size = self.text.shape[:2]
         return dataclasses.replace(self, text_lengths=torch.full(size[:1], size[1], device=self.text.device))
 
-    def _tensors(self) -> dict[str, Tensor]:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: x for name, x in values.items() if x is not None}
-
-    def _map(self, function) -> Conditions:  # type: ignore[no-untyped-def]
-        return dataclasses.replace(self, **{name: function(x) for name, x in self._tensors().items()})
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Conditions:
+        return dataclasses.replace(self, **{name: function(x) for name, x in self.tensors().items()})
 
 
 def _size(text: Tensor | None) -> int:

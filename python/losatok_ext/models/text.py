@@ -163,8 +163,10 @@ class HuggingFaceTextEncoder(nn.Module):
 
 
 def _load(transformers: Any, name: str, config: Any) -> Any:
-    """The encoder of the model ``name``: of CLIP its text part, of an encoder-decoder its encoder."""
-    if getattr(config, "text_config", None) is not None and config.model_type in ("clip", "clap", "siglip"):
-        return transformers.AutoModel.from_pretrained(name).text_model
+    """The encoder of the model ``name``: of CLIP its text part, of an encoder-decoder its encoder, else all of it."""
+    if type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return transformers.AutoModelForTextEncoding.from_pretrained(name)
+    if config.model_type == "clip":
+        return transformers.CLIPTextModel.from_pretrained(name)
     model = transformers.AutoModel.from_pretrained(name)
     return model.get_encoder() if config.is_encoder_decoder else model

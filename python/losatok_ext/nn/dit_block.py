@@ -19,7 +19,7 @@ Order = Literal["shift scale gate", "scale shift gate", "gate shift scale", "gat
 
 @dataclass(frozen=True)
 class DiTBlockConfig:
-    """What a :class:`DiTBlock` is made of. The defaults are DiT's (arXiv 2212.09748); docs/generator.md names others.
+    """What a :class:`DiTBlock` is made of. The defaults are DiT's (arXiv 2212.09748); docs/dit.md names others.
 
     Raises:
         ConfigError: a value of the wrong kind, or values that do not fit together.

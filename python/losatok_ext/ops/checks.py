@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,15 @@ def promoted(*tensors: Tensor) -> tuple[Tensor, ...]:
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def distinct(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """``tensors``, each a Python object of its own: torch.compile traces no autograd.Function that gets one twice."""
+
+    def seen(i: int) -> bool:
+        return any(tensors[i] is other for other in tensors[:i])
+
+    return tuple(t.view_as(t) if t is not None and seen(i) else t for i, t in enumerate(tensors))
 
 
 def lengths(tensor: Tensor | None, batch: int, time: int, device: torch.device, name: str = "lengths") -> Tensor | None:

@@ -58,8 +58,8 @@ def _backward_fake(
     def weight_grad(weight: Tensor | None) -> Tensor:
         return q.new_empty((0,) if weight is None else weight.shape, dtype=reference.wide(q))
 
-    grads = (x.new_empty(x.shape) for x in (q, k, v))
-    return *grads, weight_grad(q_weight), weight_grad(k_weight)
+    grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+    return grad_q, grad_k, grad_v, weight_grad(q_weight), weight_grad(k_weight)
 
 
 # --- autograd -------------------------------------------------------------------------------------------------------
@@ -233,8 +233,9 @@ def dit_attention(
         return reference.dit_attention(
             q, k, v, q_weight, k_weight, angles, lengths, norm, eps, interleaved, key_lengths
         )
-    arguments = (q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths, norm or "none", float(eps), interleaved)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:5]):
-        return _Attention.apply(*arguments, backend)
-    out, _ = dispatch.kernels(backend).dit_attention_forward(*arguments)
+    tensors = checks.distinct(q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths)
+    options = (norm or "none", float(eps), interleaved)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:5]):
+        return _Attention.apply(*tensors, *options, backend)
+    out, _ = dispatch.kernels(backend).dit_attention_forward(*tensors, *options)
     return out

@@ -73,5 +73,5 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     if backend == "reference":
         return reference.gated_residual(x, branch, gate)
     if torch.is_grad_enabled() and (x.requires_grad or branch.requires_grad or gate.requires_grad):
-        return _GatedResidual.apply(x, branch, gate, backend)
+        return _GatedResidual.apply(*checks.distinct(x, branch, gate), backend)
     return dispatch.kernels(backend).gated_residual_forward(x, branch, gate)

@@ -83,6 +83,6 @@ def layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e
     if backend == "reference":
         return reference.layer_norm_modulate(x, shift, scale, eps)
     if torch.is_grad_enabled() and (x.requires_grad or shift.requires_grad or scale.requires_grad):
-        return _LayerNormModulate.apply(x, shift, scale, eps, backend)
+        return _LayerNormModulate.apply(*checks.distinct(x, shift, scale), eps, backend)
     y, _, _ = dispatch.kernels(backend).layer_norm_modulate_forward(x, shift, scale, eps)
     return y

@@ -2,6 +2,12 @@
 
 A Gram loss over time, free of dimension: with L2-normalised rows l_i of the latent and h_i of the teacher it compares
 the [T, T] matrices of their inner products (LoSATok, arXiv 2605.27840, on SemBo), without ever storing one.
+
+.. measured: time_relation float32
+.. end
+
+.. measured: time_relation bfloat16
+.. end
 """
 
 from __future__ import annotations
@@ -137,7 +143,8 @@ def time_relation_loss(
         window: in frames, at least 0; None compares all pairs, and so does T - 1 or more. 1 is temporal smoothness.
         algorithm: ``"tiled"`` goes over [T, T] in tiles; ``"factored"`` (no window) uses
             ||L L^T - H H^T||^2 = ||L^T L||^2 - 2 ||L^T H||^2 + ||H^T H||^2 and is linear in T; ``"banded"`` (with a
-            window) visits the tiles that the band touches; ``"auto"`` takes the cheapest by the sizes.
+            window) visits the tiles that the band touches; ``"auto"`` takes the cheapest by the sizes, and never
+            *factored* where no clip is longer than 128 frames: it would save little there, and may lose digits.
         high_energy: [B], what :func:`gram_energy` gives for the same ``high``, ``lengths`` and ``window``. It is
             constant in training, and saves *factored* its largest product; the others do not need it and ignore it.
 

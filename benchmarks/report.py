@@ -1,0 +1,197 @@
+"""Draw what was measured: tables for docs/performance.md and README.md, ratios for the ops' docstrings, a picture.
+
+``make bench RESULTS=benchmarks/results`` keeps its figures; ``make report`` then writes the tables between the marks
+``<!-- measured: NAME -->`` and ``<!-- end -->`` of the documents, the ratios of the rows that begin with PREFIX between
+``.. measured: PREFIX`` and ``.. end`` of docstrings, and docs/performance.png. No figure there is typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+from targets import TARGETS
+
+ROOT = Path(__file__).parent.parent
+HIGHLIGHTS = (
+    "time_relation float32 B=8 T=750",
+    "time_relation float32 B=8 T=750, high_energy",
+    "time_relation float32 B=1 T=7500",
+    "time_relation float32 one hour",
+    "normalized_reconstruction_loss + backward float32 N=25000",
+    "bottleneck_project float32 N=25",
+    "bottleneck_project bfloat16 N=250",
+    "vq_nearest float32 N=6000 K=8192",
+    "rvq_encode float32 N=6000 Q=8 K=1024",
+)
+"""Rows of the README's table."""
+
+
+def load(paths: list[Path]) -> list[dict]:
+    """The newest result of every device, newest device first."""
+    newest: dict[str, dict] = {}
+    for path in sorted(paths, key=lambda path: path.name):
+        newest[path.parent.name] = json.loads(path.read_text())
+    return sorted(newest.values(), key=lambda result: result["date"], reverse=True)
+
+
+def peers(row: dict) -> list[str]:
+    """Names of the peers that a row was timed beside."""
+    return [key.removeprefix("x_") for key in row if key.startswith("x_") and not key.endswith("_median")]
+
+
+def spell_time(microseconds: float) -> str:
+    """Three digits with the unit that suits."""
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if microseconds >= size:
+            return f"{microseconds / size:.3g} {unit}"
+    return f"{microseconds:.3g} us"
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def machine(result: dict) -> str:
+    """Where and when a result was measured, in a line."""
+    ceilings = ", ".join(f"{dtype} {value / 1e9:.0f} GFLOP/s" for dtype, value in result["ceilings"].items())
+    return (
+        f"{result['machine']}, torch {result['torch']}, {result['threads']} threads, {result['date']}, "
+        f"commit {result['commit']}; matrix ceiling of the run: {ceilings}"
+    )
+
+
+def measured_rows(result: dict, labels: list[str] | None = None) -> str:
+    """All rows of a result (or those of ``labels``) as a table."""
+    found = {row["label"]: row for row in result["rows"]}
+    rows = []
+    for label in labels or found:
+        if (row := found.get(label)) is None:
+            continue
+        share = f"{100 * row['ceiling_share']:.0f} %" if "ceiling_share" in row else ""
+        ratios = ", ".join(f"{row[f'x_{name}']:.2f}x {name}" for name in peers(row))
+        memory = ""
+        if "ours_mib" in row:
+            memory = f"{row['ours_mib']:.0f} MiB" + "".join(f", {name} {row[f'{name}_mib']:.0f}" for name in peers(row))
+        rows.append([label, spell_time(row["ours_us"]), ratios, share, memory])
+    return table(["", "ours", "peer's time over ours", "of the ceiling", "peak memory"], rows)
+
+
+def targets_table(result: dict) -> str:
+    """Each target of the result's kind of device beside what was measured."""
+    found = {row["label"]: row for row in result["rows"]}
+    rows = []
+    for target in TARGETS:
+        if target.device != result["device"]:
+            continue
+        value = target.measured(found[target.label]) if target.label in found else None
+        verdict = "not measured" if value is None else "met" if target.met(value) else "**missed**"
+        measured = "" if value is None else target.spell(value)
+        rows.append([target.label, target.spell(target.value, True), measured, verdict])
+    return table(["", "target", "measured", ""], rows)
+
+
+def fill(path: Path, blocks: dict[str, str]) -> None:
+    """Replace what stands between the marks of each block in ``path``.
+
+    Raises:
+        SystemExit: the document has a mark without its end, or of a name that is not known.
+    """
+    text = path.read_text()
+
+    def block(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in blocks:
+            raise SystemExit(f"{path} asks for {name!r}; there are {', '.join(blocks)}")
+        return f"<!-- measured: {name} -->\n{blocks[name]}\n<!-- end -->"
+
+    if text.count("<!-- measured: ") != text.count("<!-- end -->"):
+        raise SystemExit(f"{path} has a mark 'measured' without its 'end'")
+    path.write_text(re.sub(r"<!-- measured: (\S+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL))
+
+
+def ratios_in_words(result: dict, prefix: str) -> str:
+    """The ratios of the rows whose label begins with ``prefix``, in a paragraph of 118 columns."""
+    rows = [row for row in result["rows"] if row["label"].startswith(prefix) and peers(row)]
+    if not rows:
+        raise SystemExit(f"no row of the results begins with {prefix!r}")
+    items = []
+    for row in rows:
+        ratios = ", ".join(f"{row[f'x_{name}']:.2f}x {name}" for name in peers(row))
+        items.append(f"{row['label'].removeprefix(prefix).strip()}: {ratios}")
+    where = f"{result['machine']}, torch {result['torch']}, {result['date']}"
+    return textwrap.fill(f"The peer's time over ours, {prefix} ({where}): {'; '.join(items)}.", 118)
+
+
+def fill_docstrings(path: Path, result: dict) -> None:
+    """Write the ratios between the marks of ``path``'s docstrings."""
+    text = path.read_text()
+
+    def block(match: re.Match[str]) -> str:
+        return f".. measured: {match.group(1)}\n\n{ratios_in_words(result, match.group(1))}\n\n.. end\n"
+
+    path.write_text(re.sub(r"\.\. measured: (.+?)\n.*?\.\. end\n", block, text, flags=re.DOTALL))
+
+
+def draw(result: dict, path: Path) -> None:
+    """Bars: for each row beside a peer, how many times our time its time is."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for row in result["rows"] if peers(row)]
+    figure, axes = plt.subplots(figsize=(10, 0.42 * len(rows) + 1.6), layout="constrained")
+    names = list(dict.fromkeys(name for row in rows for name in peers(row)))
+    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))
+    for position, row in enumerate(rows):
+        own = peers(row)
+        height = 0.8 / len(own)
+        for index, name in enumerate(own):
+            y = position - 0.4 + (index + 0.5) * height
+            axes.barh(y, row[f"x_{name}"], height * 0.9, color=colours[name], label=name)
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50], ["0.5", "1", "2", "5", "10", "20", "50"])
+    axes.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("peer's time over ours (log): right of 1, ours is faster")
+    title = f"{result['machine']}, {result['threads']} threads, torch {result['torch']}, {result['date']}"
+    axes.set_title(title, fontsize=9)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
+    axes.legend(handles, names, loc="lower right", fontsize=8)
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: list[str]) -> None:
+    """Read the results and write the documents."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", nargs="*", type=Path, default=sorted((ROOT / "benchmarks/results").glob("*/*.json")))
+    paths = parser.parse_args(arguments).results
+    if not paths:
+        raise SystemExit("no results; make bench RESULTS=benchmarks/results first")
+    results = load(paths)
+    cpu = next((result for result in results if result["device"] == "cpu"), results[0])
+    blocks = {
+        "machine": machine(cpu),
+        "targets": "\n\n".join(f"{machine(result)}\n\n{targets_table(result)}" for result in results),
+        "rows": "\n\n".join(f"{machine(result)}\n\n{measured_rows(result)}" for result in results),
+        "highlights": f"{measured_rows(cpu, list(HIGHLIGHTS))}\n\n{machine(cpu)}.",
+    }
+    for name in ("README.md", "docs/performance.md"):
+        fill(ROOT / name, blocks)
+    for path in sorted((ROOT / "python/losatok_ext/ops").glob("*.py")):
+        fill_docstrings(path, cpu)
+    draw(cpu, ROOT / "docs/performance.png")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

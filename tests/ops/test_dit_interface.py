@@ -1,0 +1,176 @@
+"""The dit ops under opcheck, torch.compile and torch.export, and what dit_attention says to bad input."""
+
+import pytest
+import torch
+
+from losatok_ext import ops, use_backend
+from ops.dit_cases import PER_FRAME, Case, modulation_inputs
+
+RAW = torch.ops.losatok
+RAW_CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def opcheck(op, arguments):
+    torch.library.opcheck(op.default, arguments, test_utils=RAW_CHECKS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("per_frame", PER_FRAME, ids=str)
+def test_raw_modulation_keeps_its_schemas(per_frame, dtype):
+    x, shift, scale = modulation_inputs((2, 7, 5), per_frame, dtype)
+    opcheck(RAW.layer_norm_modulate_forward, (x, shift, scale, 1e-6))
+    y, mean, rstd = RAW.layer_norm_modulate_forward(x, shift, scale, 1e-6)
+    opcheck(RAW.layer_norm_modulate_backward, (y, x, scale, mean, rstd, per_frame[0]))
+    opcheck(RAW.gated_residual_forward, (x, y, scale))
+    opcheck(RAW.gated_residual_backward, (y, x, scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [Case(rope=8, lengths=(9, 4), packed=True), Case(keys=5, norm="layer", weights=False), Case(norm=None)],
+    ids=str,
+)
+def test_raw_attention_keeps_its_schemas(case, dtype):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    *qkv, q_weight, k_weight = case.tensors(dtype)
+    q_weight, k_weight = (w if w is None else w.to(wide) for w in (q_weight, k_weight))
+    options = case.options(wide)
+    inputs = (*qkv, q_weight, k_weight, *options.get("rope", (None, None)), options["lengths"], options["key_lengths"])
+    end = (case.norm or "none", 1e-6, False)
+    opcheck(RAW.dit_attention_forward, (*inputs, *end))
+    out, lse = RAW.dit_attention_forward(*inputs, *end)
+    opcheck(RAW.dit_attention_backward, (out, *inputs, out, lse, *end))
+
+
+def block(x, condition, rope, lengths, weight):
+    """Half a transformer block: all three ops, with what they need from one packed projection."""
+    shift, scale, gate = condition.chunk(3, dim=-1)
+    q, k, v = (ops.layer_norm_modulate(x, shift, scale) @ weight).unflatten(-1, (3, 2, 8)).unbind(2)
+    attended = ops.dit_attention(q, k, v, torch.ones(8), None, rope, lengths)
+    across = ops.dit_attention(q, k[:, :3], v[:, :3], norm=None, key_lengths=lengths.clamp(max=3))
+    return ops.gated_residual(x, (attended + across).flatten(2), gate)
+
+
+def block_inputs(batch, time, dtype=torch.float32):
+    x = torch.randn(batch, time, 16, dtype=dtype)
+    angles = torch.randn(time, 4)
+    lengths = torch.tensor([time - i for i in range(batch)])
+    condition, weight = torch.randn(batch, 48, dtype=dtype), torch.randn(16, 48, dtype=dtype) / 4
+    return x, condition, (angles.cos(), angles.sin()), lengths, weight
+
+
+def with_gradients(function, x, condition, rope, lengths, weight):
+    leaves = [t.clone().requires_grad_() for t in (x, condition, weight)]
+    y = function(leaves[0], leaves[1], rope, lengths, leaves[2])
+    return [y.detach(), *torch.autograd.grad(y.square().mean(), leaves)]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_training_compiles_once(backend):
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=backend)
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True, error_on_recompile=True):
+        for batch, time in [(2, 7), (3, 7), (5, 11), (4, 30)]:
+            inputs = block_inputs(batch, time)
+            torch.testing.assert_close(with_gradients(compiled, *inputs), with_gradients(block, *inputs))
+
+
+def test_one_tensor_in_several_places_compiles():
+    def forward(x):
+        y = ops.dit_attention(x, x, x).flatten(2)
+        return ops.gated_residual(y, y, ops.layer_norm_modulate(y, y, y))
+
+    x = torch.randn(2, 7, 2, 4, requires_grad=True)
+    compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
+    expected, result = (torch.autograd.grad(f(x).sum(), x) for f in (forward, compiled))
+    torch.testing.assert_close(result, expected)
+
+
+def test_inference_compiles_once():
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1, error_on_recompile=True):
+        for batch, time in [(2, 7), (3, 10), (5, 33)]:
+            inputs = block_inputs(batch, time)
+            torch.testing.assert_close(compiled(*inputs), block(*inputs))
+
+
+def test_autocast_compiles():
+    inputs = block_inputs(2, 7)
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(with_gradients(compiled, *inputs), with_gradients(block, *inputs))
+
+
+def test_exports_with_any_batch_and_length():
+    class Block(torch.nn.Module):
+        def forward(self, x, condition, cos, sin, lengths, weight):
+            return block(x, condition, (cos, sin), lengths, weight)
+
+    def flat(batch, time):
+        x, condition, rope, lengths, weight = block_inputs(batch, time)
+        return x, condition, *rope, lengths, weight
+
+    batch, time = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("time", min=4, max=10_000)
+    sizes = ({0: batch, 1: time}, {0: batch}, {0: time}, {0: time}, {0: batch}, {})
+    program = torch.export.export(Block(), flat(2, 7), dynamic_shapes=sizes)
+    for inputs in (flat(2, 7), flat(3, 31)):
+        torch.testing.assert_close(program.module()(*inputs), Block()(*inputs))
+    names = [str(node.target) for node in program.run_decompositions().graph.nodes]
+    for op in ("layer_norm_modulate", "dit_attention", "gated_residual"):
+        assert any(f"losatok.{op}_forward" in name for name in names), names
+
+
+Q, COS = torch.randn(2, 5, 3, 8), torch.randn(5, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"q": [[1.0]]}, TypeError, "q should be a torch.Tensor, got list"),
+        ({"q": Q.long()}, TypeError, "q should be one of float32, bfloat16, float16, float64, got int64"),
+        ({"q": Q[0]}, ValueError, r"q should have shape \[B, T, H, h\].*got \[5, 3, 8\]"),
+        ({"q": Q[..., :0]}, ValueError, "q should have heads of 1 to 256 features .*got 0"),
+        ({"q": torch.randn(1, 2, 1, 257)}, ValueError, "q should have heads of 1 to 256 features .*got 257"),
+        ({"k": None}, TypeError, "k should be a torch.Tensor, got NoneType"),
+        ({"k": Q.bfloat16()}, TypeError, "k should have q's dtype torch.float32, got torch.bfloat16"),
+        ({"v": Q.to("meta")}, ValueError, "v should be on q's device cpu, got meta"),
+        (
+            {"k": Q[:, :, :2]},
+            ValueError,
+            r"k should have shape \[B, S, H, h\], B, H and h those of q.*got \[2, 5, 2, 8",
+        ),
+        ({"v": Q[:, :4]}, ValueError, r"v should have as many frames as k, 5 \(S\), got 4"),
+        ({"norm": "batch"}, ValueError, "norm should be one of 'rms', 'layer', None, got 'batch'"),
+        ({"norm": None, "k_weight": torch.ones(8)}, ValueError, "k_weight should be None without a norm"),
+        ({"q_weight": torch.ones(7)}, ValueError, r"q_weight should have shape \[h\] = \[8\], got \[7\]"),
+        ({"q_weight": torch.ones(8).int()}, TypeError, "q_weight should be one of"),
+        ({"k_weight": torch.ones(8, device="meta")}, ValueError, "k_weight should be on q's device cpu, got meta"),
+        ({"eps": "small"}, TypeError, "eps should be a float, got str"),
+        ({"eps": -1e-6}, ValueError, "eps should be at least 0"),
+        ({"rope": COS}, TypeError, r"rope should be a pair \(cos, sin\) of tensors or None, got Tensor"),
+        ({"rope": (COS, COS[:, :3])}, ValueError, "rope's cos and sin should have one shape"),
+        ({"rope": (COS[:4], COS[:4])}, ValueError, r"rope's cos should have shape \[T, h_rope / 2\] = \[5, \*\]"),
+        ({"rope": (torch.randn(5, 5),) * 2}, ValueError, r"rope's cos should have 1 to 4 angles .*got 5"),
+        ({"rope": (COS[:, :0],) * 2}, ValueError, r"rope's cos should have 1 to 4 angles .*got 0"),
+        ({"rope": (COS, COS.long())}, TypeError, "rope's sin should be one of"),
+        ({"rope": (COS, COS.to("meta"))}, ValueError, "rope's sin should be on q's device"),
+        ({"rope": (COS, COS), "k": Q[:, :4], "v": Q[:, :4]}, ValueError, "rope should be None in cross-attention"),
+        ({"lengths": torch.tensor([5, 6])}, ValueError, r"lengths should lie within 0..5 .*got 5..6"),
+        ({"lengths": torch.tensor([5.0, 2.0])}, TypeError, "lengths should be int64, got float32"),
+        ({"key_lengths": torch.tensor([-1, 2])}, ValueError, r"key_lengths should lie within 0..5 .*got -1..2"),
+        ({"key_lengths": [5, 2]}, TypeError, "key_lengths should be a torch.Tensor of int64 or None, got list"),
+        ({"key_lengths": torch.tensor([5])}, ValueError, r"key_lengths should have shape \[B\]"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_bad_input_is_named(change, error, message, backend):
+    arguments = {"q": Q, "k": Q, "v": Q} | change
+    with use_backend(backend), pytest.raises(error, match=message):
+        ops.dit_attention(**arguments)

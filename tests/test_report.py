@@ -1,0 +1,92 @@
+"""make report: what was measured goes into the documents, and only that."""
+
+import json
+
+import pytest
+
+import report
+from targets import TARGETS, Target
+
+ROW = {"label": "an op", "ours_us": 1500.0, "eager_us": 3000.0, "x_eager": 2.0, "x_eager_median": 1.9}
+ROW |= {"ceiling_share": 0.63, "ours_mib": 4.0, "eager_mib": 16.0}
+RESULT = {
+    "machine": "a machine",
+    "device": "cpu",
+    "torch": "2.13.0",
+    "threads": 2,
+    "date": "2026-11-25",
+    "commit": "abc",
+    "ceilings": {"float32": 1.8e11},
+    "rows": [ROW],
+}
+
+
+def test_a_row_tells_time_ratio_share_and_memory():
+    line = report.measured_rows(RESULT).splitlines()[-1]
+    assert line == "| an op | 1.5 ms | 2.00x eager | 63 % | 4 MiB, eager 16 |"
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "measured", "met"),
+    [
+        ("x_eager", 2.0, 2.0, True),
+        ("x_eager", 2.01, 2.0, False),
+        ("x_compile", 1.0, None, False),
+        ("memory_eager", 3.0, 4.0, True),
+        ("memory_eager", 5.0, 4.0, False),
+        ("seconds", 0.002, 0.0015, True),
+        ("seconds", 0.001, 0.0015, False),
+        ("mib", 3, 4.0, False),
+    ],
+)
+def test_a_target_is_met_or_not_or_not_measured(monkeypatch, figure, value, measured, met):
+    target = Target("an op", figure, value)
+    assert target.measured(ROW) == measured
+    monkeypatch.setattr(report, "TARGETS", [target])
+    line = report.targets_table(RESULT).splitlines()[-1]
+    assert line.endswith("| met |" if met else "| not measured |" if measured is None else "| **missed** |")
+
+
+def test_a_target_without_its_row_is_not_measured():
+    line = report.targets_table(RESULT).splitlines()[2]
+    assert line.startswith(f"| {TARGETS[0].label} |")
+    assert line.endswith("| not measured |")
+
+
+def test_documents_are_filled_between_the_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- measured: rows -->\nold\n<!-- end -->\nafter\n")
+    for _ in range(2):
+        report.fill(page, {"rows": "new"})
+        assert page.read_text() == "before\n<!-- measured: rows -->\nnew\n<!-- end -->\nafter\n"
+    with pytest.raises(SystemExit, match="asks for 'rows'"):
+        report.fill(page, {"other": ""})
+    page.write_text("<!-- measured: rows -->\n")
+    with pytest.raises(SystemExit, match="without its 'end'"):
+        report.fill(page, {"rows": ""})
+
+
+def test_docstrings_are_filled_between_the_marks(tmp_path):
+    module = tmp_path / "op.py"
+    module.write_text('"""An op.\n\n.. measured: an\n.. end\n"""\n')
+    for _ in range(2):
+        report.fill_docstrings(module, RESULT)
+        words = "The peer's time over ours, an (a machine, torch 2.13.0, 2026-11-25): op: 2.00x eager."
+        assert module.read_text() == f'"""An op.\n\n.. measured: an\n\n{words}\n\n.. end\n"""\n'
+    module.write_text('"""An op.\n\n.. measured: another\n.. end\n"""\n')
+    with pytest.raises(SystemExit, match="begins with 'another'"):
+        report.fill_docstrings(module, RESULT)
+
+
+def test_the_newest_result_of_each_device_counts(tmp_path):
+    for device, day in (("a", "2026-11-24"), ("a", "2026-11-25"), ("b", "2026-11-20")):
+        path = tmp_path / device / f"{day}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(RESULT | {"date": day}))
+    assert [result["date"] for result in report.load(list(tmp_path.glob("*/*.json")))] == ["2026-11-25", "2026-11-20"]
+
+
+def test_the_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    report.draw(RESULT, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,66 @@
+"""make gpu-check: goes on where it was cut, and says what it lacks."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def check():
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "tools" / "gpu_check.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def command(code):
+    return (sys.executable, "-c", code)
+
+
+def test_a_part_that_was_cut_runs_again_and_one_that_is_done_does_not(check, tmp_path, capsys):
+    count = tmp_path / "count"
+    once = command(f"open({str(count)!r}, 'a').write('x'); print('said')")
+    slow = tmp_path / "slow"
+    waits = command(f"import os, time; os.path.exists({str(slow)!r}) or time.sleep(60)")
+    todo = [check.Part("one", once), check.Part("two", waits, ("one",)), check.Part("three", once, ("two",))]
+    assert not check.run(todo, check.Record(tmp_path / "out"), limit=3)
+    assert {name: part["outcome"] for name, part in check.Record(tmp_path / "out").state.items()} == {
+        "one": "passed",
+        "two": "cut",
+    }
+    slow.touch()
+    assert check.run(todo, check.Record(tmp_path / "out"), limit=60)
+    assert count.read_text() == "xx"  # "one" and "three", once each
+    assert (tmp_path / "out" / "one.log").read_text() == "said\n"
+    assert check.run(todo, check.Record(tmp_path / "out"), limit=60, again=["one"])
+    assert count.read_text() == "xxx"
+
+
+def test_what_needs_a_failed_part_is_left_out(check, tmp_path, capsys):
+    todo = [check.Part("build", command("raise SystemExit(3)")), check.Part("tests", command(""), ("build",))]
+    assert not check.run(todo, check.Record(tmp_path), limit=60)
+    assert "tests: left out, build has not passed" in capsys.readouterr().out
+    assert json.loads((tmp_path / "state.json").read_text())["build"]["outcome"] == "failed"
+
+
+def test_every_family_is_measured(check, tmp_path):
+    names = [part.name for part in check.parts(tmp_path)]
+    assert names[:3] == ["build", "native", "triton"]
+    assert {"bench-bottleneck", "bench-time_relation", "bench-quantize"} <= set(names)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_without_a_gpu_it_says_so(check, monkeypatch):
+    monkeypatch.setattr(check, "NEEDED", ("torch",))
+    with pytest.raises(SystemExit, match="needs a CUDA device"):
+        check.check_machine()
+    monkeypatch.setattr(check, "NEEDED", ("torch", "a_package_that_is_not_there"))
+    with pytest.raises(SystemExit, match="a_package_that_is_not_there"):
+        check.check_machine()

@@ -1,0 +1,134 @@
+"""Build for the GPU at hand, test there, look for races, measure: all that makes a kernel more than a draft.
+
+``make gpu-check`` runs the parts below in the order of their worth and keeps in OUT what each said. It may be cut at
+any moment: called again it goes on with the first part that is not done (``--again NAME`` repeats one). A machine with
+a GPU may have no network, so nothing is fetched: the interpreter that runs this needs torch with CUDA, nvcc on the
+PATH, scikit-build-core, pybind11, cmake, ninja, pytest, pytest-benchmark, pytest-timeout and hypothesis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+NEEDED = ("torch", "scikit_build_core", "pybind11", "pytest", "pytest_benchmark", "pytest_timeout", "hypothesis")
+FAMILIES = tuple(sorted(path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, by a name; ``needs`` names the parts without which it says nothing."""
+
+    name: str
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+
+def parts(results: Path) -> list[Part]:
+    """What is run, the most telling first; benchmarks keep their figures in ``results``."""
+    python = sys.executable
+    test = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    bench = (*test, "-p", "no:xdist", "--benchmark-only", "--bench-device", "cuda", "--bench-results", str(results))
+    sanitize = ("compute-sanitizer", "--error-exitcode", "9", "--launch-timeout", "600")
+    tiny = (*test, "-x", "tests/cuda/test_native_cuda.py", "-k", "tiny")
+    built = ("build",)
+    pip = (python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-e", ".")
+    return [
+        Part("build", pip),
+        Part("native", (*test, "tests/cuda/test_native_cuda.py"), built),
+        Part("triton", (*test, "tests/ops", "-m", "gpu", "-k", "triton"), built),
+        *(Part(f"bench-{family}", (*bench, f"benchmarks/bench_{family}.py"), built) for family in FAMILIES),
+        Part("memcheck", (*sanitize, "--tool", "memcheck", *tiny), built),
+        Part("racecheck", (*sanitize, "--tool", "racecheck", *tiny), built),
+        Part("suite", (*test, "tests"), built),
+    ]
+
+
+class Record:
+    """What each part came to, in ``folder``/state.json; its output in ``folder``/<part>.log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "state.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.state: dict[str, dict] = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def outcome(self, name: str) -> str | None:
+        """``passed``, ``failed``, ``cut`` (its time was over) or None: not run."""
+        return self.state.get(name, {}).get("outcome")
+
+    def keep(self, name: str, outcome: str, seconds: float) -> None:
+        """Note the outcome of a part, whole or not at all."""
+        self.state[name] = {"outcome": outcome, "seconds": round(seconds, 1)}
+        temporary = self.path.with_suffix(".new")
+        temporary.write_text(json.dumps(self.state, indent=1) + "\n")
+        os.replace(temporary, self.path)
+
+
+def run(todo: Sequence[Part], record: Record, limit: float, again: Sequence[str] = ()) -> bool:
+    """Run what is not done within ``limit`` seconds; whether all parts have passed."""
+    end = time.monotonic() + limit
+    for part in todo:
+        if record.outcome(part.name) in ("passed", "failed") and part.name not in again:
+            continue
+        missing = [name for name in part.needs if record.outcome(name) != "passed"]
+        if missing:
+            print(f"{part.name}: left out, {', '.join(missing)} has not passed")
+            continue
+        left = end - time.monotonic()
+        if left <= 0:
+            print(f"{part.name}: not begun, the time is over; call again")
+            return False
+        began = time.monotonic()
+        with (record.folder / f"{part.name}.log").open("w") as log:
+            try:
+                code = subprocess.run(part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=left)
+                outcome = "passed" if code.returncode == 0 else "failed"
+            except subprocess.TimeoutExpired:
+                outcome = "cut"
+        record.keep(part.name, outcome, time.monotonic() - began)
+        print(f"{part.name}: {outcome} after {time.monotonic() - began:.0f} s", flush=True)
+    return all(record.outcome(part.name) == "passed" for part in todo)
+
+
+def check_machine() -> None:
+    """Raise SystemExit with what is missing here."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SystemExit(f"gpu-check needs {', '.join(missing)}: pip install them next to {sys.executable}")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("gpu-check needs a CUDA device, and torch sees none here")
+    for tool in ("nvcc", "compute-sanitizer"):
+        if shutil.which(tool) is None:
+            raise SystemExit(f"gpu-check needs {tool}, which is not on the PATH")
+
+
+def main() -> int:
+    """Run the parts; 0 when all have passed, 1 otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--out", type=Path, default=ROOT / "build" / "gpu-check", help="for logs and figures")
+    parser.add_argument("--limit", type=float, default=560, help="seconds for this call")
+    parser.add_argument("--again", nargs="*", default=[], help="parts to repeat")
+    options = parser.parse_args()
+    check_machine()
+    os.environ["LOSATOK_CUDA"] = "1"
+    record = Record(options.out)
+    done = run(parts(options.out / "results"), record, options.limit, options.again)
+    print(json.dumps(record.state, indent=1))
+    return 0 if done else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
