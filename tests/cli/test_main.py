@@ -72,7 +72,7 @@ def test_info_tells_what_files_hold(losatok, tmp_path, recording, model_folder):
     assert result.code == 0
     for text in (
         "WAV, PCM_16",
-        "losatok-latents, version 1",
+        "losatok-latents, version 2",
         "ü b.wav",
         LoSATok.from_pretrained(model_folder).fingerprint(),
     ):

@@ -14,6 +14,7 @@ from losatok_ext.inference import jobs
 from losatok_ext.inference.latent_files import load_latents, save_latents
 from losatok_ext.inference.paths import Source
 from losatok_ext.models import LoSATok
+from losatok_ext.nn import ResidualVQConfig, VQConfig
 from losatok_ext.ops.dispatch import BackendUnavailableError
 from small_models import lively, small_config, tone
 
@@ -95,10 +96,10 @@ def test_a_failing_model_is_reported_per_file_and_debug_lets_it_through(tmp_path
     sources = recordings(tmp_path, 8_000, 8_000)
     real = jobs.encode_clip
 
-    def fails_on_the_first(model, audio, info, logvar=False):
+    def fails_on_the_first(model, audio, info, *more):
         if info.path == sources[0].path:
             raise RuntimeError("first line. second sentence\nmore")
-        return real(model, audio, info, logvar)
+        return real(model, audio, info, *more)
 
     monkeypatch.setattr(jobs, "encode_clip", fails_on_the_first)
     summary, _ = encode(model, sources, tmp_path / "out")
@@ -225,3 +226,90 @@ def test_saved_latents_survive_another_save(tmp_path, model):
     assert path.read_bytes() == before
     with pytest.raises(UserError):
         load_latents(tmp_path / "other.losatok")
+
+
+# --- storages and codes -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def coded(model):
+    """The model with two codes per token."""
+    torch.manual_seed(3)
+    return model.with_quantizer(ResidualVQConfig(stages=2, codebook_size=16, kmeans=False))
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8", "int4"])
+def test_a_file_of_fewer_bits_decodes_to_nearly_the_same(tmp_path, model, storage):
+    sources = recordings(tmp_path, 12_345)
+    _, (exact,) = encode(model, sources, tmp_path / "exact")
+    summary, (small,) = encode(model, sources, tmp_path / "small", storage=storage)
+    assert summary.failures == []
+    assert load_latents(small).storage == storage
+    assert small.stat().st_size < exact.stat().st_size
+    one, other = (jobs.decode_clip(model, load_latents(path, model.fingerprint())) for path in (exact, small))
+    assert other.shape == (12_345,)
+    loss = ((one - other).square().mean() / one.square().mean()).sqrt()
+    assert 0 < loss < {"float16": 0.01, "int8": 0.1, "int4": 1.0}[storage]
+
+
+def test_codes_are_stored_by_default_and_decode_to_what_the_model_hears(tmp_path, coded):
+    sources = recordings(tmp_path, 12_345)
+    summary, (path,) = encode(coded, sources, tmp_path / "out", logvar=True)
+    assert summary.failures == []
+    latents = load_latents(path, coded.fingerprint())
+    assert latents.storage == "codes"
+    assert latents.mu is None
+    assert latents.logvar is not None
+    assert (latents.header.quantizer_name, latents.header.code_sizes) == ("rvq 2x16", (16, 16))
+    assert latents.header.quantizer == coded.quantizer_fingerprint()
+    exact = coded.reconstruct(read_audio(sources[0].path))[0]
+    torch.testing.assert_close(jobs.decode_clip(coded, latents), exact, rtol=0, atol=1e-6)
+
+
+def test_means_of_a_model_with_codes_go_through_its_quantizer(tmp_path, coded):
+    sources = recordings(tmp_path, 12_345)
+    _, (codes,) = encode(coded, sources, tmp_path / "codes")
+    _, (means,) = encode(coded, sources, tmp_path / "means", storage="float32")
+    one, other = (jobs.decode_clip(coded, load_latents(path)) for path in (codes, means))
+    assert torch.equal(one, other)
+
+
+def test_one_code_per_token_goes_there_and_back(tmp_path, model):
+    torch.manual_seed(4)
+    single = model.with_quantizer(VQConfig(codebook_size=10, kmeans=False))
+    _, (path,) = encode(single, recordings(tmp_path, 9_000), tmp_path)
+    latents = load_latents(path)
+    assert latents.codes.shape == (latents.header.tokens, 1)
+    expected = single.reconstruct(tone(9_000))[0]
+    torch.testing.assert_close(jobs.decode_clip(single, latents), expected, rtol=0, atol=1e-3)  # 16-bit recording
+
+
+def test_codes_of_another_quantizer_are_refused_by_name(tmp_path, model, coded):
+    torch.manual_seed(5)
+    other = model.with_quantizer(ResidualVQConfig(stages=3, codebook_size=16, kmeans=False))
+    _, (path,) = encode(coded, recordings(tmp_path, 8_000), tmp_path)
+    says = rf"with the quantizer rvq 2x16 \({coded.quantizer_fingerprint()}\), and this is model {other.fingerprint()}"
+    with pytest.raises(LatentFileError, match=says):
+        load_latents(path, other.fingerprint())
+    with pytest.raises(LatentFileError, match="codes of the quantizer rvq 2x16, and this model has rvq 3x16"):
+        jobs.decode_clip(other, load_latents(path, other.fingerprint(), force=True))
+    with pytest.raises(LatentFileError, match="codes of the quantizer rvq 2x16, and this model has no quantizer"):
+        jobs.decode_clip(model, load_latents(path, model.fingerprint(), force=True))
+
+
+def test_what_a_model_cannot_store_is_said_before_any_file(tmp_path, model):
+    sources = recordings(tmp_path, 8_000)
+    with pytest.raises(UserError, match="--store codes: this model has no quantizer; `losatok fit-quantizer` makes"):
+        encode(model, sources, tmp_path / "out", storage="codes")
+    with pytest.raises(UserError, match="--store is 'int2'; it takes float32, float16, int8, int4, codes"):
+        encode(model, sources, tmp_path / "out", storage="int2")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_output_of_another_storage_is_not_passed_off(tmp_path, model):
+    sources = recordings(tmp_path, 8_000)
+    encode(model, sources, tmp_path / "out", storage="int8")
+    summary, _ = encode(model, sources, tmp_path / "out", storage="float16")
+    assert "exists and stores int8; pass --overwrite" in summary.failures[0].message
+    summary, outputs = encode(model, sources, tmp_path / "out", storage="int8")
+    assert summary.kept == outputs

@@ -3,8 +3,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu/simd/elements.h"
-
 namespace losatok::LOSATOK_ISA {
 namespace {  // nothing here may be shared between instruction sets by the linker
 

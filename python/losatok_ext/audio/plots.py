@@ -35,7 +35,12 @@ _TICKS = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)  # Hz
 _GREY, _ACCENT = "#9aa0a6", "#c2410c"
 
 
-def _import_figure() -> type[Figure]:
+def import_figure() -> type[Figure]:
+    """matplotlib's Figure, which needs no display and shares no state with pyplot.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure  # without pyplot: no display, no global state
     except ImportError as error:
@@ -142,7 +147,7 @@ def _draw(
 def stacked_axes(heights: list[float], seconds: float, title: str) -> tuple[Figure, Any, list[Any]]:
     """(figure, grid, axes): panels of these relative ``heights`` over one time axis; the grid's second column is for
     colour bars."""
-    figure = _import_figure()(figsize=(10, 1.0 + 1.55 * sum(heights)), layout="constrained")
+    figure = import_figure()(figsize=(10, 1.0 + 1.55 * sum(heights)), layout="constrained")
     engine: Any = figure.get_layout_engine()
     engine.set(h_pad=0.04, w_pad=0.05, hspace=0.02)
     grid = figure.add_gridspec(len(heights), 2, width_ratios=[1, 0.016], height_ratios=heights)

@@ -103,12 +103,15 @@ def edit(
     from losatok_ext.inference.splice import splice
 
     latents, before, kept = _read(source, tokenizer, keep)
+    mu = latents.mu
+    if mu is None:
+        raise UserError(f"{source} holds codes; encode the recording with --store float32 or float16")
     where = _where(latents, spans, inserts, continue_to)
     begin = time.perf_counter()
     with SamplingProgress("editing") as progress:
         edited = edit_latents(
             maker,
-            latents.mu,
+            mu,
             text=text,
             config=config,
             seed=seed,

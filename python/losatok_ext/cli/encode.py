@@ -29,6 +29,13 @@ def encode(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="How: float32, float16, int8, int4, or codes of the model's quantizer.",
+            show_default="codes for a model with a quantizer, else float32",
+        ),
+    ] = None,
     logvar: Annotated[bool, typer.Option("--logvar", help="Store the posterior's log variance too.")] = False,
 ) -> None:
     """Encode audio files to latent files (.losatok), keeping the tree of a folder.
@@ -55,6 +62,7 @@ def encode(
                 outputs,
                 overwrite=overwrite,
                 logvar=logvar,
+                storage=store,
                 progress=progress,
                 debug=ctx.obj["debug"],
             )

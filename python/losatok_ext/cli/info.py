@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from losatok_ext.errors import AudioFileError
+
+if TYPE_CHECKING:
+    from losatok_ext.models import LoSATok
 
 
 def info(
@@ -63,7 +66,19 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "format": "model",
         "fingerprint": model.fingerprint(),
         "weights": sum(parameter.numel() for parameter in model.parameters()),
+        **_describe_quantizer(model),
         **model.config.to_dict(),
+    }
+
+
+def _describe_quantizer(model: LoSATok) -> dict[str, Any]:
+    if model.quantizer is None:
+        return {}
+    return {
+        "quantizer_name": model.quantizer_name,
+        "quantizer_fingerprint": model.quantizer_fingerprint(),
+        "codes_per_token": len(model.code_sizes),
+        "bits_per_second": model.quantizer.bits_per_token * model.frame_rate,
     }
 
 

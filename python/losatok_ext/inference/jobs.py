@@ -16,7 +16,15 @@ from torch import Tensor
 
 from losatok_ext.audio.files import AudioInfo, read_audio_with_info, write_audio
 from losatok_ext.errors import LatentFileError, UserError
-from losatok_ext.inference.latent_files import LatentFile, LatentHeader, load_latents, read_header, save_latents
+from losatok_ext.inference.latent_files import (
+    LatentFile,
+    LatentHeader,
+    load_latents,
+    read_header,
+    read_storage,
+    save_latents,
+)
+from losatok_ext.inference.latent_storage import STORAGES
 from losatok_ext.inference.paths import Failure, Source
 from losatok_ext.ops.dispatch import BackendUnavailableError
 
@@ -46,7 +54,9 @@ class Summary:
     wall_seconds: float = 0.0
 
 
-def encode_clip(model: LoSATok, audio: Tensor, info: AudioInfo, logvar: bool = False) -> LatentFile:
+def encode_clip(
+    model: LoSATok, audio: Tensor, info: AudioInfo, logvar: bool = False, storage: str = "float32"
+) -> LatentFile:
     """Encode a recording to what its latent file holds.
 
     It is continued with zeros to the end of its last token, so that all of it is decoded.
@@ -56,11 +66,13 @@ def encode_clip(model: LoSATok, audio: Tensor, info: AudioInfo, logvar: bool = F
         audio: [N] float32 at ``model.sample_rate``.
         info: of the file it was read from.
         logvar: keep the posterior's log variance too.
+        storage: how it is to be stored, one of ``latent_storage.STORAGES``.
     """
     samples = audio.shape[-1]
     padded = F.pad(audio, (0, model.config.covering_samples(samples) - samples))
     latents = model.encode(padded[None], sample_rate=model.sample_rate)
     mu = latents.mu[0].float().cpu()
+    codes = None if latents.codes is None else latents.codes[0].cpu().reshape(mu.shape[0], -1)
     header = LatentHeader(
         fingerprint=model.fingerprint(),
         frame_rate=float(model.frame_rate),
@@ -72,15 +84,21 @@ def encode_clip(model: LoSATok, audio: Tensor, info: AudioInfo, logvar: bool = F
         source_name=os.fsencode(info.path.name).decode("utf-8", "replace"),
         source_rate=info.sample_rate,
         source_samples=info.frames,
+        quantizer=model.quantizer_fingerprint(),
+        quantizer_name=model.quantizer_name,
+        code_sizes=model.code_sizes,
     )
-    return LatentFile(header, mu, latents.logvar[0].float().cpu() if logvar else None)
+    return LatentFile(header, mu, latents.logvar[0].float().cpu() if logvar else None, codes, storage)
 
 
 def decode_clip(model: LoSATok, latents: LatentFile) -> Tensor:
     """The audio [N] (float32, CPU, at the model's rate) of a latent file, as long as the recording was.
 
+    A model with a quantizer decodes the codes where there are any, else those that it finds for ``mu``.
+
     Raises:
-        LatentFileError: the latents are of another width or token rate than the model's.
+        LatentFileError: the latents are of another width or token rate than the model's, or codes that its quantizer
+            does not have.
     """
     header = latents.header
     theirs = (header.latent_dim, header.samples_per_token, header.sample_rate)
@@ -91,8 +109,39 @@ def decode_clip(model: LoSATok, latents: LatentFile) -> Tensor:
             f"{theirs[1]} samples per token and {theirs[2]} Hz, the model has {ours[0]}, {ours[1]} and {ours[2]}; "
             "decode them with the model that encoded them"
         )
-    audio = model.decode(latents.mu[None])[0].float().cpu()
+    if latents.codes is None or model.quantizer is None:
+        if latents.mu is None:
+            raise LatentFileError(
+                f"the latents of {header.source_name} are codes of the quantizer {header.quantizer_name}, and this "
+                "model has no quantizer; decode them with the model that encoded them"
+            )
+        z, _ = model.quantize(latents.mu[None])
+    elif header.code_sizes != model.code_sizes:
+        raise LatentFileError(
+            f"the latents of {header.source_name} are codes of the quantizer {header.quantizer_name}, and this model "
+            f"has {model.quantizer_name}; decode them with the model that encoded them"
+        )
+    else:
+        z = model.dequantize(latents.codes[None])
+    audio = model.decode(z)[0].float().cpu()
     return F.pad(audio, (0, max(0, header.samples - audio.shape[0])))[: header.samples]
+
+
+def choose_storage(model: LoSATok, storage: str | None) -> str:
+    """``storage``, or where it is None codes for a model with a quantizer and float32 for one without.
+
+    Raises:
+        UserError: there is no such storage, or codes are wanted of a model without a quantizer.
+    """
+    if storage is None:
+        return "float32" if model.quantizer is None else "codes"
+    if storage not in STORAGES:
+        raise UserError(f"--store is {storage!r}; it takes {', '.join(STORAGES)}")
+    if storage == "codes" and model.quantizer is None:
+        raise UserError(
+            "--store codes: this model has no quantizer; `losatok fit-quantizer` makes a copy of it that has one"
+        )
+    return storage
 
 
 def encode_files(
@@ -102,12 +151,14 @@ def encode_files(
     *,
     overwrite: bool = False,
     logvar: bool = False,
+    storage: str | None = None,
     progress: Progress | None = None,
     debug: bool = False,
 ) -> Summary:
     """Encode each source to its output, a latent file. The next file is read while one is encoded.
 
-    An output that exists is kept (and must be this model's latents of a file of that name), unless ``overwrite``.
+    An output that exists is kept (and must be this model's latents of a file of that name, stored as asked), unless
+    ``overwrite``.
 
     Args:
         model: in eval mode.
@@ -115,13 +166,15 @@ def encode_files(
         outputs: where to write each, as :func:`~losatok_ext.inference.paths.place_outputs` gives them.
         overwrite: encode again what exists.
         logvar: store the log variance too.
+        storage: how to store latents; None as :func:`choose_storage` does.
         progress: called after each source.
         debug: let the first error through instead of collecting it.
 
     Raises:
         BackendUnavailableError: an op cannot run here, so no file could be encoded.
+        UserError: there is no such storage, or the model cannot store so.
     """
-
+    store = choose_storage(model, storage)
     fingerprint = model.fingerprint()
 
     def kept(source: Source, output: Path) -> None:
@@ -132,9 +185,13 @@ def encode_files(
             )
         if header.source_name != os.fsencode(source.path.name).decode("utf-8", "replace"):
             raise LatentFileError(f"{output} exists and holds {header.source_name}; pass --overwrite or another folder")
+        if read_storage(output) != store:
+            raise LatentFileError(
+                f"{output} exists and stores {read_storage(output)}; pass --overwrite or another folder"
+            )
 
     def work(output: Path, loaded: tuple[Tensor, AudioInfo]) -> float:
-        save_latents(output, encode_clip(model, *loaded, logvar=logvar))
+        save_latents(output, encode_clip(model, *loaded, logvar, store))
         return loaded[1].seconds
 
     def read(source: Source) -> tuple[Tensor, AudioInfo]:
@@ -207,7 +264,7 @@ def _run(
         except Exception as error:
             if debug:
                 raise
-            summary.failures.append(Failure(source.path, _sentence(source.path, error)))
+            summary.failures.append(Failure(source.path, sentence(source.path, error)))
         if progress is not None:
             progress(source)
     summary.wall_seconds = time.perf_counter() - start
@@ -228,8 +285,8 @@ def _read_ahead(items: Sequence[Item], read: Callable[[Item], Result]) -> Iterat
             yield item, current
 
 
-def _sentence(path: Path, error: Exception) -> str:
-    """One sentence for ``error`` that names ``path``."""
+def sentence(path: Path, error: Exception) -> str:
+    """One sentence for ``error`` that names ``path``, for the user of a command over many files."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return f"{path} does not fit in memory; cut it into shorter files, or pass --device cpu"
     text = " ".join(str(error).split())

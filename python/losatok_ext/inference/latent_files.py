@@ -1,115 +1,84 @@
 """The latent file, ``.losatok``: one recording's latents, and what is needed to turn them back into that recording.
 
-Version 1 is a safetensors file. Its metadata has one entry, ``"losatok"``, a JSON object with the fields of
-:class:`LatentHeader`, the format's name and version, the tensors it expects and a CRC-32. Its tensors are ``"mu"`` [T,
-d] and, when it was asked for, ``"logvar"`` [T, d], float32 or float16.
-
-Later versions may store tensors in another way (int8 or int4 with scales, codes). They raise ``version``; a reader
-refuses what it does not know by that number. The file is written deterministically: the same latents give the same
-bytes.
+A safetensors file whose metadata has one entry, ``"losatok"``: a JSON object with the format's name and version, the
+fields of :class:`LatentHeader`, the names of the tensors and a CRC-32 of all of it. Version 2, which is written, stores
+latents as floating point, small integers or codes (:mod:`losatok_ext.inference.latent_storage`); version 1 had
+``"mu"`` and ``"logvar"`` in float32 or float16, and stays readable. docs/latent-files.md describes both in full. Equal
+latents give equal bytes.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import struct
-import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from losatok_ext.errors import LatentFileError
-from losatok_ext.files import atomic_path
+from losatok_ext.inference import latent_container as container
+from losatok_ext.inference import latent_storage as storages
+from losatok_ext.inference.latent_container import FORMAT, Head, Layout, shown
+from losatok_ext.inference.latent_header import LatentFile, LatentHeader
+
+__all__ = [
+    "SUFFIX",
+    "LatentFile",
+    "LatentHeader",
+    "describe",
+    "load_latents",
+    "read_header",
+    "read_storage",
+    "save_latents",
+]
 
 SUFFIX = ".losatok"
-FORMAT = "losatok-latents"
-VERSION = 1
-
-_KEY = "losatok"
-_MAX_HEADER = 1 << 20  # bytes; a version 1 header takes about a thousand
-_DTYPES = {"F32": 4, "F16": 2}
-_NAMES = ("mu", "logvar")
-
-
-@dataclass(frozen=True)
-class LatentHeader:
-    """What a latent file says about itself.
-
-    Attributes:
-        fingerprint: of the model that encoded it (:meth:`LoSATok.fingerprint`).
-        frame_rate: tokens per second (Hz).
-        samples_per_token: at ``sample_rate``.
-        sample_rate: of the model, Hz.
-        tokens: T.
-        latent_dim: d.
-        samples: length of the recording at ``sample_rate``; decoding returns exactly that many.
-        source_name: file name of the recording, without folders.
-        source_rate: its sample rate, Hz.
-        source_samples: its length in samples per channel at ``source_rate``.
-    """
-
-    fingerprint: str
-    frame_rate: float
-    samples_per_token: int
-    sample_rate: int
-    tokens: int
-    latent_dim: int
-    samples: int
-    source_name: str
-    source_rate: int
-    source_samples: int
-
-    @property
-    def seconds(self) -> float:
-        """Duration in seconds."""
-        return self.samples / self.sample_rate
-
-
-@dataclass(frozen=True)
-class LatentFile:
-    """A latent file in memory: ``header``, ``mu`` [T, d] and ``logvar`` [T, d] or None, float32 on the CPU."""
-
-    header: LatentHeader
-    mu: Tensor
-    logvar: Tensor | None = None
 
 
 def save_latents(path: str | os.PathLike[str], latents: LatentFile) -> None:
-    """Write a version 1 latent file, whole or not at all. Parent folders are made.
+    """Write a latent file as ``latents.storage`` says, whole or not at all. Parent folders are made.
 
     Raises:
-        ValueError: a tensor is not [T, d] as the header says, or not finite.
-        LatentFileError: the file cannot be written.
+        ValueError: there is no such storage, what it stores is missing, not of the shape that the header says, not
+            finite, or a code out of range.
+        LatentFileError: the file cannot be written, or a value is too large for float16.
     """
-    path = Path(path)
     header = latents.header
-    tensors = {"mu": latents.mu} if latents.logvar is None else {"mu": latents.mu, "logvar": latents.logvar}
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != (header.tokens, header.latent_dim):
+    if latents.storage not in storages.STORAGES:
+        raise ValueError(f"storage should be one of {', '.join(storages.STORAGES)}, got {latents.storage!r}")
+    _check_written(latents)
+    tensors = storages.pack(latents, os.fspath(path))
+    entry: dict[str, Any] = {**asdict(header), "code_sizes": list(header.code_sizes)}
+    entry.update(storage=latents.storage, tensors=sorted(tensors))
+    if latents.storage in storages.INTEGER_BITS:
+        entry["frames_per_scale"] = storages.FRAMES_PER_SCALE
+    container.write(Path(path), entry, tensors)
+
+
+def _check_written(latents: LatentFile) -> None:
+    header = latents.header
+    wanted: dict[str, tuple[Tensor | None, int]] = {"mu": (latents.mu, header.latent_dim)}
+    if latents.storage == "codes":
+        wanted = {"codes": (latents.codes, len(header.code_sizes))}
+    if latents.logvar is not None:
+        wanted["logvar"] = (latents.logvar, header.latent_dim)
+    for name, (tensor, width) in wanted.items():
+        if tensor is None:
+            raise ValueError(f"{name} should be given, for it is what storage {latents.storage!r} stores")
+        if tuple(tensor.shape) != (header.tokens, width):
+            meaning = "[T, Q]" if name == "codes" else "[T, d]"
             raise ValueError(
-                f"{name} should have shape [T, d] = [{header.tokens}, {header.latent_dim}], got {list(tensor.shape)}"
+                f"{name} should have shape {meaning} = [{header.tokens}, {width}], got {list(tensor.shape)}"
             )
-        if not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values; the model or its input is broken")
-    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
-    entry: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(header), "tensors": sorted(tensors)}
-    entry["crc32"] = _checksum(entry, tensors)
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(save(tensors, {_KEY: json.dumps(entry, sort_keys=True)}))
-    except OSError as error:
-        raise LatentFileError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def load_latents(path: str | os.PathLike[str], fingerprint: str | None = None, force: bool = False) -> LatentFile:
-    """Read a latent file.
+    """Read a latent file of any version and storage.
 
     Sizes are checked against the file before anything is read, so that a damaged or hostile header costs no memory, and
     the content against its CRC-32.
@@ -124,22 +93,19 @@ def load_latents(path: str | os.PathLike[str], fingerprint: str | None = None, f
         model.
     """
     path = Path(path)
-    entry, size = _read_entry(path)
-    header = _header(path, entry)
+    head, header, storage, layout = _read(path)
     if fingerprint is not None and header.fingerprint != fingerprint and not force:
         raise LatentFileError(
-            f"{path} was encoded by model {header.fingerprint}, and this is model {fingerprint}; "
+            f"{path} was encoded by {header.model_name}, and this is model {fingerprint}; "
             "pass the folder of that model, or force decoding by this one"
         )
+    tensors = container.read_tensors(path, head)
+    assert tensors.keys() == layout.keys()
     try:
-        content = path.read_bytes()
-        tensors = load(content)
-    except (OSError, SafetensorError) as error:
-        raise LatentFileError(f"{path} cannot be read: {error}") from error
-    if len(content) != size or sorted(tensors) != entry["tensors"] or entry.get("crc32") != _checksum(entry, tensors):
-        raise LatentFileError(f"{path} is damaged: its content does not match its checksum; encode the recording again")
-    logvar = tensors.get("logvar")
-    return LatentFile(header, tensors["mu"].float(), None if logvar is None else logvar.float())
+        mu, logvar, codes = storages.unpack(tensors, header, storage, head.entry.get("frames_per_scale", 1))
+    except ValueError as error:
+        raise LatentFileError(f"{path} is damaged: {error}; encode the recording again") from error
+    return LatentFile(header, mu, logvar, codes, storage)
 
 
 def read_header(path: str | os.PathLike[str]) -> LatentHeader:
@@ -148,130 +114,113 @@ def read_header(path: str | os.PathLike[str]) -> LatentHeader:
     Raises:
         LatentFileError: as :func:`load_latents`.
     """
-    path = Path(path)
-    return _header(path, _read_entry(path)[0])
+    return _read(Path(path))[1]
+
+
+def read_storage(path: str | os.PathLike[str]) -> str:
+    """How a latent file is stored: one of ``latent_storage.STORAGES``. Reads, and raises, as :func:`read_header`."""
+    return _read(Path(path))[2]
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a latent file holds, for people and JSON: header fields, tensors, seconds, bytes and kbit/s.
+    """What a latent file holds, for people and JSON.
+
+    Header fields, storage, tensors, seconds, bytes of the file, and bits per second of the latents alone and of the
+    whole file.
 
     Raises:
         LatentFileError: as :func:`load_latents`.
     """
     path = Path(path)
-    entry, size = _read_entry(path)
-    header = _header(path, entry)
+    head, header, storage, layout = _read(path)
+    facts = asdict(header)
+    del facts["quantizer_name"], facts["code_sizes"], facts["quantizer"]
+    name = None if header.quantizer is None else f"{header.quantizer_name} ({header.quantizer})"
     return {
         "path": str(path),
-        "format": f"{FORMAT}, version {entry['version']}",
-        **asdict(header),
-        "tensors": entry["tensors"],
+        "format": f"{FORMAT}, version {head.entry['version']}",
+        **facts,
+        "storage": storage,
+        "quantizer": name,
+        "tensors": sorted(layout),
         "seconds": header.seconds,
-        "bytes": size,
-        "kbit_per_second": size * 8e-3 / header.seconds,
+        "bytes": head.size,
+        "latent_bits_per_second": head.payload * 8 / header.seconds,
+        "kbit_per_second": head.size * 8e-3 / header.seconds,
     }
 
 
-def _checksum(entry: dict[str, Any], tensors: dict[str, Tensor]) -> int:
-    """CRC-32 of the metadata (without the checksum itself) and of the tensors in the order of their names."""
-    covered = {name: value for name, value in entry.items() if name != "crc32"}
-    crc = zlib.crc32(json.dumps(covered, sort_keys=True).encode())
-    for name in sorted(tensors):
-        crc = (
-            zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, crc) if tensors[name].numel() else crc
-        )
-    return crc
-
-
-def _read_entry(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON object under ``"losatok"`` and the file's size in bytes; every declared size was checked."""
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise LatentFileError(f"{path} is not a file; pass the .losatok files in it")
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if not 2 <= length <= min(size - 8, _MAX_HEADER):
-                raise LatentFileError(
-                    f"{path} is not a latent file, or is truncated: "
-                    "pass a .losatok file that `losatok encode` wrote, or encode again"
-                )
-            raw = file.read(length)
-    except FileNotFoundError:
-        raise LatentFileError(f"{path} does not exist; check the name") from None
-    except OSError as error:
-        raise LatentFileError(f"{path} cannot be read: {error.strerror or error}") from error
-    try:
-        head = json.loads(raw.decode())
-        entry = json.loads(head.pop("__metadata__")[_KEY])
-        if entry["format"] != FORMAT:
-            raise KeyError("format")
-        version = entry["version"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+def _read(path: Path) -> tuple[Head, LatentHeader, str, Layout]:
+    """Everything that can be known without reading a tensor; every declared size was checked."""
+    head = container.read_head(path)
+    header = _header(path, head.entry)
+    with_logvar = isinstance(head.entry.get("tensors"), list) and "logvar" in head.entry["tensors"]
+    if head.entry["version"] == 1:
+        dtype = head.tensors.get("mu", {}).get("dtype") if isinstance(head.tensors.get("mu"), dict) else None
+        layout = storages.layout_of_version_1(header, with_logvar)
+        container.check_tensors(path, head, layout)
+        return head, header, "float16" if dtype == "F16" else "float32", layout
+    storage, block = head.entry.get("storage"), head.entry.get("frames_per_scale", 1)
+    if storage not in storages.STORAGES:
         raise LatentFileError(
-            f"{path} is not a latent file, or its header is damaged: "
-            "pass a .losatok file that `losatok encode` wrote, or encode again"
-        ) from error
-    if version != VERSION:
-        raise LatentFileError(
-            f"{path} is a latent file of version {version!r}; this losatok_ext reads version {VERSION}: "
-            "upgrade losatok_ext, or write the file with this release"
+            f"{path} stores latents as {shown(storage)}, and this losatok_ext knows {', '.join(storages.STORAGES)}: "
+            "upgrade losatok_ext, or encode the recording again"
         )
-    _check_tensors(path, head, entry, size - 8 - length)
-    return entry, size
+    if not _is_count(block) or (storage == "int4" and block % 2):  # a byte holds two frames of one block
+        raise _damaged(path, "frames_per_scale", block)
+    if storage == "codes" and not header.code_sizes:
+        raise _damaged(path, "code_sizes", header.code_sizes)
+    layout = storages.layout(header, storage, with_logvar, block)
+    container.check_tensors(path, head, layout)
+    return head, header, storage, layout
 
 
-def _check_tensors(path: Path, head: dict[str, Any], entry: dict[str, Any], available: int) -> None:
-    """Raise LatentFileError unless the tensors are those that version 1 has and fill the rest of the file exactly."""
-    problem = None
-    names = entry.get("tensors")
-    if names not in (["mu"], ["logvar", "mu"]) or sorted(head) != names:
-        problem = f"it should hold the tensor mu, and at most logvar, but lists {sorted(head)[:4]}"
-    else:
-        expected = [entry.get("tokens"), entry.get("latent_dim")]
-        total = 0
-        for name in names:
-            tensor = head[name] if isinstance(head[name], dict) else {}
-            shape, offsets = tensor.get("shape"), tensor.get("data_offsets")
-            if tensor.get("dtype") not in _DTYPES or shape != expected or not _counts(expected) or not _counts(offsets):
-                problem = f"{name} has another shape or dtype than its header says"
-                break
-            if len(offsets) != 2 or offsets[1] - offsets[0] != shape[0] * shape[1] * _DTYPES[tensor["dtype"]]:
-                problem = f"{name} takes another number of bytes than its shape does"
-                break
-            total += offsets[1] - offsets[0]
-        if problem is None and total != available:
-            problem = f"it should hold {total} bytes of latents, and holds {available}"
-    if problem is not None:
-        raise LatentFileError(f"{path} is truncated or damaged: {problem}; encode the recording again")
-
-
-def _counts(values: Any) -> TypeGuard[list[int]]:
-    """Whether ``values`` is a list of whole numbers that are not negative."""
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+_KINDS = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "str | None": (str, type(None)),
+    "tuple[int, ...]": (list,),
+}
+_LARGEST = 2**63
 
 
 def _header(path: Path, entry: dict[str, Any]) -> LatentHeader:
-    kinds = {"str": (str,), "int": (int,), "float": (int, float)}
     values: dict[str, Any] = {}
     for field in fields(LatentHeader):
         value = entry.get(field.name)
-        if type(value) not in kinds[str(field.type)]:
-            raise LatentFileError(f"{path} has a damaged header: {field.name} is {value!r}; encode the recording again")
+        if entry["version"] == 1 and field.name in ("quantizer", "quantizer_name", "code_sizes"):
+            continue
+        if type(value) not in _KINDS[str(field.type)] or (type(value) is int and abs(value) >= _LARGEST):
+            raise _damaged(path, field.name, value)
         values[field.name] = value
+    if "code_sizes" in values:
+        if not all(_is_count(size) for size in values["code_sizes"]):
+            raise _damaged(path, "code_sizes", values["code_sizes"])
+        values["code_sizes"] = tuple(values["code_sizes"])
     header = LatentHeader(**values)
-    positive = (header.frame_rate, header.samples_per_token, header.sample_rate, header.samples, header.source_rate)
+    positive = (
+        header.frame_rate,
+        header.samples_per_token,
+        header.sample_rate,
+        header.tokens,
+        header.latent_dim,
+        header.samples,
+        header.source_rate,
+    )
     # A front end encodes whole patches of up to four tokens (at 100 Hz); a clip may end anywhere in the last.
     off = abs(header.samples - header.tokens * header.samples_per_token)
-    if (
-        not math.isfinite(header.frame_rate)
-        or min(positive) <= 0
-        or header.tokens <= 0
-        or off > 4 * header.samples_per_token
-    ):
+    if not math.isfinite(header.frame_rate) or min(positive) <= 0 or off > 4 * header.samples_per_token:
         raise LatentFileError(
-            f"{path} has a damaged header: {header.tokens} tokens "
+            f"{path} has a damaged header: {header.tokens} tokens of {header.latent_dim} dimensions "
             f"cannot stand for {header.samples} samples; encode the recording again"
         )
     return header
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value <= _LARGEST
+
+
+def _damaged(path: Path, name: str, value: object) -> LatentFileError:
+    return LatentFileError(f"{path} has a damaged header: {name} is {shown(value)}; encode the recording again")

@@ -24,6 +24,8 @@ M = TypeVar("M", bound=nn.Module)
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MODEL_TYPE = "losatok"
+STATISTICS = (".codebooks.usage", ".codebooks.sums")
+"""Ends of the names of tensors that codebooks learn from, but that no code depends on."""
 
 
 class _Stored(Protocol):
@@ -38,7 +40,8 @@ def save(model: _Stored, folder: str | os.PathLike[str], model_type: str = MODEL
     folder = Path(folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(folder / WEIGHTS_FILE) as path:
-        save_file(weights, path, metadata={"format": "pt", "model_type": model_type})
+        # One entry: of several safetensors writes now one first and now another, and equal models would differ.
+        save_file(weights, path, metadata={"format": "pt"})
     with atomic_path(folder / CONFIG_FILE) as path:
         path.write_text(json.dumps({"model_type": model_type, "config": model.config.to_dict()}, indent=2) + "\n")
 
@@ -144,14 +147,20 @@ def fingerprint(config: LoSATokConfig, state: Mapping[str, Tensor]) -> str:
     values = config.to_dict()
     for name in ("chunk_batch", "kl_clamp", "mel_loss_windows", "mel_loss_bins"):
         del values[name]  # of memory and of training; the latents do not depend on them
-    digest = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8)
+    return digest(values, state)
+
+
+def digest(values: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """16 hex digits of a configuration and of floating-point tensors rounded to bfloat16, moving statistics left
+    out."""
+    hashed = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8)
     for name in sorted(state):
-        if state[name].is_floating_point():
+        if state[name].is_floating_point() and not name.endswith(STATISTICS):
             rounded = state[name].detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
-            digest.update(name.encode())
-            digest.update(
+            hashed.update(name.encode())
+            hashed.update(
                 rounded.view(torch.uint8).numpy().data
                 if rounded.dim()
                 else bytes(rounded.view(1).view(torch.uint8).tolist())
             )
-    return digest.hexdigest()
+    return hashed.hexdigest()

@@ -9,6 +9,7 @@ from typing import Any
 
 from losatok_ext.errors import ConfigError
 from losatok_ext.models.stored_config import StoredConfig
+from losatok_ext.nn.quantizers import QuantizerConfig, quantizer_config
 
 SEMANTIC_PATCH = 4
 """Mel frames per token of the semantic encoder (25 tokens per second at a hop of 160)."""
@@ -44,6 +45,8 @@ class LoSATokConfig(StoredConfig):
         kl_clamp: nats per dimension and frame below which the KL loss does not push.
         mel_loss_windows: window lengths in samples of the multi-scale mel loss; the hop is a quarter of each.
         mel_loss_bins: mel bins at each of these scales.
+        quantizer: what turns the latent into codes (a configuration of :mod:`losatok_ext.nn.quantizers`, or what its
+            ``to_dict`` gave), or None for a continuous latent.
 
     Raises:
         ConfigError: a value of the wrong kind, or values that do not fit together.
@@ -73,6 +76,7 @@ class LoSATokConfig(StoredConfig):
     kl_clamp: float = 0.0
     mel_loss_windows: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
     mel_loss_bins: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
+    quantizer: QuantizerConfig | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -83,6 +87,9 @@ class LoSATokConfig(StoredConfig):
                 number = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
                 self._require(number, field.name, "a number of at least 0", value)
                 object.__setattr__(self, field.name, float(value))
+            elif field.name == "quantizer":
+                if value is not None and not isinstance(value, QuantizerConfig):
+                    object.__setattr__(self, field.name, quantizer_config(value))
             else:
                 numbers = isinstance(value, (list, tuple)) and all(type(v) is int and v > 0 for v in value)
                 self._require(numbers and len(value) > 0, field.name, "a list of positive whole numbers", value)
@@ -210,6 +217,13 @@ class LoSATokConfig(StoredConfig):
                     "pass the frame_rate the checkpoint was trained for"
                 )
         return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, as JSON has them (lists for tuples); without ``quantizer`` where there is none."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        quantizer = values.pop("quantizer")
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return values if quantizer is None else {**values, "quantizer": quantizer.to_dict()}
 
 
 _PUBLISHED = {

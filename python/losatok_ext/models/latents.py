@@ -14,10 +14,13 @@ class Latents:
     """The latents of B clips, T tokens long at most; whatever lies past a clip's tokens is zero.
 
     Attributes:
-        z: [B, T, d]; the sample or, in inference by default, ``mu``.
+        z: [B, T, d]; the sample or, in inference by default, ``mu``; where the model has a quantizer, what it makes of
+            that.
         mu: [B, T, d], mean of the posterior.
         logvar: [B, T, d], its log variance, within -20..20.
         lengths: [B] int64, tokens of each clip.
+        codes: int64 codes of ``z``, [B, T], or [B, T, Q] where a token has several; -1 past a clip's tokens. None
+            without a quantizer.
         semantic: [B, T, D], features of the semantic encoder at the token rate. This and what follows only when asked
             for.
         semantic_low: [B, T, d], the same through the bottleneck.
@@ -31,6 +34,7 @@ class Latents:
     mu: Tensor
     logvar: Tensor
     lengths: Tensor
+    codes: Tensor | None = None
     semantic: Tensor | None = None
     semantic_low: Tensor | None = None
     acoustic: Tensor | None = None

@@ -6,6 +6,7 @@ at 25 (or 50) tokens per second; a ConvNeXt decoder with an inverse STFT head tu
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losatok_ext.audio.stft import keep_valid
+from losatok_ext.errors import UserError
 from losatok_ext.models import checkpoint, published
 from losatok_ext.models.acoustic import AcousticEncoder
 from losatok_ext.models.config import LoSATokConfig
@@ -22,15 +24,22 @@ from losatok_ext.models.dasheng import SemanticEncoder, init_semantic_encoder
 from losatok_ext.models.decoder import Decoder, init_decoder
 from losatok_ext.models.inputs import as_batch, clip_lengths, require_finite, resample_clips
 from losatok_ext.models.latents import Latents
+from losatok_ext.models.quantization import code_sizes, quantizer_name
 from losatok_ext.nn.bottleneck import Bottleneck, upsample_tokens
 from losatok_ext.nn.losses import MultiScaleMelLoss, kl_divergence, masked_mse
+from losatok_ext.nn.quantizers import Quantizer, QuantizerConfig, build_quantizer
 
 INITIAL_LOGVAR = -4.0
 """Log variance of a new model's posterior. Noise of variance 1 would drown its first latents: on the bundled recordings
 the tiny preset's mel loss after 150 steps is 0.45 with -4 and 0.50 with 0."""
 
-STAGES = {"sembo": ("bottleneck",), "tokenizer": ("acoustic_encoder", "fc_a", "fc_mu", "fc_logvar", "decoder")}
-"""What each stage of training trains; the semantic encoder never."""
+STAGES = {
+    "sembo": ("bottleneck",),
+    "tokenizer": ("acoustic_encoder", "fc_a", "fc_mu", "fc_logvar", "quantizer", "decoder"),
+}
+"""What each stage of training trains, where the model has it; the semantic encoder never."""
+
+_QUANTIZER = "quantizer."
 
 
 class LoSATok(nn.Module):
@@ -60,6 +69,10 @@ class LoSATok(nn.Module):
         nn.init.constant_(self.fc_logvar.bias, INITIAL_LOGVAR)
         init_semantic_encoder(self.semantic_encoder)
         init_decoder(self.decoder)
+        # Last, so that all else is the same with and without one.
+        self.quantizer: Quantizer | None = None
+        if config.quantizer is not None:
+            self.quantizer = build_quantizer(config.quantizer, d)
 
     @property
     def sample_rate(self) -> int:
@@ -75,6 +88,16 @@ class LoSATok(nn.Module):
     def samples_per_token(self) -> int:
         """Samples that one token decodes to."""
         return self.config.samples_per_token
+
+    @property
+    def quantizer_name(self) -> str | None:
+        """Kind and sizes of the quantizer, such as ``"rvq 8x1024"``; None where there is none."""
+        return None if self.quantizer is None else quantizer_name(self.quantizer)
+
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """Codes that there are at each of the Q places of a token; empty without a quantizer."""
+        return () if self.quantizer is None else code_sizes(self.quantizer)
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +128,8 @@ class LoSATok(nn.Module):
 
         Returns:
             Latents of B clips; T is the tokens of the longest. A clip of less than 3/4 of a token (480 samples in the
-            published model) has none. Dtype: the model's.
+            published model) has none. Dtype: the model's. With a quantizer, ``codes`` and, as ``z``, what they stand
+            for.
 
         Raises:
             TypeError: ``audio`` is not a floating-point tensor.
@@ -113,7 +137,7 @@ class LoSATok(nn.Module):
             UserError: NaN or infinity within a clip.
         """
         clips, counts = self._prepare(audio, sample_rate, lengths)
-        return self._encode(clips, counts, sample, high=features, generator=generator)
+        return self._quantized(self._encode(clips, counts, sample, high=features, generator=generator))
 
     @torch.no_grad()
     def decode(self, z: Tensor | Latents, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
@@ -169,8 +193,46 @@ class LoSATok(nn.Module):
         target = counts.to(self.device)
         longest = int(covered.max()) if len(covered) else 0
         padded = F.pad(keep_valid(clips, target), (0, max(longest - size, 0)))
-        decoded = self.decode(self._encode(padded, covered))
+        decoded = self.decode(self._quantized(self._encode(padded, covered)))
         return keep_valid(decoded[:, :size], target)
+
+    @torch.no_grad()
+    def quantize(self, mu: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the quantizer makes of latents, without gradients; without one, ``(mu, None)``.
+
+        Args:
+            mu: [B, T, d] floating point; moved to the model's device.
+            lengths: [B] int64 tokens of each clip; None: all T. What lies past is not read.
+
+        Returns:
+            (z [B, T, d] in mu's dtype, codes [B, T] or [B, T, Q] int64, -1 past a length).
+
+        Raises:
+            TypeError, ValueError: as :meth:`losatok_ext.nn.quantizers.Quantizer.forward`.
+        """
+        mu = mu.to(self.device)
+        if self.quantizer is None:
+            return mu, None
+        codes = self.quantizer.encode(mu, None if lengths is None else lengths.to(self.device))
+        return self.quantizer.decode(codes).to(mu.dtype), codes
+
+    @torch.no_grad()
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """The latents z [B, T, d] that codes stand for, in the model's dtype; zeros where they are -1.
+
+        Args:
+            codes: [B, T, Q] int64, or [B, T] where a token has one.
+
+        Raises:
+            UserError: the model has no quantizer.
+            TypeError, ValueError: codes that are not integers, out of range or of another shape.
+        """
+        if self.quantizer is None:
+            raise UserError("this model has no quantizer, so codes mean nothing to it; decode latents with it")
+        codes = codes.to(self.device)
+        if not self.quantizer.code_dim and codes.dim() == 3 and codes.shape[-1] == 1:
+            codes = codes.squeeze(-1)
+        return self.quantizer.decode(codes).to(self.fc_mu.weight.dtype)
 
     @torch.no_grad()
     def teacher(self, audio: Tensor, lengths: Tensor | Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
@@ -210,7 +272,8 @@ class LoSATok(nn.Module):
             ``mel``: multi-scale L1 mel between decoded and given audio; ``semantic_high``: MSE of acoustic to semantic
             features [T, D]; ``semantic_low``: the same at d dimensions; ``kl``: in nats, clamped below at
             ``config.kl_clamp`` per dimension. Semantic targets take no gradient. All are means over the valid frames of
-            the whole batch.
+            the whole batch. With a quantizer the decoder hears what it makes of z, and its own losses come with them as
+            their sum, ``quantizer`` (0 where it has none).
         """
         audio = as_batch(audio).to(self.device, torch.float32)
         counts = clip_lengths(lengths, *audio.shape) if lengths is None or lengths.device.type == "cpu" else lengths
@@ -224,7 +287,11 @@ class LoSATok(nn.Module):
         assert semantic is not None
         assert acoustic_low is not None
         assert semantic_low is not None
-        decoded = self.decoder(latents.z, None if lengths is None else tokens)
+        z, own = latents.z, None
+        if self.quantizer is not None:
+            z, _, parts = self.quantizer(z, tokens)
+            own = sum(parts.values(), z.new_zeros((), dtype=torch.float32))
+        decoded = self.decoder(z, None if lengths is None else tokens)
         size = min(decoded.shape[1], audio.shape[1])
         heard = None if lengths is None else torch.minimum(tokens * self.samples_per_token, counts.to(self.device))
         ragged = None if lengths is None else tokens
@@ -234,6 +301,8 @@ class LoSATok(nn.Module):
             "semantic_low": masked_mse(acoustic_low, semantic_low, ragged),
             "kl": kl_divergence(latents.mu, latents.logvar, ragged, self.config.kl_clamp),
         }
+        if own is not None:
+            losses["quantizer"] = own
         return {**losses, **self.sembo_losses(*features)} if sembo else losses
 
     def sembo_losses(
@@ -259,7 +328,8 @@ class LoSATok(nn.Module):
             raise ValueError(f"stage should be one of {', '.join(map(repr, STAGES))}, got {stage!r}")
         self.requires_grad_(False)
         for name in STAGES[stage]:
-            getattr(self, name).requires_grad_(True)
+            if getattr(self, name) is not None:
+                getattr(self, name).requires_grad_(True)
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
@@ -288,6 +358,8 @@ class LoSATok(nn.Module):
     ) -> LoSATok:
         """The model of a checkpoint in the published layout, in eval mode. Nothing is fetched and no pickle is run.
 
+        The layout has no quantizer: one in ``config`` is new.
+
         Args:
             path_or_state_dict: a ``.safetensors`` file, a ``.pth``/``.pt``/``.bin`` file (read with
                 ``weights_only=True``), or the state dict itself.
@@ -306,11 +378,32 @@ class LoSATok(nn.Module):
         if not isinstance(config, LoSATokConfig):
             config = LoSATokConfig.from_published(config or {}, hidden_dim, frame_rate)
         state = published.read(path_or_state_dict, config, semantic_encoder)
+        if config.quantizer is not None:
+            state.update(_quantizer_state(build_quantizer(config.quantizer, config.latent_dim)))
         return checkpoint.build(cls, config, state, "the published checkpoint")
 
     def to_reference_state_dict(self) -> dict[str, Tensor]:
-        """The weights by the published checkpoint's names and layout, its computed buffers included."""
-        return published.to_published(self.state_dict(), self.config)
+        """The weights by the published checkpoint's names and layout, its computed buffers included.
+
+        The quantizer is left out: the layout has no names for it.
+        """
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith(_QUANTIZER)}
+        return published.to_published(state, self.config)
+
+    def with_quantizer(self, quantizer: Quantizer | QuantizerConfig | None) -> LoSATok:
+        """A model with the same weights (not copied) and another quantizer, or none; in eval mode.
+
+        Args:
+            quantizer: a quantizer of ``latent_dim`` features, whose weights are taken; or the configuration of a new
+                one.
+        """
+        if isinstance(quantizer, QuantizerConfig):
+            quantizer = build_quantizer(quantizer, self.config.latent_dim)
+        config = dataclasses.replace(self.config, quantizer=None if quantizer is None else quantizer.config)
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith(_QUANTIZER)}
+        if quantizer is not None:
+            state.update(_quantizer_state(quantizer))
+        return checkpoint.build(type(self), config, state, "the quantizer")
 
     def fingerprint(self) -> str:
         """16 hex digits that name this model: a hash of its configuration and weights.
@@ -323,6 +416,12 @@ class LoSATok(nn.Module):
         if self._fingerprint is None or self._fingerprint[0] != key:
             self._fingerprint = (key, checkpoint.fingerprint(self.config, self.state_dict()))
         return self._fingerprint[1]
+
+    def quantizer_fingerprint(self) -> str | None:
+        """16 hex digits that name the quantizer: a hash of its configuration and weights; None where there is none."""
+        if self.quantizer is None:
+            return None
+        return checkpoint.digest(self.quantizer.config.to_dict(), self.quantizer.state_dict(prefix=_QUANTIZER))
 
     # -- inner ---------------------------------------------------------------------------------------------------------
 
@@ -339,6 +438,13 @@ class LoSATok(nn.Module):
         longest = int(counts.max()) if len(counts) else 0
         return audio[:, :longest].to(self.device), counts
 
+    def _quantized(self, latents: Latents) -> Latents:
+        """With codes, and what they stand for as z, where there is a quantizer."""
+        if self.quantizer is None:
+            return latents
+        z, codes = self.quantize(latents.z, latents.lengths)
+        return dataclasses.replace(latents, z=z, codes=codes)
+
     def _encode(
         self,
         audio: Tensor,
@@ -348,7 +454,7 @@ class LoSATok(nn.Module):
         generator: torch.Generator | None = None,
         teacher: tuple[Tensor, Tensor] | None = None,
     ) -> Latents:
-        """Latents of clips [B, N] with ``lengths`` [B], with gradients; ``high`` keeps the features."""
+        """Latents of clips [B, N] with ``lengths`` [B], with gradients, not quantized; ``high`` keeps the features."""
         factor = self.config.semantic_upsampling
         if teacher is None:
             teacher = self.semantic_encoder(audio, lengths, None if high else self.bottleneck.down)
@@ -372,3 +478,7 @@ class LoSATok(nn.Module):
             ours.update(semantic=semantic, semantic_low=semantic_low, acoustic=acoustic, acoustic_low=acoustic_low)
             ours.update(unified=semantic + acoustic, unified_low=unified_low)
         return Latents(lengths=tokens, **{name: keep_valid(value, tokens) for name, value in ours.items()})
+
+
+def _quantizer_state(quantizer: Quantizer) -> dict[str, Tensor]:
+    return dict(quantizer.state_dict(prefix=_QUANTIZER))

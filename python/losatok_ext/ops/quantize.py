@@ -156,6 +156,34 @@ def need_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+def sums_by_code(rows: Tensor, codes: Tensor, size: int) -> Tensor:
+    """For each of ``size`` codes the sum of the rows that chose it: what a codebook learns from.
+
+    The gradient of :func:`rvq_decode` to its codebook, by whose kernel it runs: no one-hot, no [N, size] matrix; equal
+    rows give equal bits.
+
+    Args:
+        rows: [N, d], float32 or float64; no gradient.
+        codes: [N] int64 within -1..size-1; -1 belongs to none.
+        size: how many codes there are.
+
+    Returns:
+        [size, d] in the dtype of ``rows``.
+
+    Raises:
+        BackendUnavailableError: the implementation asked for cannot run on the device of ``rows``.
+    """
+    rows = rows.detach()
+    backend = dispatch.choose("rvq_decode", rows.device)
+    if backend == "reference":
+        return reference.sums_by_code(rows, codes, size)
+    like = rows.new_zeros((1, 1, 1)).expand(1, size, rows.shape[1])  # its shape and dtype are all that is read
+    return dispatch.kernels(backend).rvq_decode_backward(rows, codes.unsqueeze(-1), like)[0]
+
+
 # --- the public functions -------------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,8 @@ class TokenizerWeights:
     semantic_high: float = 45.0
     semantic_low: float = 45.0
     kl: float = 1e-2
+    quantizer: float = 1.0
+    """Of the losses of a quantizer, where the model has one; they are weighted among themselves by its own options."""
 
     def __post_init__(self) -> None:
         _check_weights("tokenizer", self)
@@ -169,6 +171,9 @@ class TrainConfig:
     init: str | None = None
     """Model folder to start from. The tokenizer stage needs one that ``train sembo`` wrote; a generator may go on from
     another."""
+    quantizer: dict[str, Any] = field(default_factory=dict)
+    """Tokenizer: a quantizer to train with the rest (``kind``: vq, rvq, fsq, lfq or affine, and keys of its
+    configuration), in place of the one that the model of ``init`` may have."""
     steps: int | None = None
     """Optimizer steps; null takes the paper's (SemBo 100 000, tokenizer 1 000 000, generator 100 000)."""
     batch_size: int = 16

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from losatok_ext.errors import TrainingError
+from losatok_ext.errors import LatentFileError, TrainingError
 from losatok_ext.inference.latent_files import SUFFIX, load_latents, read_header
 from losatok_ext.training.corpus import Clip, Corpus, Entry, attempt, find_entries
 
@@ -22,9 +22,21 @@ class LatentCorpus(Corpus):
     latent_dim: int = 0
 
     def _samples(self, clip: Clip, index: int, samples: int, place: float) -> Tensor:
-        latents = load_latents(clip.path, self.fingerprint).mu if self.audio is None else self.audio[index]
+        latents = _latents(clip.path, self.fingerprint) if self.audio is None else self.audio[index]
         start = int(place * max(len(latents) - samples + 1, 0))
         return latents[start : start + samples]
+
+
+def _latents(path: Path, fingerprint: str) -> Tensor:
+    """The means [T, d] in a latent file.
+
+    Raises:
+        LatentFileError: as :func:`load_latents`, and when it holds codes.
+    """
+    mu = load_latents(path, fingerprint).mu
+    if mu is None:
+        raise LatentFileError(f"{path} holds codes; encode the recording with --store float32 or float16")
+    return mu
 
 
 def holds_latents(data: Path) -> bool:
@@ -96,7 +108,7 @@ def open_latents(data: Path, cache_megabytes: int) -> LatentCorpus:
     clips = [clip for clip, _ in found]
     latents = None
     if sum(clip.samples for clip in clips) * latent_dim * 4 <= cache_megabytes * 1e6:
-        loaded = attempt(lambda clip: (clip, load_latents(clip.path, fingerprint).mu), clips, skipped)
+        loaded = attempt(lambda clip: (clip, _latents(clip.path, fingerprint)), clips, skipped)
         clips, latents = [clip for clip, _ in loaded], tuple(mu for _, mu in loaded)
         if not clips:
             raise TrainingError(f"{data}: none of its {len(entries)} latent files can be used; the first: {skipped[0]}")

@@ -81,6 +81,12 @@ def _sum_of_codes(codes: Tensor, codebooks: Tensor, dtype: torch.dtype) -> Tenso
     return total
 
 
+def sums_by_code(rows: Tensor, codes: Tensor, size: int) -> Tensor:
+    """For each of ``size`` codes the sum of the ``rows`` [N, d] that chose it: [size, d]; ``codes`` [N], -1 none."""
+    sums = torch.zeros((size + 1, rows.shape[1]), dtype=torch.float64, device=rows.device)
+    return sums.index_add(0, codes + 1, rows.double())[1:].to(rows.dtype)
+
+
 def fsq_constants(levels: Sequence[int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Per dimension: the half range of the bound, its offset (1/2 for even levels) and the shift that maps 0 to 0."""
     count = torch.tensor(levels, dtype=torch.float64)

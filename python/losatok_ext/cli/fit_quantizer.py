@@ -1,0 +1,143 @@
+"""``losatok fit-quantizer``: codes for a model that was trained without them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, check_folder, load_model, require_model
+from losatok_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from losatok_ext.nn.quantizers import QuantizerConfig
+    from losatok_ext.training.quantizer_fit import OnProgress
+
+
+def fit_quantizer(
+    latents: Annotated[
+        list[str],
+        typer.Option(
+            "--latents",
+            "-l",
+            help="Latent files, folders or patterns; may be given more than once.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.", show_default=False)],
+    model: ModelOption = None,
+    vq: Annotated[str | None, typer.Option(help="One code per token: codes, such as 1024.", show_default=False)] = None,
+    rvq: Annotated[
+        str | None, typer.Option(help="Codes in stages: stages x codes, such as 8x1024.", show_default=False)
+    ] = None,
+    fsq: Annotated[
+        str | None,
+        typer.Option(
+            help="Levels per dimension, such as 8,5,5,5; 4x8,5,5,5 for four such codes per token.", show_default=False
+        ),
+    ] = None,
+    affine: Annotated[
+        str | None, typer.Option(help="Integers of so many bits: 8 or 4, a scale per token.", show_default=False)
+    ] = None,
+    iterations: Annotated[int, typer.Option(help="Of k-means, for each stage.", min=1)] = 25,
+    passes: Annotated[
+        int, typer.Option(help="Over all latents, where there are more than --sample-frames.", min=0)
+    ] = 2,
+    sample_frames: Annotated[
+        int, typer.Option(help="Frames in memory at once; what k-means starts from.", min=1)
+    ] = 262_144,
+    seed: Annotated[int, typer.Option(help="Of the draw, the start and the order.", min=0)] = 0,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Fit a quantizer to latents of a model, and write a copy of the model that has it.
+
+    Streams any amount of latents in bounded memory. Files that cannot be used are named at the end (exit code 2) and
+    left out.
+    """
+    config = _config({"vq": vq, "rvq": rvq, "fsq": fsq, "affine": affine})
+    model = require_model(model)
+    check_folder(output)
+    if (output / "config.json").exists() and not overwrite:
+        raise UserError(f"{output} holds a model already; pass --overwrite or another folder")
+    if output.exists() and model.exists() and output.samefile(model):
+        raise UserError(f"{output} is the model itself; choose another folder for the copy that has a quantizer")
+    from losatok_ext.inference.latent_files import SUFFIX
+    from losatok_ext.inference.paths import find_inputs
+    from losatok_ext.training.quantizer_fit import FitOptions, fit_quantizer
+
+    found = find_inputs(latents, (SUFFIX,), "latent")
+    if not found.sources:
+        raise UserError("; ".join(failure.message for failure in found.failures))
+    tokenizer = load_model(model, device)
+    options = FitOptions(sample_frames, iterations, passes, seed)
+    with _progress() as say:
+        fit = fit_quantizer(tokenizer, [source.path for source in found.sources], config, options, say)
+    fit.model.save_pretrained(output)
+    failures = [*found.failures, *fit.failures]
+    for failure in failures:
+        print(f"losatok: {failure.message}", file=sys.stderr)
+    assert fit.model.quantizer is not None
+    rate = fit.model.quantizer.bits_per_token * fit.model.frame_rate
+    used = f", {100 * sum(fit.used) / len(fit.used):.0f} % of the codes used" if fit.used else ""
+    print(
+        f"{output}: model {fit.model.fingerprint()} with {fit.model.quantizer_name}, {rate:.0f} bits per second, "
+        f"fitted to {fit.frames} frames of {fit.files} files; relative error {fit.relative_rms:.3f}{used}"
+    )
+    if failures:
+        raise typer.Exit(2)
+
+
+def _config(options: dict[str, str | None]) -> QuantizerConfig:
+    """The configuration that the one option given asks for."""
+    given = {name: text for name, text in options.items() if text is not None}
+    if len(given) != 1:
+        raise UserError(f"pass one of --vq, --rvq, --fsq and --affine, got {len(given)}")
+    ((name, text),) = given.items()
+    from losatok_ext.errors import ConfigError
+    from losatok_ext.nn.quantizers import AffineConfig, FSQConfig, ResidualVQConfig, VQConfig
+
+    examples = {"vq": "1024", "rvq": "8x1024", "fsq": "8,5,5,5 or 4x8,5,5,5", "affine": "8 or 4"}
+    first, times, rest = text.lower().partition("x")
+    try:
+        if name == "vq":
+            return VQConfig(codebook_size=int(text))
+        if name == "rvq":
+            if not times:
+                raise ValueError("stages")
+            return ResidualVQConfig(stages=int(first), codebook_size=int(rest))
+        if name == "fsq":
+            levels = tuple(int(level) for level in (rest if times else first).split(","))
+            return FSQConfig(levels=levels, num_codebooks=int(first) if times else 1)
+        return AffineConfig(bits=int(text))
+    except ConfigError as error:
+        raise UserError(f"--{name} {text}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"--{name} is {text!r}; it takes {examples[name]}") from error
+
+
+@contextmanager
+def _progress() -> Iterator[OnProgress]:
+    """A bar on a terminal that shows what is being done, and how much of it is left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def say(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                for before in tasks.values():
+                    bar.update(before, visible=False)
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield say

@@ -1,0 +1,1 @@
+"""Measurements of models, each a function that returns a report and a `losatok evaluate` command that writes it."""

@@ -1,0 +1,72 @@
+"""A latent file in memory: the latents of one recording, and what is known about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentHeader:
+    """What a latent file says about itself.
+
+    Attributes:
+        fingerprint: of the model that encoded it (:meth:`LoSATok.fingerprint`), its quantizer included.
+        frame_rate: tokens per second (Hz).
+        samples_per_token: at ``sample_rate``.
+        sample_rate: of the model, Hz.
+        tokens: T.
+        latent_dim: d.
+        samples: length of the recording at ``sample_rate``; decoding returns exactly that many.
+        source_name: file name of the recording, without folders.
+        source_rate: its sample rate, Hz.
+        source_samples: its length in samples per channel at ``source_rate``.
+        quantizer: 16 hex digits that name the model's quantizer (:meth:`LoSATok.quantizer_fingerprint`), or None.
+        quantizer_name: what people call it, such as ``"rvq 8x1024"``, or None.
+        code_sizes: codes that there are at each of the Q places of a token; empty where the model has no quantizer.
+    """
+
+    fingerprint: str
+    frame_rate: float
+    samples_per_token: int
+    sample_rate: int
+    tokens: int
+    latent_dim: int
+    samples: int
+    source_name: str
+    source_rate: int
+    source_samples: int
+    quantizer: str | None = None
+    quantizer_name: str | None = None
+    code_sizes: tuple[int, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Duration in seconds."""
+        return self.samples / self.sample_rate
+
+    @property
+    def model_name(self) -> str:
+        """The model and its quantizer, for messages."""
+        quantizer = "" if self.quantizer is None else f" with the quantizer {self.quantizer_name} ({self.quantizer})"
+        return f"model {self.fingerprint}{quantizer}"
+
+
+@dataclass(frozen=True)
+class LatentFile:
+    """A latent file in memory, on the CPU.
+
+    Attributes:
+        header: what belongs to it.
+        mu: [T, d] float32, mean of the posterior; None where codes were stored instead.
+        logvar: [T, d] float32, its log variance, or None.
+        codes: [T, Q] int64 codes of the model's quantizer (Q = 1 for one code per token), or None.
+        storage: how it is, or is to be, stored.
+    """
+
+    header: LatentHeader
+    mu: Tensor | None
+    logvar: Tensor | None = None
+    codes: Tensor | None = None
+    storage: str = "float32"

@@ -1,0 +1,160 @@
+"""What all quantizers share: their results, their shapes, and the linear maps around them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from losatok_ext.audio.stft import valid_mask
+from losatok_ext.nn.convnext import zero_past
+from losatok_ext.nn.quantizers.config import QuantizerConfig
+from losatok_ext.ops.quantize import as_batch, check_rows, integers
+
+
+class Quantized(NamedTuple):
+    """What a quantizer makes of latents.
+
+    Attributes:
+        quantized: the shape and dtype of the latents; 0 past a length. Its gradient reaches the latents by the
+            quantizer's own estimate.
+        codes: int64, [...] for latents [..., d], or [..., n] for n codes per token; -1 past a length.
+        losses: float32 (float64) scalars by name, weighted: what a training step adds to its loss is their sum. Empty
+            in eval mode, and where the quantizer has none.
+    """
+
+    quantized: Tensor
+    codes: Tensor
+    losses: dict[str, Tensor]
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """float64 for float64, else float32: what distances, losses and statistics are computed in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def frame_mask(lengths: Tensor | None, time: int) -> Tensor | None:
+    """[B, T, 1] bool: True below ``lengths`` [B]; None where all frames count."""
+    return None if lengths is None else valid_mask(lengths, time).unsqueeze(-1)
+
+
+class Quantizer(nn.Module):
+    """The base of all quantizers: latents [..., d] to codes and back.
+
+    Args:
+        config: of the kind.
+        dim: d, features of the latents.
+        inner_dim: features that are quantized: when they differ from d, ``project_in`` and ``project_out`` map to them
+            and back.
+        code_dim: whether codes have a last dimension of their own.
+
+    A subclass gives ``_quantize``, ``_encode``, ``_decode``, ``codebook_size`` and ``bits_per_token``.
+    """
+
+    def __init__(self, config: QuantizerConfig, dim: int, inner_dim: int, code_dim: bool) -> None:
+        super().__init__()
+        if type(dim) is not int or dim < 1:
+            raise ValueError(f"dim should be a positive whole number, the features of the latents, got {dim!r}")
+        self.config = config
+        self.dim, self.inner_dim, self.code_dim = dim, inner_dim, code_dim
+        self.project_in = nn.Linear(dim, inner_dim) if inner_dim != dim else None
+        self.project_out = nn.Linear(inner_dim, dim) if inner_dim != dim else None
+
+    @property
+    def codebook_size(self) -> int:
+        """How many values a code may take."""
+        raise NotImplementedError
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits that a token's codes take when all are equally likely."""
+        raise NotImplementedError
+
+    def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
+        """x [B, T, inner_dim] in any floating dtype; codes [B, T] or [B, T, n]."""
+        raise NotImplementedError
+
+    def _encode(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """Codes [...] or [..., n] to float32 [..., inner_dim]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Quantized:
+        """Quantize ``x`` [..., d]; in training mode, losses and what the quantizer learns by itself come with it.
+
+        Args:
+            x: [..., d]; float32, bfloat16, float16 or float64. With ``lengths``, [B, T, d].
+            lengths: [B] int64, valid tokens of each clip, or None for T. What lies past a length, NaN included, changes
+                nothing.
+
+        Raises:
+            TypeError: a dtype or kind of argument that is not taken; the message names the argument.
+            ValueError: shapes or devices that do not fit, or lengths outside 0..T (looked at on the CPU only).
+            BackendUnavailableError: see :func:`losatok_ext.use_backend`.
+        """
+        lengths, frames, inner = self._enter(x, lengths)
+        with torch.autocast(x.device.type, enabled=False):
+            quantized, codes, losses = self._quantize(inner, lengths)
+        quantized = quantized.to(inner.dtype)
+        if self.project_out is not None:
+            quantized = zero_past(self.project_out(quantized), frame_mask(lengths, frames.shape[1]))
+        return Quantized(quantized.to(x.dtype).view(x.shape), self._shaped(codes, x), losses)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The codes of ``x`` [..., d]: int64 [...] or [..., n], -1 past a length. Nothing is learned, in any mode.
+
+        Raises:
+            TypeError, ValueError, BackendUnavailableError: as :meth:`forward`.
+        """
+        lengths, _, inner = self._enter(x, lengths)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._shaped(self._encode(inner, lengths), x)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The latents [..., d] that ``codes`` stand for; zeros where they are -1.
+
+        Args:
+            codes: int64 [...], or [..., n], as :meth:`encode` gives them.
+
+        Returns:
+            The dtype of ``project_out`` where there is one, else float32 (float64 for a codebook in it).
+
+        Raises:
+            TypeError: codes that are not integers.
+            ValueError: codes out of range (looked at on the CPU only), or of the wrong shape.
+            BackendUnavailableError: see :func:`losatok_ext.use_backend`.
+        """
+        codes = integers("codes", codes)
+        if self.code_dim and codes.dim() == 0:
+            raise ValueError("codes should have shape [..., n], n codes to a token, got a scalar")
+        values = self._decode(codes)
+        if self.project_out is None:
+            return values
+        first = codes[..., :1] if self.code_dim else codes.unsqueeze(-1)
+        return zero_past(self.project_out(values.to(self.project_out.weight.dtype)), first >= 0)
+
+    def _enter(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Checked lengths, ``x`` as [B, T, d], and it as [B, T, inner_dim]."""
+        lengths = check_rows(x, lengths)
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"x should have dim = {self.dim} features (its last size), got {x.shape[-1]}")
+        frames = as_batch(x)
+        if self.project_in is None:
+            return lengths, frames, frames
+        # Zeros before the map: a weight's gradient would be NaN * 0 otherwise.
+        return lengths, frames, self.project_in(zero_past(frames, frame_mask(lengths, frames.shape[1])))
+
+    def _check_code_dim(self, codes: Tensor, count: int) -> None:
+        if codes.shape[-1] != count:
+            raise ValueError(f"codes should have shape [..., {count}], all codes of a token, got {list(codes.shape)}")
+
+    def _shaped(self, codes: Tensor, x: Tensor) -> Tensor:
+        return codes.view((*x.shape[:-1], codes.shape[-1]) if self.code_dim else x.shape[:-1])
+
+    def extra_repr(self) -> str:
+        """Shown in the module's printout."""
+        return f"dim={self.dim}, {self.config}"

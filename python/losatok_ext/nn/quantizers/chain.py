@@ -1,0 +1,169 @@
+"""Chains of codebooks: each stage codes what those before it left over. A single codebook is a chain of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losatok_ext import ops
+from losatok_ext.nn.convnext import zero_past
+from losatok_ext.nn.quantizers.base import Quantized, Quantizer, frame_mask, wide_dtype
+from losatok_ext.nn.quantizers.codebooks import Codebooks
+from losatok_ext.nn.quantizers.config import VQConfig
+from losatok_ext.nn.quantizers.gradients import Choice, known_gradient, pass_gradient
+from losatok_ext.nn.quantizers.kmeans import usable
+from losatok_ext.nn.quantizers.pool import Frames
+from losatok_ext.ops.quantize import sums_by_code
+
+
+class Chain(Quantizer):
+    """The base of :class:`VectorQuantizer` and :class:`ResidualVQ`: Q stages, each with its codebook or all with one.
+
+    Args:
+        config: of the codebooks.
+        dim: features of the latents.
+        stages: Q.
+        shared: one codebook for all.
+        code_dim: whether codes are [..., Q]; else there is one stage, and they are [...].
+    """
+
+    config: VQConfig
+
+    def __init__(self, config: VQConfig, dim: int, stages: int, shared: bool, code_dim: bool) -> None:
+        super().__init__(config, dim, config.codebook_dim or dim, code_dim)
+        self.stages, self.shared = stages, shared
+        self.codebooks = Codebooks(config, 1 if shared else stages, self.inner_dim)
+
+    @property
+    def codebook_size(self) -> int:
+        """K, codes of a codebook."""
+        return self.config.codebook_size
+
+    def _per_clip_stages(self, batch: int, device: torch.device) -> Tensor | None:
+        """[B] int64, how many stages each clip uses in this training step, or None for all."""
+        return None
+
+    def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
+        if self.training:
+            return self._learn(self._unit(x.to(wide_dtype(x)), lengths), lengths)
+        if torch.is_grad_enabled() and x.requires_grad:
+            x = x.to(wide_dtype(x))
+        x = self._unit(x, lengths)
+        codes, quantized = ops.rvq_encode(x.detach(), self.codebooks.tables(self.stages), lengths)
+        choice = Choice(x, quantized, frame_mask(lengths, x.shape[1]))
+        quantized = pass_gradient(x, [choice], self.config.gradient)
+        return Quantized(quantized, self._codes(codes), {})
+
+    def _encode(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        return self._codes(ops.rvq_encode(self._unit(x, lengths), self.codebooks.tables(self.stages), lengths)[0])
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        return ops.rvq_decode(codes if self.code_dim else codes.unsqueeze(-1), self.codebooks.tables(self.stages))
+
+    def _codes(self, codes: Tensor) -> Tensor:
+        return codes if self.code_dim else codes.squeeze(-1)
+
+    def _unit(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Rows of length 1 with the cosine option."""
+        if not self.config.cosine:
+            return x
+        return F.normalize(zero_past(x, frame_mask(lengths, x.shape[1])).to(wide_dtype(x)), dim=-1, eps=1e-6)
+
+    def _stage_lengths(self, x: Tensor, lengths: Tensor | None) -> Sequence[Tensor | None]:
+        """The lengths that each stage sees: 0 for a clip that does not use it."""
+        used = self._per_clip_stages(x.shape[0], x.device) if self.codebooks.ready else None
+        if used is None:
+            return [lengths] * self.stages
+        whole = torch.full_like(used, x.shape[1]) if lengths is None else lengths
+        return [torch.where(stage < used, whole, 0) for stage in range(self.stages)]
+
+    def _learn(self, x: Tensor, lengths: Tensor | None) -> Quantized:
+        """One training step: every stage chooses, tells its loss, and its codebook learns."""
+        books, config = self.codebooks, self.config
+        stage_lengths = self._stage_lengths(x, lengths)
+        starting = not books.ready
+        residual = x.detach()
+        total: Tensor | None = None
+        codes, choices, seen = [], [], []
+        losses = _Losses(config, x)
+        for stage, used in enumerate(stage_lengths):
+            book = 0 if self.shared else stage
+            frames = Frames(residual, used)
+            if starting and (stage == 0 or not self.shared):
+                books.start(book, frames)
+            table = books.table(book)
+            indices, distance = ops.vq_nearest(residual, table.detach(), used)
+            chosen = ops.rvq_decode(indices.unsqueeze(-1), table.detach().unsqueeze(0))
+            codes.append(indices)
+            valid = frame_mask(used, x.shape[1])
+            left = residual - chosen
+            losses.add(frames, zero_past(left, valid), distance, indices, table)
+            if self._each_passes():
+                choices.append(Choice(residual, chosen, valid))
+            else:
+                total = chosen if total is None else total + chosen
+            books.update(book, frames, usable(indices, distance), refresh=not self.shared)
+            if self.shared:
+                seen.append(frames)
+            residual = left
+        if self.shared:
+            books.refresh(0)
+            books.revive(0, _joined(seen))
+        if starting:
+            books.finish_start()
+        if total is not None:
+            choices = [Choice(x, total, frame_mask(lengths, x.shape[1]))]
+        quantized = pass_gradient(x, choices, config.gradient)
+        return Quantized(quantized, self._codes(torch.stack(codes, dim=-1)), losses.values())
+
+    def _each_passes(self) -> bool:
+        return False
+
+
+class _Losses:
+    """The losses of all stages and their gradients, known with them: kept is one gradient, not each stage's rows.
+
+    Commitment is the mean of (x - sg(c))^2 over the frames and features of a stage; the codebook's that of
+    (sg(x) - c)^2 (van den Oord et al. 2017, equation 3). Both are summed over the stages.
+    """
+
+    def __init__(self, config: VQConfig, x: Tensor) -> None:
+        self.config, self.x = config, x
+        self.commitment, self.codebook = x.new_zeros(()), x.new_zeros(())
+        self.gradient: Tensor | None = None
+
+    def add(self, frames: Frames, left: Tensor, distance: Tensor, indices: Tensor, table: Tensor) -> None:
+        """``left`` [B, T, d] is what the stage left of its ``frames``, 0 past their lengths."""
+        config = self.config
+        scale = 1 / (frames.total().clamp(min=1).to(left.dtype) * left.shape[-1])
+        value = distance.sum() * scale
+        self.commitment = self.commitment + config.commitment_weight * value
+        if torch.is_grad_enabled() and self.x.requires_grad:
+            slope = 2 * config.commitment_weight * scale
+            self.gradient = left * slope if self.gradient is None else self.gradient.addcmul(left, slope)
+        if config.codebook == "learned":
+            weight = config.codebook_weight
+            sums = sums_by_code(left.flatten(0, 1), indices.flatten(), config.codebook_size)
+            self.codebook = self.codebook + known_gradient(table, weight * value, (-2 * weight * scale) * sums)
+
+    def values(self) -> dict[str, Tensor]:
+        """The losses that the configuration asks for."""
+        losses = {}
+        if self.config.commitment_weight:
+            known = self.gradient
+            losses["commitment"] = self.commitment if known is None else known_gradient(self.x, self.commitment, known)
+        if self.config.codebook == "learned" and self.config.codebook_weight:
+            losses["codebook"] = self.codebook
+        return losses
+
+
+def _joined(seen: list[Frames]) -> Frames:
+    """The frames of all stages as one batch."""
+    lengths = [frames.lengths for frames in seen]
+    return Frames(
+        torch.cat([frames.x for frames in seen]),
+        None if lengths[0] is None else torch.cat([own for own in lengths if own is not None]),
+    )

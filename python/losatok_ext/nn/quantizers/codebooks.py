@@ -1,0 +1,186 @@
+"""Codebooks that learn from the rows that choose them: moving means, a start from k-means, revival of dead codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losatok_ext.nn.quantizers.config import VQConfig
+from losatok_ext.nn.quantizers.kmeans import count_and_sum, kmeans
+from losatok_ext.nn.quantizers.pool import Frames, agreed, only_first, pooled, processes, spread
+
+NARROW = (torch.bfloat16, torch.float16)
+
+
+class Codebooks(nn.Module):
+    """S codebooks of K codes, and how much each code is used.
+
+    All is float32 (float64 after ``double()``) and stays so when the model is cast to bfloat16 or float16: moving means
+    in these would lose codes to rounding.
+
+    Args:
+        config: how they learn.
+        stages: S.
+        dim: d, features of a code.
+
+    Attributes:
+        codes: [S, K, d]; a parameter when learned, else a buffer.
+        usage: [S, K], moving means of the frames per step that chose each code.
+        sums: [S, K, d], moving sums of these frames; None when learned.
+        started: [] int64, whether the codes came from k-means, or never will.
+    """
+
+    codes: Tensor
+    usage: Tensor
+    sums: Tensor | None
+    started: Tensor
+
+    def __init__(self, config: VQConfig, stages: int, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        codes = torch.randn(stages, config.codebook_size, dim) / dim**0.5
+        if config.cosine:
+            codes = F.normalize(codes, dim=-1)
+        if config.codebook == "learned":
+            self.codes = nn.Parameter(codes)
+            self.register_buffer("sums", None)
+        else:
+            self.register_buffer("codes", codes)
+            self.register_buffer("sums", codes.clone())
+        self.register_buffer("usage", torch.ones(stages, config.codebook_size))
+        self.register_buffer("started", torch.tensor(int(not config.kmeans)))
+        self._started = not config.kmeans  # the same on the host, where it decides what runs
+
+    @property
+    def ready(self) -> bool:
+        """Whether the codes have started: from k-means, at random, or from a checkpoint that had."""
+        return self._started
+
+    def table(self, stage: int) -> Tensor:
+        """The codes of a stage [K, d], of length 1 with the cosine option; with their gradient when learned."""
+        codes = self.codes[stage]
+        if self.config.cosine and self.sums is None:
+            # Of a copy: the parameter moves (a start, a revival) before the backward pass needs what it was.
+            return F.normalize(codes.clone(), dim=-1)
+        return codes
+
+    def tables(self, stages: int) -> Tensor:
+        """The codes of all stages [stages, K, d], one codebook as many times where it is shared; no gradient."""
+        codes = self.codes.detach()
+        if self.config.cosine and self.sums is None:
+            codes = F.normalize(codes, dim=-1)
+        return codes.expand(stages, -1, -1)
+
+    @torch.no_grad()
+    def start(self, stage: int, frames: Frames) -> None:
+        """Take the codes of a stage from k-means of ``frames``, of all processes."""
+        config = self.config
+        shares = pooled(frames.shares(self.codes.dtype))[0].to(torch.int64)
+        total = shares.sum()
+        # Between processes, which do not know each other's sizes on the host, the most that may be.
+        size = frames.x.shape[0] * frames.x.shape[1]
+        size = min(size, config.kmeans_rows) if processes()[1] == 1 else config.kmeans_rows
+        if size == 0:
+            return
+        kept = total.clamp(max=size)
+        (rows,) = pooled(frames.rows(spread(kept.clamp(min=1), total, size), shares))
+        noise = agreed(torch.rand(config.codebook_size, dtype=rows.dtype, device=rows.device))
+        centres, chosen = kmeans(rows, kept, config.codebook_size, config.kmeans_iterations, noise, config.cosine)
+        some = total > 0
+        usage = chosen * (total / kept.clamp(min=1))
+        if not config.dead_below:
+            usage = usage.clamp(min=1)  # else a code that nobody chose would fall to 0, for good
+        self.codes[stage].copy_(torch.where(some, agreed(centres), self.codes[stage]))
+        self.usage[stage].copy_(torch.where(some, agreed(usage), self.usage[stage]))
+        if self.sums is not None:
+            self.sums[stage].copy_(self.codes[stage] * self.usage[stage].unsqueeze(-1))
+
+    def finish_start(self) -> None:
+        """All stages have started."""
+        self._started = True
+        self.started.fill_(1)
+
+    @torch.no_grad()
+    def update(self, stage: int, frames: Frames, codes: Tensor, refresh: bool = True) -> None:
+        """Learn from ``frames`` that chose ``codes`` [B, T] (-1: none) of a stage.
+
+        Usage n and sums s move by ``n <- decay n + (1 - decay) count`` and likewise; with ``refresh`` codes become
+        ``s / n``, and dead ones are revived. Without any such frame nothing moves.
+        """
+        config = self.config
+        if self.sums is None and not config.dead_below:
+            return
+        count, total = count_and_sum(frames.x, codes, config.codebook_size)
+        revives = refresh and config.dead_below > 0
+        if revives:
+            count, total, shares, noise = pooled(count, total, *self._draw(frames))
+        else:
+            count, total = pooled(count, total)
+        pace = (1 - config.decay) * (count.sum() > 0).to(count.dtype)
+        self.usage[stage].lerp_(count, pace)
+        if self.sums is not None:
+            self.sums[stage].lerp_(total, pace)
+        if refresh:
+            self.refresh(stage)
+        if revives:
+            self._replace(stage, frames, shares, noise)
+
+    @torch.no_grad()
+    def refresh(self, stage: int) -> None:
+        """Each code becomes the moving mean of the frames that chose it, ``epsilon`` frames given to each for free."""
+        if self.sums is None:
+            return
+        usage, epsilon = self.usage[stage], self.config.epsilon
+        total = usage.sum()
+        smoothed = (usage + epsilon) / (total + self.config.codebook_size * epsilon) * total
+        means = self.sums[stage] / smoothed.unsqueeze(-1)
+        self.codes[stage].copy_(F.normalize(means, dim=-1) if self.config.cosine else means)
+
+    @torch.no_grad()
+    def revive(self, stage: int, frames: Frames) -> None:
+        """Put rows of ``frames`` in the place of codes that are hardly used."""
+        if self.config.dead_below:
+            self._replace(stage, frames, *pooled(*self._draw(frames)))
+
+    def _draw(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        """The own count of frames among the processes', and the random numbers that choose rows."""
+        noise = torch.rand(self.config.codebook_size, dtype=self.codes.dtype, device=self.codes.device)
+        return frames.shares(noise.dtype), only_first(noise)
+
+    def _replace(self, stage: int, frames: Frames, shares: Tensor, noise: Tensor) -> None:
+        """Dead codes become rows of different stretches of the joint batch; as many as it has rows, no row twice."""
+        config = self.config
+        usage = self.usage[stage]
+        unit = usage.mean() if config.usage_unit == "mean" else torch.ones_like(usage[0])
+        dead = usage < config.dead_below * unit
+        counts = shares.to(torch.int64)
+        total = counts.sum()
+        parts = torch.minimum(dead.sum(), total)
+        turn = dead.cumsum(0) - 1
+        positions = spread(parts.clamp(min=1), total, config.codebook_size, noise)
+        (rows,) = pooled(frames.rows(positions, counts))
+        rows = rows[turn.clamp(min=0)]
+        replaced = dead & (turn < parts) & torch.isfinite(rows).all(-1)
+        new_usage = torch.where(replaced, config.revived_at * unit, usage)
+        replaced = replaced.unsqueeze(-1)
+        self.codes[stage].copy_(torch.where(replaced, rows, self.codes[stage]))
+        if self.sums is not None:
+            self.sums[stage].copy_(torch.where(replaced, rows * new_usage.unsqueeze(-1), self.sums[stage]))
+        usage.copy_(new_usage)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep_wide(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            narrowed = tensor.is_floating_point() and result.dtype in NARROW
+            return tensor.to(result.device) if narrowed else result
+
+        return super()._apply(keep_wide, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.started.is_meta:
+            self._started = bool(self.started)

@@ -1,0 +1,110 @@
+"""Gradients past a choice that has none: straight through, or turned as the choice turned the latent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SHORTEST = 1e-6
+"""Rows shorter than this have no direction to turn from."""
+
+OPPOSITE = 1e-6
+"""|u + t|^2 up to which directions u and t count as opposite."""
+
+
+class Choice(NamedTuple):
+    """What a stage chose, for its gradient.
+
+    Attributes:
+        source: [B, T, d], what was quantized.
+        quantized: [B, T, d], what was chosen for it.
+        valid: [B, T, 1] bool, frames that have a gradient; None: all.
+    """
+
+    source: Tensor
+    quantized: Tensor
+    valid: Tensor | None
+
+
+class _Passed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rotate: bool, *parts: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*(part if rotate or i % 3 == 2 else None for i, part in enumerate(parts)))
+        return _sum(parts[1::3]).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        parts = ctx.saved_tensors
+        own = []
+        for source, quantized, valid in zip(parts[0::3], parts[1::3], parts[2::3], strict=True):
+            turned = grad if source is None else rotate_back(grad, source, quantized)
+            own.append(turned if valid is None else torch.where(valid, turned, 0.0))
+        return _sum(own), None, *(None for _ in parts)
+
+
+def _sum(parts: Sequence[Any]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def pass_gradient(x: Tensor, choices: Sequence[Choice], kind: str) -> Tensor:
+    """What the ``choices`` add up to, in their order and bit for bit, with the sum of their gradients to ``x``.
+
+    Args:
+        x: [B, T, d], what gets the gradient.
+        choices: of one stage or of several; the gradient goes past them, to x alone.
+        kind: of :attr:`VQConfig.gradient`, ``"straight_through"`` or ``"rotation"``.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _sum([choice.quantized for choice in choices])
+    parts = (part for source, quantized, valid in choices for part in (source.detach(), quantized, valid))
+    return _Passed.apply(x, kind == "rotation", *parts)
+
+
+def rotate_back(grad: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """The gradient to ``source`` when ``target`` is taken for ``s R source``, with R and s held constant.
+
+    R turns the direction u of ``source`` into that of ``target``, t, within their plane, and s is the ratio of their
+    lengths: ``R = I - 2 r r^T + 2 t u^T``, r the direction of u + t (Fifty et al. 2024, arXiv 2410.06424, section 4.2).
+    Where u and t are opposite to 1e-3, r has no direction, and its term is left out; a source shorter than 1e-6 gets
+    the gradient as it is.
+
+    All are [..., d].
+    """
+    length, target_length = (rows.norm(dim=-1, keepdim=True) for rows in (source, target))
+    short = length < SHORTEST
+    length, apart = length.clamp(min=SHORTEST), target_length.clamp(min=SHORTEST)
+    along_u = (source * grad).sum(-1, keepdim=True) / length
+    along_t = (target * grad).sum(-1, keepdim=True) / apart
+    square = 2 + 2 * (source * target).sum(-1, keepdim=True) / (length * apart)  # of |u + t|
+    reflected = torch.where(square > OPPOSITE, 2 * (along_u + along_t) / square.clamp(min=OPPOSITE), 0.0)
+    ratio = torch.where(short, 1.0, target_length / length)
+    # s R^T grad as a sum of the three vectors: fewer passes over them than one for each product above.
+    of_source = torch.where(short, 0.0, ratio * (2 * along_t - reflected) / length)
+    of_target = torch.where(short, 0.0, -ratio * reflected / apart)
+    return (grad * ratio).addcmul(source, of_source).addcmul(target, of_target)
+
+
+class _KnownGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (known,) = ctx.saved_tensors
+        return grad * known, None, None
+
+
+def known_gradient(x: Tensor, value: Tensor, grad: Tensor) -> Tensor:
+    """The scalar ``value`` as a loss whose gradient to ``x`` is ``grad``, of the shape of x."""
+    return _KnownGradient.apply(x, value, grad)

@@ -1,0 +1,46 @@
+"""Several codes per token, each for what those before it left over."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from losatok_ext.nn.quantizers.chain import Chain
+from losatok_ext.nn.quantizers.config import ResidualVQConfig
+
+
+class ResidualVQ(Chain):
+    """Residual vector quantization: :class:`VectorQuantizer` in stages (Zeghidour et al. 2021, arXiv 2107.03312).
+
+    In eval mode all stages run in one pass. With ``dropout``, some clips of a training batch use their first stages
+    only: their later codes are -1, add nothing to ``quantized`` and to the losses, and later codebooks do not learn
+    from them. A batch that codebooks start from uses all stages. The losses are summed over the stages.
+
+    Args:
+        config: what it is made of.
+        dim: d, features of the latents.
+
+    Codes are [..., Q] for latents [..., d]; fewer than Q decode as well. Latents that are not [B, T, d] count as one
+    clip.
+    """
+
+    config: ResidualVQConfig
+
+    def __init__(self, config: ResidualVQConfig, dim: int) -> None:
+        super().__init__(config, dim, config.stages, config.shared, code_dim=True)
+
+    @property
+    def bits_per_token(self) -> float:
+        """Q log2 K."""
+        return self.stages * math.log2(self.codebook_size)
+
+    def _per_clip_stages(self, batch: int, device: torch.device) -> Tensor | None:
+        if not self.config.dropout:
+            return None
+        drawn = torch.randint(self.config.min_stages, self.stages + 1, (batch,), device=device)
+        return torch.where(torch.rand(batch, device=device) < self.config.dropout, drawn, self.stages)
+
+    def _each_passes(self) -> bool:
+        return self.config.stage_gradients
