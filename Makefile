@@ -31,7 +31,7 @@ $(VENV)/.build: $(VENV)/.torch pyproject.toml $(NATIVE)
 
 build: $(VENV)/.build  ## make .venv and build the native ops into it
 
-demo: build  ## train a small model on the bundled recordings, then tokenize and reconstruct one (about 4 minutes)
+demo: build  ## train small models on the bundled recordings, then reconstruct, generate and edit (about 6 minutes)
 	$(BIN)/losatok demo -o $(DEMO)
 
 test: build  ## run the test suite

@@ -15,6 +15,7 @@ _WHERE = {
     "Conditions": "losatok_ext.models",
     "DiT": "losatok_ext.models",
     "DiTConfig": "losatok_ext.models",
+    "Generator": "losatok_ext.models",
     "Latents": "losatok_ext.models",
     "LoSATok": "losatok_ext.models",
     "LoSATokConfig": "losatok_ext.models",

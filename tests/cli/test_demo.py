@@ -1,10 +1,14 @@
 """``losatok demo``, shortened: what it leaves, and that it goes on where it was."""
 
+import numpy as np
 import pytest
 import soundfile
 
+from losatok_ext.audio.samples import sample_folder
+from losatok_ext.cli.demo import RECORDING
 from losatok_ext.inference.latent_files import load_latents
 from losatok_ext.models import LoSATok
+from losatok_ext.models.generator import Generator
 
 
 @pytest.mark.slow
@@ -15,8 +19,18 @@ def test_demo_leaves_a_model_tokens_a_recording_and_a_picture(losatok, tmp_path)
     model = LoSATok.from_pretrained(folder / "model")
     latents = load_latents(folder / "recording.losatok", model.fingerprint())
     assert soundfile.info(folder / "recording.wav").frames == latents.header.samples
-    assert (folder / "recording.png").read_bytes().startswith(b"\x89PNG")
-    for name in ("model", "recording.losatok", "recording.wav", "recording.png"):
+    generator = Generator.from_pretrained(folder / "generator" / "model")
+    assert generator.dit.config.tokenizer == model.fingerprint()
+    assert soundfile.info(folder / "generated.wav").frames == 48000
+    before, after = (
+        soundfile.read(path, dtype="int16")[0] for path in (sample_folder() / RECORDING, folder / "edited.wav")
+    )
+    assert np.array_equal(before[:14000], after[:14000])
+    assert np.array_equal(before[-12000:], after[-12000:])
+    assert not np.array_equal(before, after)
+    for picture in ("recording", "generated", "edited"):
+        assert (folder / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("model", "recording.losatok", "recording.wav", "recording.png", "generated.wav", "edited.wav"):
         assert name in first.out
     weights = (folder / "model" / "model.safetensors").read_bytes()
 

@@ -62,7 +62,10 @@ def test_both_stages_from_the_command_line(config, capsys):
     ("arguments", "message"),
     [
         (["sembo", "nowhere"], "nowhere: no such folder or manifest"),
-        (["sembo", MUSIC, "--preset", "huge"], "options: preset should be one of 'tiny', 'base' or null, got 'huge'"),
+        (
+            ["sembo", MUSIC, "--preset", "huge"],
+            "options: preset should be one of 'tiny', 'base', 'wide' or null, got 'huge'",
+        ),
         (["sembo", MUSIC, "--set", "optimizer.learning_rate=1"], "--set: optimizer.learning_rate is not a key"),
         (["sembo", MUSIC, "--set", "batchsize=1"], "did you mean batch_size?"),
         (["sembo", MUSIC, "--steps", "0"], "options: steps should be at least 1, got 0"),

@@ -161,7 +161,7 @@ def test_a_file_that_breaks_on_the_way_is_replaced_and_named(folder):
     assert list(crops.unreadable) == ["a/2.wav"]
     for clip in corpus.clips:
         clip.path.unlink()
-    with pytest.raises(TrainingError, match=r"16 audio files in a row cannot be read, the last: .*does not exist"):
+    with pytest.raises(TrainingError, match=r"16 files in a row cannot be read, the last: .*does not exist"):
         source(corpus, workers=2).batch(0)
 
 

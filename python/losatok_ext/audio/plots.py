@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ _N_FFT, _MELS, _HOP = (
 )  # samples, bins, samples; fewer bins would blur, more leave empty filters at the bottom
 _COLUMNS = 2400  # of a picture; longer recordings are shown with wider steps
 _RANGE = 80.0  # dB below the loudest mel bin of the input
-_SILENCE = (
+SILENCE = (
     -40.0
 )  # dB re 1 (a full-scale tone has about +48): a recording without anything louder is drawn black, not amplified
 _TICKS = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)  # Hz
@@ -85,15 +86,31 @@ def plot_reconstruction(
         UserError: the suffix is not one of these, the file cannot be written, or matplotlib is not installed.
         ValueError: a tensor has another shape, is empty, or is not finite.
     """
+    path = check_picture(path)
+    for name, tensor, dims in (("original", original, 1), ("reconstruction", reconstruction, 1), ("latent", latent, 2)):
+        if tensor is not None:
+            check_drawable(name, tensor, dims)
+    save_figure(_draw(original, reconstruction, sample_rate, latent, frame_rate, title), path)
+
+
+def check_picture(path: str | os.PathLike[str]) -> Path:
+    """``path``, or UserError when its suffix is none of :data:`PICTURES`."""
     path = Path(path)
     if path.suffix.lower() not in PICTURES:
         raise UserError(f"{path} cannot be drawn: {path.suffix or 'no suffix'} is none of {', '.join(PICTURES)}")
-    for name, tensor, dims in (("original", original, 1), ("reconstruction", reconstruction, 1), ("latent", latent, 2)):
-        if tensor is not None and (tensor.dim() != dims or tensor.numel() == 0 or not torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"{name} should be finite and not empty, {'[N]' if dims == 1 else '[T, d]'}, got {list(tensor.shape)}"
-            )
-    figure = _draw(original, reconstruction, sample_rate, latent, frame_rate, title)
+    return path
+
+
+def check_drawable(name: str, tensor: Tensor, dims: int) -> None:
+    """Raise ValueError unless ``tensor`` is finite, not empty, and has ``dims`` dimensions."""
+    if tensor.dim() != dims or tensor.numel() == 0 or not torch.isfinite(tensor).all():
+        raise ValueError(
+            f"{name} should be finite and not empty, {'[N]' if dims == 1 else '[T, d]'}, got {list(tensor.shape)}"
+        )
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``figure`` whole or not at all. Raises UserError where the file cannot be written."""
     try:
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=130)
@@ -105,6 +122,31 @@ def _draw(
     original: Tensor, reconstruction: Tensor, rate: int, latent: Tensor | None, frame_rate: float, title: str
 ) -> Figure:
     heights = [0.7, 1.25, 1.25] + ([1.5] if latent is not None else [])
+    seconds = max(original.shape[0], reconstruction.shape[0]) / rate
+    figure, grid, axes = stacked_axes(heights, seconds, title)
+    draw_waveforms(axes[0], {"input": original, "reconstruction": reconstruction}, rate)
+    mels = [mel_decibels(audio, rate) for audio in (original, reconstruction)]
+    peak = max(mels[0].max().item(), SILENCE)
+    image: Any = None
+    for axis, name, mel, audio in zip(
+        axes[1:3], ("input", "reconstruction"), mels, (original, reconstruction), strict=True
+    ):
+        image = draw_mel(axis, mel - peak, audio.shape[0] / rate, rate)
+        axis.set_title(f"mel spectrogram of the {name}", fontsize=9, loc="left")
+    label_bar(figure.colorbar(image, cax=figure.add_subplot(grid[1:3, 1])), "dB re the input's peak")
+    if latent is not None:
+        image = draw_latent(axes[3], latent, frame_rate)
+        tokens, width = latent.shape
+        axes[3].set_title(
+            f"latent: {tokens} tokens of {width} dimensions, {frame_rate:g} per second", fontsize=9, loc="left"
+        )
+        label_bar(figure.colorbar(image, cax=figure.add_subplot(grid[3, 1]), extend="both"), "value")
+    return figure
+
+
+def stacked_axes(heights: list[float], seconds: float, title: str) -> tuple[Figure, Any, list[Any]]:
+    """(figure, grid, axes): panels of these relative ``heights`` over one time axis; the grid's second column is for
+    colour bars."""
     figure = import_figure()(figsize=(10, 1.0 + 1.55 * sum(heights)), layout="constrained")
     engine: Any = figure.get_layout_engine()
     engine.set(h_pad=0.04, w_pad=0.05, hspace=0.02)
@@ -113,53 +155,38 @@ def _draw(
     for row in range(len(heights)):
         axes.append(figure.add_subplot(grid[row, 0], sharex=axes[0] if axes else None))
         axes[-1].tick_params(labelsize=8, labelbottom=row == len(heights) - 1)
-    seconds = max(original.shape[0], reconstruction.shape[0]) / rate
     axes[0].set_xlim(0, seconds)
     axes[-1].set_xlabel("time (s)", fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11)
-
-    _draw_waveforms(axes[0], original, reconstruction, rate)
-    mels = [mel_decibels(audio, rate) for audio in (original, reconstruction)]
-    peak = max(mels[0].max().item(), _SILENCE)
-    image: Any = None
-    for axis, name, mel, audio in zip(
-        axes[1:3], ("input", "reconstruction"), mels, (original, reconstruction), strict=True
-    ):
-        image = _draw_mel(axis, mel - peak, audio.shape[0] / rate, rate)
-        axis.set_title(f"mel spectrogram of the {name}", fontsize=9, loc="left")
-    _label_bar(figure.colorbar(image, cax=figure.add_subplot(grid[1:3, 1])), "dB re the input's peak")
-    if latent is not None:
-        image = _draw_latent(axes[3], latent, frame_rate)
-        tokens, width = latent.shape
-        axes[3].set_title(
-            f"latent: {tokens} tokens of {width} dimensions, {frame_rate:g} per second", fontsize=9, loc="left"
-        )
-        _label_bar(figure.colorbar(image, cax=figure.add_subplot(grid[3, 1]), extend="both"), "value")
-    return figure
+    return figure, grid, axes
 
 
-def _label_bar(bar: Any, label: str) -> None:
+def label_bar(bar: Any, label: str) -> None:
+    """Label a colour bar in the small type of its panel."""
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 
-def _draw_waveforms(axis: Any, original: Tensor, reconstruction: Tensor, rate: int) -> None:
-    for audio, colour, name in ((original, _GREY, "input"), (reconstruction, _ACCENT, "reconstruction")):
+def draw_waveforms(axis: Any, waveforms: Mapping[str, Tensor], rate: int) -> None:
+    """Draw one or two waveforms [N] by name, the first in grey where there is another over it."""
+    for (name, audio), colour in zip(waveforms.items(), (_GREY, _ACCENT)[-len(waveforms) :], strict=True):
         samples = audio.detach().float().cpu().numpy()
         step = max(1, len(samples) // _COLUMNS)
         columns = samples[: len(samples) // step * step].reshape(-1, step)
         time = np.arange(len(columns)) * step / rate
-        alpha = 0.9 if name == "input" else 0.6
+        alpha = 0.9 if colour == _GREY else 0.6
         axis.fill_between(time, columns.min(1), columns.max(1), color=colour, alpha=alpha, linewidth=0.4, label=name)
-    limit = max(1e-3, original.abs().max().item(), reconstruction.abs().max().item()) * 1.05
+    limit = max(1e-3, *(audio.abs().max().item() for audio in waveforms.values())) * 1.05
     axis.set_ylim(-limit, limit)
     axis.set_ylabel("amplitude", fontsize=9)
-    axis.set_title("waveforms", fontsize=9, loc="left")
-    axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8, frameon=False, borderaxespad=0.1)
+    axis.set_title("waveform" if len(waveforms) == 1 else "waveforms", fontsize=9, loc="left")
+    if len(waveforms) > 1:
+        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8, frameon=False, borderaxespad=0.1)
 
 
-def _draw_mel(axis: Any, decibels: Tensor, seconds: float, rate: int) -> Any:
+def draw_mel(axis: Any, decibels: Tensor, seconds: float, rate: int) -> Any:
+    """Draw a mel [80, F] in dB below the peak; the image, for a colour bar."""
     image = axis.imshow(
         decibels.numpy(),
         origin="lower",
@@ -181,7 +208,8 @@ def _draw_mel(axis: Any, decibels: Tensor, seconds: float, rate: int) -> Any:
     return image
 
 
-def _draw_latent(axis: Any, latent: Tensor, frame_rate: float) -> Any:
+def draw_latent(axis: Any, latent: Tensor, frame_rate: float) -> Any:
+    """Draw a latent [T, d] as a heat map; the image, for a colour bar."""
     values = latent.detach().float().cpu()
     tokens, width = values.shape
     step = -(-tokens // _COLUMNS)

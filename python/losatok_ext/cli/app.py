@@ -15,17 +15,19 @@ from typer.main import get_command
 import losatok_ext
 from losatok_ext.cli.convert import convert
 from losatok_ext.cli.decode import decode
+from losatok_ext.cli.edit import edit
 from losatok_ext.cli.encode import encode
 from losatok_ext.cli.fit_quantizer import fit_quantizer
+from losatok_ext.cli.generate import generate
 from losatok_ext.cli.info import info
 from losatok_ext.cli.reconstruct import reconstruct
 from losatok_ext.errors import UserError
 
 # Commands whose modules import torch: name -> module, attribute, and the line that --help shows without importing them.
 _HEAVY = {
-    "train": ("losatok_ext.cli.train", "app", "Train a model: first `sembo`, then `tokenizer` on what it wrote."),
+    "train": ("losatok_ext.cli.train", "app", "Train a model: `sembo`, then `tokenizer`, then a `generator`."),
     "evaluate": ("losatok_ext.cli.evaluate", "app", "Measure a model on recordings: `storage`."),
-    "demo": ("losatok_ext.cli.demo", "demo", "Train a small model on the bundled recordings, then tokenize one."),
+    "demo": ("losatok_ext.cli.demo", "demo", "Train small models on the bundled recordings, then use them."),
 }
 
 # Packages that an installation may lack, and the extra that brings them.
@@ -87,7 +89,7 @@ def _root(
         typer.echo(ctx.get_help())
 
 
-for _command in (encode, decode, reconstruct, info, convert, fit_quantizer):
+for _command in (encode, decode, reconstruct, generate, edit, info, convert, fit_quantizer):
     app.command(_command.__name__.replace("_", "-"))(_command)
 for _name, (_, _, _summary) in _HEAVY.items():
     app.command(_name, help=_summary)(lambda: None)  # takes the place in --help; resolve_command puts in the real one

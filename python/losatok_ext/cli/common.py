@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,16 @@ ModelOption = Annotated[
         show_default=False,
     ),
 ]
+GeneratorOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--generator",
+        "-g",
+        envvar="LOSATOK_GENERATOR",
+        help="Generator folder, which `losatok train generator` wrote.",
+        show_default=False,
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write again what exists; otherwise it is kept.")]
 
@@ -43,6 +54,32 @@ def require_model(folder: Path | None) -> Path:
     if not folder.exists():
         raise UserError(f"the model folder {folder} does not exist; check --model, or {_NO_MODEL.partition('; ')[2]}")
     return folder
+
+
+def require_generator(folder: Path | None) -> Path:
+    """``folder``, or a UserError that says how to come by one. Checked before any file is read."""
+    cure = (
+        "pass --generator DIR or set LOSATOK_GENERATOR; `make demo` (or `losatok demo`) makes a small one in "
+        "demo/generator/model, and `losatok train generator` trains one"
+    )
+    if folder is None:
+        raise UserError(f"no generator: {cure}")
+    if not folder.exists():
+        raise UserError(f"the generator folder {folder} does not exist; {cure}")
+    return folder
+
+
+def check_outputs(source: Path | None, *outputs: Path | None) -> None:
+    """Raise UserError when an output is the input, a folder, or the same file as another output."""
+    seen: dict[str, Path] = {} if source is None else {os.path.realpath(source): source}
+    for path in filter(None, outputs):
+        other = seen.setdefault(os.path.realpath(path), path)
+        if other is source:
+            raise UserError(f"{path} is the input and would be overwritten; choose another name")
+        if other is not path:
+            raise UserError(f"{path} would be written twice; choose another name for one of them")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give the name of a file in it")
 
 
 def load_model(folder: Path, device: str) -> LoSATok:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, ModelOption, load_model, require_model
+from losatok_ext.cli.common import DeviceOption, ModelOption, check_outputs, load_model, require_model
 from losatok_ext.errors import UserError
 
 
@@ -31,11 +30,7 @@ def reconstruct(
 
     if plot is not None and plot.suffix.lower() not in PICTURES:
         raise UserError(f"--plot {plot} ends in none of {', '.join(PICTURES)}")
-    for path in filter(None, (output, plot)):
-        if os.path.realpath(path) == os.path.realpath(source):
-            raise UserError(f"{path} is the input and would be overwritten; choose another name")
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give the name of a file in it")
+    check_outputs(source, output, plot)
     tokenizer = load_model(model, device)
     check_writable(output, tokenizer.sample_rate)
     from losatok_ext.inference.jobs import decode_clip, encode_clip

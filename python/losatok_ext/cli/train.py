@@ -1,4 +1,4 @@
-"""``losatok train sembo`` and ``losatok train tokenizer``."""
+"""``losatok train sembo``, ``losatok train tokenizer`` and ``losatok train generator``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from losatok_ext.training import TrainConfig, TrainResult, train_sembo, train_tokenizer
+from losatok_ext.training import TrainConfig, TrainResult, train_generator, train_sembo, train_tokenizer
 from losatok_ext.training.progress import TrainingProgress
 
-app = typer.Typer(no_args_is_help=True, help="Train a model: first `sembo`, then `tokenizer` on what it wrote.")
+app = typer.Typer(no_args_is_help=True, help="Train a model: `sembo`, then `tokenizer`, then a `generator`.")
 
 Data = Annotated[
     Path,
@@ -99,6 +99,51 @@ def tokenizer(
     _run(
         train_tokenizer, data, output, TrainConfig.load(config, {**_given({"init": init}), **common}, assignments or [])
     )
+
+
+@app.command()
+def generator(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help='Folder of audio or latent files, or JSONL manifest of {"path": ..., "text": ...} lines.',
+            show_default=False,
+        ),
+    ],
+    output: Output,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar="LOSATOK_MODEL",
+            help="Tokenizer folder; needed for audio files.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Config = None,
+    assignments: Set = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Size of the generator: tiny, base or wide.", show_default="base")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Generator folder to go on from, instead of a preset.", show_default=False)
+    ] = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    seed: Seed = None,
+    device: Device = None,
+    tensorboard: Tensorboard = None,
+) -> None:
+    """Train a generator of a tokenizer's latents, told by text; the tokenizer stays frozen.
+
+    A clip's text is "text" in the manifest, else "label", else "labels"; in a folder the name of the folder it lies in.
+    """
+    options = _given({"preset": preset, "init": init}) | _common(steps, batch_size, lr, seed, device, tensorboard)
+    if model is not None:
+        options["generator"] = {"tokenizer": model}
+    _run(train_generator, data, output, TrainConfig.load(config, options, assignments or []))
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

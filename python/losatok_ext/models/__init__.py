@@ -4,6 +4,7 @@ from losatok_ext.models.config import LoSATokConfig
 from losatok_ext.models.dit import DiT
 from losatok_ext.models.dit_conditions import Conditions
 from losatok_ext.models.dit_config import DiTConfig
+from losatok_ext.models.generator import Generator, GeneratorConfig
 from losatok_ext.models.latents import Latents
 from losatok_ext.models.losatok import LoSATok
 from losatok_ext.models.text import ByteTextEncoder, HuggingFaceTextEncoder
@@ -13,6 +14,8 @@ __all__ = [
     "Conditions",
     "DiT",
     "DiTConfig",
+    "Generator",
+    "GeneratorConfig",
     "HuggingFaceTextEncoder",
     "Latents",
     "LoSATok",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from losatok_ext.errors import ConfigError
+from losatok_ext.nn.flow_matching import ConditionDropout, FlowMatching, SpanMasking
 from losatok_ext.training import typed
 
 
@@ -104,6 +105,27 @@ def _check_weights(group: str, weights: Any) -> None:
 
 
 @dataclass(frozen=True)
+class GeneratorOptions:
+    """The generator stage: what it learns from, and how."""
+
+    tokenizer: str | None = None
+    """Folder of the LoSATok model whose latents are generated; needed for recordings, checked for latent files."""
+    context: bool = True
+    """Train for editing: parts of each clip are given as a time-aligned condition, see :class:`SpanMasking`."""
+    flow: FlowMatching = field(default_factory=FlowMatching)
+    dropout: ConditionDropout = field(default_factory=ConditionDropout)
+    masking: SpanMasking = field(default_factory=SpanMasking)
+    statistics_seconds: float = 36000.0
+    """The latents' mean and deviation are measured over so much of the data at most, evenly chosen."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.statistics_seconds > 0,
+            f"generator.statistics_seconds should be positive, got {self.statistics_seconds}",
+        )
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """When the state is written, and how many are kept."""
 
@@ -132,26 +154,28 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run, of either stage. Keys are those of the YAML file, and of ``--set`` with dots.
+    """A training run, of any stage. Keys are those of the YAML file, and of ``--set`` with dots.
 
     Raises:
         ConfigError: a value out of its range, or ``init`` together with ``preset``, ``model`` or ``teacher``.
     """
 
-    preset: Literal["tiny", "base"] | None = None
-    """Size of the model; ``base``, the published one, where neither this nor ``init`` is given."""
+    preset: Literal["tiny", "base", "wide"] | None = None
+    """Size of the model; ``base``, the published one, where neither this nor ``init`` is given. ``wide`` is a
+    generator's only."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Keys of ``LoSATokConfig`` that replace the preset's."""
+    """Keys of ``LoSATokConfig``, for a generator of ``DiTConfig``, that replace the preset's."""
     teacher: str | None = None
     """SemBo: file of published LoSATok or MiDashengLM weights, whose semantic encoder is the teacher. Without it the
     teacher is a frozen Dasheng of the preset's size with seeded random weights."""
     init: str | None = None
-    """Model folder to start from. The tokenizer stage needs one that ``train sembo`` wrote."""
+    """Model folder to start from. The tokenizer stage needs one that ``train sembo`` wrote; a generator may go on from
+    another."""
     quantizer: dict[str, Any] = field(default_factory=dict)
     """Tokenizer: a quantizer to train with the rest (``kind``: vq, rvq, fsq, lfq or affine, and keys of its
     configuration), in place of the one that the model of ``init`` may have."""
     steps: int | None = None
-    """Optimizer steps; null takes the paper's (SemBo 100 000, tokenizer 1 000 000)."""
+    """Optimizer steps; null takes the paper's (SemBo 100 000, tokenizer 1 000 000, generator 100 000)."""
     batch_size: int = 16
     """Crops per step."""
     seed: int = 0
@@ -166,6 +190,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sembo: SemBoWeights = field(default_factory=SemBoWeights)
     tokenizer: TokenizerWeights = field(default_factory=TokenizerWeights)
+    generator: GeneratorOptions = field(default_factory=GeneratorOptions)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -218,9 +243,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, fit for JSON and YAML; :meth:`from_dict` reads them back."""
-        values = dataclasses.asdict(self)
-        values["optimizer"]["betas"] = list(self.optimizer.betas)
-        return values
+        return _plain(dataclasses.asdict(self))
 
     def torch_device(self) -> torch.device:
         """The device to train on.
@@ -242,6 +265,13 @@ class TrainConfig:
                 "devices; use device cpu"
             )
         return device
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with lists for tuples, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _plain(below) for key, below in value.items()}
+    return [_plain(below) for below in value] if isinstance(value, tuple | list) else value
 
 
 FREE_KEYS = (

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from losatok_ext.audio.files import READABLE_SUFFIXES, audio_info, read_audio
-from losatok_ext.errors import AudioFileError, TrainingError
+from losatok_ext.errors import AudioFileError, LatentFileError, TrainingError
 from losatok_ext.training.regions import read_region
 
 LONG_SECONDS = 30.0
@@ -23,11 +24,21 @@ _UNKNOWN_SECONDS = 1e9
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording: ``path``, ``name`` in the corpus, and length in ``samples`` by its header."""
+    """One recording: ``path``, ``name`` in the corpus, length in ``samples`` by its header, and ``text`` or ``""``."""
 
     path: Path
     name: str
     samples: int
+    text: str = ""
+
+
+class Entry(NamedTuple):
+    """What a folder or manifest says of a file; ``seconds`` is None where it says nothing."""
+
+    path: Path
+    name: str
+    seconds: float | None
+    text: str
 
 
 @dataclass(frozen=True)
@@ -47,10 +58,10 @@ class Corpus:
         """Length of all clips together."""
         return sum(clip.samples for clip in self.clips) / self.sample_rate
 
-    def digest(self) -> str:
-        """A hash of the clips' names and lengths: resuming on another corpus would not be the same run."""
-        text = "\n".join(f"{clip.name}\t{clip.samples}" for clip in self.clips)
-        return hashlib.sha256(text.encode()).hexdigest()
+    def digest(self, texts: bool = False) -> str:
+        """A hash of the clips' names and lengths (and texts): resuming on another corpus would not be the same run."""
+        lines = [f"{clip.name}\t{clip.samples}" + (f"\t{clip.text}" if texts else "") for clip in self.clips]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def crop(self, index: int, samples: int, place: float) -> Tensor:
         """At most ``samples`` samples [N] of clip ``index``, float32 mono at ``sample_rate``.
@@ -93,16 +104,16 @@ def open_corpus(data: str | Path, sample_rate: int, minimum_samples: int, cache_
         TrainingError: ``data`` is missing or empty, a manifest line is broken (named by file and line), or no clip is
             usable.
     """
-    entries = _entries(Path(data))
+    entries = find_entries(Path(data))
     skipped: list[str] = []
 
-    def measure(entry: tuple[Path, str, float | None]) -> Clip:
-        path, name, seconds = entry
+    def measure(entry: Entry) -> Clip:
+        path, name, seconds, text = entry
         if seconds is None:
             seconds = audio_info(path).seconds
         if seconds >= _UNKNOWN_SECONDS:  # a header that does not tell
-            return Clip(path, name, len(read_audio(path, sample_rate)))
-        return Clip(path, name, round(seconds * sample_rate))
+            return Clip(path, name, len(read_audio(path, sample_rate)), text)
+        return Clip(path, name, round(seconds * sample_rate), text)
 
     def keep_long(clip: Clip, samples: int) -> bool:
         if samples < minimum_samples:
@@ -112,10 +123,10 @@ def open_corpus(data: str | Path, sample_rate: int, minimum_samples: int, cache_
             )
         return samples >= minimum_samples
 
-    clips = [clip for clip in _attempt(measure, entries, skipped) if keep_long(clip, clip.samples)]
+    clips = [clip for clip in attempt(measure, entries, skipped) if keep_long(clip, clip.samples)]
     corpus = Corpus(tuple(clips), sample_rate, minimum_samples, tuple(skipped))
     if corpus.seconds * sample_rate * 4 <= cache_megabytes * 1e6:
-        decoded = _attempt(lambda clip: (clip, read_audio(clip.path, sample_rate)), clips, skipped)
+        decoded = attempt(lambda clip: (clip, read_audio(clip.path, sample_rate)), clips, skipped)
         kept = [(clip, audio) for clip, audio in decoded if keep_long(clip, len(audio))]
         corpus = Corpus(
             tuple(clip for clip, _ in kept),
@@ -129,13 +140,13 @@ def open_corpus(data: str | Path, sample_rate: int, minimum_samples: int, cache_
     return corpus
 
 
-def _attempt(function: Callable, items: Iterable, skipped: list[str]) -> list:
-    """``function`` of every item, in order, by threads; messages of AudioFileErrors go to ``skipped`` instead."""
+def attempt(function: Callable, items: Iterable, skipped: list[str]) -> list:
+    """``function`` of every item, in order, by threads; what the files are to blame for goes to ``skipped`` instead."""
 
     def guarded(item: object) -> tuple[object, str | None]:
         try:
             return function(item), None
-        except AudioFileError as error:
+        except (AudioFileError, LatentFileError) as error:
             return None, str(error)
 
     with ThreadPoolExecutor(max_workers=max(torch.get_num_threads(), 4)) as pool:
@@ -144,23 +155,36 @@ def _attempt(function: Callable, items: Iterable, skipped: list[str]) -> list:
     return [result for result, message in results if message is None]
 
 
-def _entries(data: Path) -> list[tuple[Path, str, float | None]]:
+def find_entries(data: Path, suffixes: Sequence[str] = READABLE_SUFFIXES, kind: str = "audio") -> list[Entry]:
+    """The files of a folder (searched through for ``suffixes``) or JSONL manifest.
+
+    A manifest line gives a clip's text as ``"text"``, else as ``"label"``, else as the values of the object
+    ``"labels"``. In a folder it is the name of the folder that the file lies in, ``""`` at the top.
+
+    Raises:
+        TrainingError: as :func:`open_corpus`.
+    """
     if data.is_dir():
-        found = sorted(p for p in data.rglob("*") if p.suffix.lower() in READABLE_SUFFIXES and p.is_file())
-        entries = [(path, path.relative_to(data).as_posix(), None) for path in found if not path.name.startswith(".")]
+        found = sorted(p for p in data.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+        entries = [
+            Entry(path, name.as_posix(), None, name.parent.name)
+            for path, name in ((path, path.relative_to(data)) for path in found)
+            if not path.name.startswith(".")
+        ]
         if not entries:
             raise TrainingError(
-                f"{data}: the folder holds no audio files ({', '.join(READABLE_SUFFIXES)}), nor do the folders in it"
+                f"{data}: the folder holds no {kind} files ({', '.join(suffixes)}), nor do the folders in it"
             )
-        return entries  # type: ignore[return-value]
+        return entries
     if not data.exists():
-        raise TrainingError(f"{data}: no such folder or manifest; give a folder of audio files or a JSONL manifest")
-    if data.suffix.lower() in READABLE_SUFFIXES:
-        raise TrainingError(f"{data} is an audio file; give the folder that holds it, or a JSONL manifest")
+        raise TrainingError(f"{data}: no such folder or manifest; give a folder of {kind} files or a JSONL manifest")
+    if data.suffix.lower() in suffixes:
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise TrainingError(f"{data} is {article} {kind} file; give the folder that holds it, or a JSONL manifest")
     return _manifest(data)
 
 
-def _manifest(path: Path) -> list[tuple[Path, str, float | None]]:
+def _manifest(path: Path) -> list[Entry]:
     entries = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -188,7 +212,19 @@ def _manifest(path: Path) -> list[tuple[Path, str, float | None]]:
             raise TrainingError(
                 f'{path}:{number}: "seconds" should be the length of the clip in seconds, got {seconds!r}'
             )
-        entries.append((path.parent / name, name, seconds))
+        entries.append(Entry(path.parent / name, name, seconds, _text(values, f"{path}:{number}")))
     if not entries:
         raise TrainingError(f'{path}: the manifest is empty; each line should be an object such as {{"path": "a.wav"}}')
     return entries
+
+
+def _text(values: dict[str, Any], place: str) -> str:
+    for key in ("text", "label"):
+        if key in values:
+            if not isinstance(values[key], str):
+                raise TrainingError(f'{place}: "{key}" should be text, got {values[key]!r}')
+            return values[key]
+    labels = values.get("labels", {})
+    if not isinstance(labels, dict):
+        raise TrainingError(f'{place}: "labels" should be an object of names and values, got {labels!r}')
+    return " ".join(str(value) for value in labels.values())

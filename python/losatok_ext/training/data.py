@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losatok_ext.errors import AudioFileError, TrainingError
+from losatok_ext.errors import AudioFileError, LatentFileError, TrainingError
 from losatok_ext.training.config import DataConfig
-from losatok_ext.training.corpus import Corpus
+from losatok_ext.training.corpus import Clip, Corpus
 
 MAX_UNREADABLE = 16
 _ORDER, _CROP = 0, 1  # separate random streams of one seed
@@ -22,7 +22,10 @@ _ORDER, _CROP = 0, 1  # separate random streams of one seed
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops padded with zeros to the longest: ``audio`` [B, N] float32 and ``lengths`` [B] int64 (samples)."""
+    """Crops padded with zeros to the longest: ``audio`` [B, N] float32 and ``lengths`` [B] int64 (samples).
+
+    Of a corpus of latent files ``audio`` holds latents [B, T, d], and lengths are tokens.
+    """
 
     audio: Tensor
     lengths: Tensor
@@ -30,6 +33,8 @@ class Batch:
     """The clips that the crops were taken from."""
     seconds: float
     """Audio in the batch, padding not counted."""
+    texts: tuple[str, ...] = ()
+    """What the clips' manifest or folder says of them; ``""`` is nothing."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its audio on ``device``; lengths stay on the CPU, where the model reads them at once."""
@@ -77,7 +82,7 @@ class CropSource:
             self._orders = {**{e: o for e, o in self._orders.items() if abs(e - epoch) <= 1}, epoch: order}
         return order
 
-    def _crop_of(self, number: int) -> tuple[Tensor, str]:
+    def _crop_of(self, number: int) -> tuple[Tensor, Clip]:
         """Crop ``number``, counted from the start of training."""
         epoch, position = divmod(number, len(self._visits))
         for attempt in range(MAX_UNREADABLE):
@@ -86,11 +91,11 @@ class CropSource:
             clip = self.corpus.clips[index]
             place = float(np.random.default_rng([self.seed, _CROP, number]).random())
             try:
-                return self.corpus.crop(index, self.crop, place), clip.name
-            except AudioFileError as error:
+                return self.corpus.crop(index, self.crop, place), clip
+            except (AudioFileError, LatentFileError) as error:
                 self.unreadable[clip.name] = str(error)
         last = list(self.unreadable.values())[-1]
-        raise TrainingError(f"{MAX_UNREADABLE} audio files in a row cannot be read, the last: {last}")
+        raise TrainingError(f"{MAX_UNREADABLE} files in a row cannot be read, the last: {last}")
 
     def batch(self, step: int) -> Batch:
         """The batch of ``step`` (from 0): always the same one for the same corpus, seed, crop length and batch size.
@@ -101,11 +106,12 @@ class CropSource:
         crops = [self._crop_of(step * self.batch_size + i) for i in range(self.batch_size)]
         lengths = torch.tensor([len(audio) for audio, _ in crops])
         longest = -(-int(lengths.max()) // self.multiple) * self.multiple
-        audio = torch.zeros(self.batch_size, longest)
+        audio = torch.zeros(self.batch_size, longest, *crops[0][0].shape[1:])
         for row, (samples, _) in zip(audio, crops, strict=True):
             row[: len(samples)] = samples
         seconds = int(lengths.sum()) / self.corpus.sample_rate
-        return Batch(audio, lengths, tuple(name for _, name in crops), seconds)
+        clips = [clip for _, clip in crops]
+        return Batch(audio, lengths, tuple(c.name for c in clips), seconds, tuple(c.text for c in clips))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps ``start`` to ``stop - 1``, read ahead by threads where the corpus is not in memory."""

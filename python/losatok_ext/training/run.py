@@ -6,20 +6,20 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from losatok_ext.errors import CheckpointError, TrainingError
-from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.training.checkpoint import Checkpoint, CheckpointStore, keep_random
 from losatok_ext.training.config import TrainConfig, differences
-from losatok_ext.training.corpus import Corpus, open_corpus
+from losatok_ext.training.corpus import Corpus
 from losatok_ext.training.data import CropSource
 from losatok_ext.training.folders import MODEL
+from losatok_ext.training.generator import GeneratorStage
 from losatok_ext.training.log import TrainingLog
-from losatok_ext.training.loop import OnStep, StepReport, Trainer
+from losatok_ext.training.loop import OnStep, Stage, StepReport, Trainer
 from losatok_ext.training.sembo import SemBoStage
 from losatok_ext.training.tokenizer import TokenizerStage
 
@@ -45,7 +45,8 @@ class TrainResult:
     """What a finished run leaves."""
 
     model: Path
-    """The model folder, for ``LoSATok.from_pretrained`` and ``losatok encode --model``."""
+    """The model folder, for ``LoSATok.from_pretrained`` and ``losatok encode --model``; of a generator for
+    ``Generator.from_pretrained`` and ``losatok generate --generator``."""
     steps: int
     skipped: int
     """Steps that were skipped because a loss or the gradient was not finite."""
@@ -83,7 +84,9 @@ def train_sembo(
         ConfigError, TrainingError, CheckpointError: what cannot be used, in one sentence.
         KeyboardInterrupt: after SIGINT or SIGTERM, when the step was finished and a checkpoint written.
     """
-    return _train(SemBoStage, data, output, config or TrainConfig(), on_start, on_step)
+    config = config or TrainConfig()
+    device = config.torch_device()
+    return _train(SemBoStage(data, config), data, output, config, device, on_start, on_step)
 
 
 def train_tokenizer(
@@ -99,59 +102,98 @@ def train_tokenizer(
 
     ``config.init`` names the folder that :func:`train_sembo` wrote. All else is as there.
     """
-    return _train(TokenizerStage, data, output, config, on_start, on_step)
+    device = config.torch_device()
+    return _train(TokenizerStage(data, config), data, output, config, device, on_start, on_step)
 
 
-def _train(
-    kind: type[SemBoStage] | type[TokenizerStage],
+def train_generator(
     data: str | Path,
     output: str | Path,
     config: TrainConfig,
+    *,
+    on_start: OnStart | None = None,
+    on_step: OnStep | None = None,
+) -> TrainResult:
+    """Train a generator on recordings, or on latent files that ``losatok encode`` wrote, and leave a generator folder
+    ``output/model``.
+
+    ``config.generator.tokenizer`` names the tokenizer's folder; latent files do without. All else is as for
+    :func:`train_sembo`.
+
+    Args:
+        data: folder or manifest of recordings or of latent files; texts come from the manifest (``"text"``, else
+            ``"label"``, else ``"labels"``), or from the names of the folders that files lie in.
+        output: the run's folder.
+        config: the run's configuration.
+        on_start: called once, before the first step.
+        on_step: called after every step.
+    """
+    device = config.torch_device()
+    return _train(GeneratorStage(data, config, device), data, output, config, device, on_start, on_step)
+
+
+class _Run(Stage, Protocol):
+    """A stage, and how its model and data come about."""
+
+    paper_steps: int
+
+    def model_config(self) -> Any: ...
+
+    def facts(self) -> dict[str, Any]: ...
+
+    def digest(self, corpus: Corpus) -> str: ...
+
+    def read_config(self, values: dict[str, Any]) -> Any: ...
+
+    def blank(self, config: Any) -> Any: ...
+
+    def open_data(self, model: Any) -> tuple[Corpus, CropSource]: ...
+
+    def build(self, corpus: Corpus) -> Any: ...
+
+    def start(self, model: Any) -> None: ...
+
+
+def _train(
+    stage: _Run,
+    data: str | Path,
+    output: str | Path,
+    config: TrainConfig,
+    device: torch.device,
     on_start: OnStart | None,
     on_step: OnStep | None,
 ) -> TrainResult:
-    device, steps, output = config.torch_device(), config.steps or kind.paper_steps, Path(output)
+    steps, output = config.steps or stage.paper_steps, Path(output)
     with CheckpointStore(output, config.checkpoint.keep) as store, keep_random(device):
         checkpoint = store.latest()
-        facts: dict[str, Any] = {"stage": kind.name, "config": config.to_dict()}
+        facts: dict[str, Any] = {"stage": stage.name, "config": config.to_dict()}
         if checkpoint is None:
-            model_config = kind.model_config(config)
+            model_config = stage.model_config()
         else:
             _check_same_run(store, facts)
-            model_config = LoSATokConfig.from_dict(store.read_run()["model"])
-        corpus, source = _open_data(data, model_config, config)  # before the model, which may take minutes to build
-        model = kind.build(config) if checkpoint is None else LoSATok(model_config)
-        facts |= {"model": model_config.to_dict(), "corpus": corpus.digest()}
-        stage = kind(model.to(device), config)
+            model_config = stage.read_config(store.read_run()["model"])
+        corpus, source = stage.open_data(model_config)  # before the model, which may take minutes to build
+        model = stage.build(corpus) if checkpoint is None else stage.blank(model_config)
+        facts |= {"model": model_config.to_dict(), "corpus": stage.digest(corpus), **stage.facts()}
+        stage.start(model.to(device))
         trainer = Trainer(stage, source, config, steps, store, device)
         if checkpoint is None:
             store.write_run(facts, trainer.frozen_state())
             _seed(config.seed)
         else:
-            if facts["corpus"] != store.read_run()["corpus"]:
-                raise TrainingError(
-                    f"{data}: the recordings are not those that the run in {output} began with; bring them back, or "
-                    "choose another folder"
-                )
+            _check_same_data(data, store, facts)
             _restore(trainer, store, checkpoint)
         with TrainingLog(output, config.log, trainer.step) as log:
             if on_start is not None:
                 trained = sum(p.numel() for p in trainer.parameters.values())
                 total = sum(p.numel() for p in model.parameters())
                 epochs = steps / source.steps_per_epoch
-                on_start(RunStart(kind.name, corpus, device, steps, trainer.step, epochs, trained, total))
+                on_start(RunStart(stage.name, corpus, device, steps, trainer.step, epochs, trained, total))
             progress = trainer.run(log, on_step)
         model.save_pretrained(output / MODEL)
     return TrainResult(
         output / MODEL, progress.step, progress.skipped, progress.last, tuple(source.unreadable.values())
     )
-
-
-def _open_data(data: str | Path, model: LoSATokConfig, config: TrainConfig) -> tuple[Corpus, CropSource]:
-    # A clip needs one token of the semantic encoder, which sees the most audio at once.
-    multiple = max(model.samples_per_token, model.semantic_upsampling * model.samples_per_token)
-    corpus = open_corpus(data, model.sample_rate, multiple, config.data.cache_megabytes)
-    return corpus, CropSource(corpus, config.data, batch_size=config.batch_size, seed=config.seed, multiple=multiple)
 
 
 def _seed(seed: int) -> None:
@@ -172,6 +214,20 @@ def _check_same_run(store: CheckpointStore, facts: dict[str, Any]) -> None:
         raise TrainingError(
             f"{output} holds a run with another configuration ({'; '.join(changed)}); use the same to go on with it, "
             "or choose another folder"
+        )
+
+
+def _check_same_data(data: str | Path, store: CheckpointStore, facts: dict[str, Any]) -> None:
+    then, output = store.read_run(), store.root.parent
+    if facts["corpus"] != then["corpus"]:
+        raise TrainingError(
+            f"{data}: the recordings are not those that the run in {output} began with; bring them back, or "
+            "choose another folder"
+        )
+    if facts.get("tokenizer") != then.get("tokenizer"):
+        raise TrainingError(
+            f"{data}: the latents are of the tokenizer {facts['tokenizer']}, and the run in {output} began with those "
+            f"of {then['tokenizer']}; use that one, or choose another folder"
         )
 
 

@@ -13,11 +13,13 @@ from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.checkpoint import read_config
 from losatok_ext.nn.quantizers import QuantizerConfig, quantizer_config
 from losatok_ext.training.config import TrainConfig
+from losatok_ext.training.corpus import Corpus
 from losatok_ext.training.data import Batch
 from losatok_ext.training.folders import model_folder
+from losatok_ext.training.recordings import RecordingStage
 
 
-class TokenizerStage:
+class TokenizerStage(RecordingStage):
     """Trains all but the semantic branch on ``mel``, ``semantic_high``, ``semantic_low`` and ``kl``.
 
     Weights: arXiv 2605.27840 (45 mel + 45 (L_H + L_L) + 0.01 KL), without its adversarial terms. With a quantizer it
@@ -27,8 +29,8 @@ class TokenizerStage:
     name = "tokenizer"
     paper_steps = 1_000_000
 
-    def __init__(self, model: LoSATok, config: TrainConfig) -> None:
-        self.model = model
+    def __init__(self, data: str | Path, config: TrainConfig) -> None:
+        super().__init__(data, config)
         weights = config.tokenizer
         self.weights = {
             "mel": weights.mel,
@@ -36,34 +38,34 @@ class TokenizerStage:
             "semantic_low": weights.semantic_low,
             "kl": weights.kl,
         }
-        if model.quantizer is not None:
-            self.weights["quantizer"] = weights.quantizer
-        model.train()
-        model.train_only("tokenizer")
 
-    @staticmethod
-    def model_config(config: TrainConfig) -> LoSATokConfig:
-        """That of the folder ``init``, which ``losatok train sembo`` wrote, with the quantizer of ``config``.
+    def start(self, model: LoSATok) -> None:
+        """Train the stage's part of ``model``, and its quantizer where it has one."""
+        super().start(model)
+        if model.quantizer is not None:
+            self.weights["quantizer"] = self.config.tokenizer.quantizer
+
+    def model_config(self) -> LoSATokConfig:
+        """That of the folder ``init``, which ``losatok train sembo`` wrote, with the quantizer of the configuration.
 
         Raises:
             ConfigError: there is no ``init``, or ``quantizer`` holds a key or value that does not fit.
             CheckpointError: the folder cannot be read.
         """
-        ours = read_config(_init(config))
-        quantizer = _quantizer(config)
+        ours = read_config(_init(self.config))
+        quantizer = _quantizer(self.config)
         return ours if quantizer is None else dataclasses.replace(ours, quantizer=quantizer)
 
-    @staticmethod
-    def build(config: TrainConfig) -> LoSATok:
-        """The model of the folder ``init``, with a new quantizer where ``config`` has one.
+    def build(self, corpus: Corpus) -> LoSATok:
+        """The model of the folder ``init``, with a new quantizer where the configuration has one.
 
         Raises as :meth:`model_config`.
         """
-        model = LoSATok.from_pretrained(_init(config))
-        quantizer = _quantizer(config)
+        model = LoSATok.from_pretrained(_init(self.config))
+        quantizer = _quantizer(self.config)
         if quantizer is None:
             return model
-        torch.manual_seed(config.seed)
+        torch.manual_seed(self.config.seed)
         return model.with_quantizer(quantizer)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ def _construct(cls: type[T], values: Mapping[str, Any], source: str) -> T:
 def _suggest(key: str, cls: type, prefix: str) -> str:
     known = _keys(cls, prefix)
     last = {name: name.rpartition(".")[2] for name in known}
-    near = difflib.get_close_matches(key, set(last.values()), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(key, set(last.values()), n=3, cutoff=0.65)
     if near:
         return "did you mean " + " or ".join(name for match in near for name in known if last[name] == match) + "?"
     here = typing.get_type_hints(cls)

@@ -1,0 +1,81 @@
+"""The options of ``losatok generate`` and ``losatok edit``: how to sample, and with which models."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from losatok_ext.cli.common import load_model, pick_device, require_generator, require_model
+from losatok_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from losatok_ext.inference.sampling import SamplerConfig
+    from losatok_ext.models import LoSATok
+    from losatok_ext.models.generator import Generator
+
+StepsOption = Annotated[int, typer.Option(help="Steps of the sampler.", min=1)]
+CfgOption = Annotated[float, typer.Option("--cfg", help="Guidance scale; 1 is none.")]
+CfgIntervalOption = Annotated[
+    str, typer.Option("--cfg-interval", metavar="LOW:HIGH", help="Noise levels (1 noise, 0 data) that are guided.")
+]
+CfgRescaleOption = Annotated[
+    float, typer.Option("--cfg-rescale", help="0..1, against over-saturation by strong guidance.")
+]
+SolverOption = Annotated[str, typer.Option(help="euler, midpoint, heun or rk4.")]
+ScheduleOption = Annotated[str, typer.Option(help="Steps between noise and data: uniform, sway or shifted.")]
+SeedOption = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+CudaGraphsOption = Annotated[bool, typer.Option("--cuda-graphs", help="Record the steps once and replay them (GPU).")]
+
+
+def sampler_config(
+    steps: int, cfg: float, interval: str, rescale: float, solver: str, schedule: str, cuda_graphs: bool
+) -> SamplerConfig:
+    """The sampler that the options describe.
+
+    Raises:
+        ConfigError, UserError: an option that does not fit, by name.
+    """
+    from losatok_ext.inference.sampling import SamplerConfig
+    from losatok_ext.inference.sampling_guidance import Guidance
+    from losatok_ext.inference.sampling_schedule import Schedule
+
+    bounds = two_numbers("--cfg-interval", interval, "two noise levels such as 0.2:0.8")
+    guidance = Guidance(cfg, bounds, rescale)
+    return SamplerConfig(steps, solver, Schedule(schedule), guidance, cuda_graphs)  # type: ignore[arg-type]
+
+
+def two_numbers(option: str, text: str, should: str) -> tuple[float, float]:
+    """``"a:b"`` as two finite numbers.
+
+    Raises:
+        UserError: it is something else; ``should`` says what it should be.
+    """
+    first, colon, second = text.partition(":")
+    try:
+        numbers = float(first), float(second)
+    except ValueError:
+        numbers = math.nan, math.nan
+    if not colon or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{option} takes {should}, got {text!r}")
+    return numbers
+
+
+def load_both(generator: Path | None, model: Path | None, device: str) -> tuple[Generator, LoSATok]:
+    """The generator and its tokenizer on ``device``, in eval mode.
+
+    Raises:
+        UserError: one is not named, there is no such device, or they do not belong together.
+        CheckpointError: a folder holds no usable model.
+    """
+    generator, model = require_generator(generator), require_model(model)
+    chosen = pick_device(device)
+    from losatok_ext.models.generator import Generator
+    from losatok_ext.training.folders import model_folder
+
+    maker = Generator.from_pretrained(model_folder(generator)).to(chosen).eval()
+    tokenizer = load_model(model_folder(model), device)
+    maker.dit.check_tokenizer(tokenizer.fingerprint())
+    return maker, tokenizer

@@ -1,0 +1,237 @@
+"""Flow matching on straight paths between data and noise: what a generator learns, and what its samplers integrate.
+
+Source: Lipman et al. 2023 (arXiv 2210.02747) and Liu et al. 2023 (rectified flow, arXiv 2209.03003). A point of the
+path with *noise level* s in 0..1 is ``x = (1 - s) data + s noise``. Published models differ in what they call time and
+in the sign of what they predict; :attr:`FlowMatching.direction` names both by what is predicted:
+
+===================  =====================  ==============================  ====================================
+direction            path                   t                               used by
+===================  =====================  ==============================  ====================================
+``"noise - data"``   (1-t) data + t noise   t = s: 0 is data, 1 is noise    UniFlow-Audio, Stable Diffusion 3
+``"data - noise"``   (1-t) noise + t data   t = 1-s: 0 is noise, 1 is data  F5-TTS, Voicebox
+===================  =====================  ==============================  ====================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from losatok_ext.audio.stft import keep_valid, valid_mask
+from losatok_ext.errors import ConfigError
+from losatok_ext.nn.losses import masked_mean
+
+Direction = Literal["noise - data", "data - noise"]
+TimeDistribution = Literal["uniform", "logit_normal", "mode", "cosmap"]
+
+
+def shift_noise_level(level: Tensor, shift: float) -> Tensor:
+    """Noise levels moved towards noise (shift > 1) or data (shift < 1): ``shift s / (1 + (shift - 1) s)``.
+
+    Source: Esser et al. 2024 (arXiv 2403.03206, section 5.3.2). 0 and 1 stay where they are.
+    """
+    return shift * level / (1 + (shift - 1) * level)
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """The path, the prediction and the training distribution of a flow-matching model.
+
+    Time distributions are those of Esser et al. 2024 (arXiv 2403.03206, section 3.1). They are distributions of the
+    noise level, so that the same options train the same model in either direction.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    direction: Direction = "noise - data"
+    """What the model predicts; decides what t means (see the module)."""
+    time: TimeDistribution = "logit_normal"
+    """Of the noise levels in training: ``uniform``; ``logit_normal``, whose logit is normal; ``mode``, heavy-tailed
+    around the middle; ``cosmap``, the cosine schedule's."""
+    time_mean: float = 0.0
+    """``logit_normal``: mean of the logit; above 0 more steps see much noise."""
+    time_std: float = 1.0
+    """``logit_normal``: standard deviation of the logit."""
+    mode_scale: float = 1.29
+    """``mode``: above 0 favours the middle, below it the ends; within -1 .. 2 / (pi - 2)."""
+    time_shift: float = 1.0
+    """Moves noise levels towards noise (> 1); see :func:`shift_noise_level`."""
+
+    def __post_init__(self) -> None:
+        def require(holds: bool, name: str, should: str) -> None:
+            if not holds:
+                raise ConfigError(f"{name} should be {should}, got {getattr(self, name)!r}")
+
+        require(self.direction in get_args(Direction), "direction", " or ".join(map(repr, get_args(Direction))))
+        require(self.time in get_args(TimeDistribution), "time", "one of " + ", ".join(get_args(TimeDistribution)))
+        require(math.isfinite(self.time_mean), "time_mean", "finite")
+        require(0 < self.time_std < math.inf, "time_std", "positive")
+        require(-1 <= self.mode_scale <= 2 / (math.pi - 2), "mode_scale", "within -1..1.75")
+        require(0 < self.time_shift < math.inf, "time_shift", "positive")
+
+    def time_at(self, level: float) -> float:
+        """The model's t at a noise level, and the other way round: the map is its own inverse."""
+        return level if self.direction == "noise - data" else 1.0 - level
+
+    def draw_time(
+        self, batch: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Times t [B] float32 of a training batch, in the direction's own convention. No host sync."""
+        if self.time == "logit_normal":
+            level = torch.sigmoid(
+                self.time_mean + self.time_std * torch.randn(batch, device=device, generator=generator)
+            )
+        else:
+            u = torch.rand(batch, device=device, generator=generator)
+            if self.time == "mode":
+                level = 1 - u - self.mode_scale * ((math.pi / 2 * u).cos().square() - 1 + u)
+            elif self.time == "cosmap":
+                level = 1 - 1 / ((math.pi / 2 * u).tan() + 1)
+            else:
+                level = u
+        level = shift_noise_level(level, self.time_shift)
+        return level if self.direction == "noise - data" else 1 - level
+
+    def interpolate(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The points of the path at times ``t`` [B] between ``data`` and ``noise`` [B, T, d]."""
+        ahead, behind = (noise, data) if self.direction == "noise - data" else (data, noise)
+        weight = t.to(data.dtype).view(-1, *(1,) * (data.dim() - 1))
+        return (1 - weight) * behind + weight * ahead
+
+    def velocity(self, data: Tensor, noise: Tensor) -> Tensor:
+        """dx/dt along the path, which is what the model predicts."""
+        return noise - data if self.direction == "noise - data" else data - noise
+
+    def estimate(self, x: Tensor, velocity: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(data, noise): the ends of the straight path through ``x`` [B, T, d] at ``t`` ([B] or one number) with
+        ``velocity``."""
+        if isinstance(t, Tensor):
+            t = t.to(x.dtype).view(-1, *(1,) * (x.dim() - 1))
+        start, end = x - t * velocity, x + (1 - t) * velocity
+        return (start, end) if self.direction == "noise - data" else (end, start)
+
+    def loss(
+        self,
+        model: Callable[[Tensor, Tensor], Tensor],
+        data: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Mean squared error of the predicted velocity at a random time per item and fresh noise: a float32 scalar.
+
+        Args:
+            model: maps (x [B, T, d], t [B]) to a velocity [B, T, d].
+            data: [B, T, d] latents, normalised; no gradient goes to it.
+            lengths: [B] int64 tokens; what lies past a length is not read, even NaN, and noise there is zero.
+            mask: [B, T] bool, True at the tokens that count (None: all below ``lengths``).
+            generator: of times and noise.
+
+        Returns:
+            The mean over counted tokens of the whole batch and over d; 0 where none counts.
+        """
+        data = keep_valid(data.detach(), lengths)
+        t = self.draw_time(len(data), data.device, generator)
+        noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
+        noise = keep_valid(noise, lengths)
+        predicted = model(self.interpolate(data, noise, t), t)
+        counted = mask
+        if lengths is not None:
+            inside = valid_mask(lengths.to(data.device), data.shape[1])
+            counted = inside if mask is None else inside & mask
+        error = predicted.float() - self.velocity(data, noise).float()
+        if counted is None:
+            return masked_mean(error.square().mean(-1), None)
+        # Before the square: what a model leaves past a length may be NaN, and 0 * NaN would reach the gradient.
+        error = torch.where(counted[..., None], error, 0.0)
+        return error.square().mean(-1).sum() / counted.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class ConditionDropout:
+    """How often training hides conditions from the model, so that it can be sampled with classifier-free guidance.
+
+    Source: Ho and Salimans 2022 (arXiv 2207.12598). An item loses everything at once with probability ``joint``, and
+    each condition alone with its own.
+
+    Raises:
+        ConfigError: a probability outside 0..1.
+    """
+
+    joint: float = 0.1
+    text: float = 0.0
+    aligned: float = 0.0
+    global_: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("joint", "text", "aligned", "global_"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} should lie within 0..1, got {value}")
+
+    def draw(
+        self, batch: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """``{"joint", "text", "aligned", "global_"}``: [B] bool, True where an item is to see nothing at all, or not
+        that condition. Independent of each other. No host sync."""
+        names = ("joint", "text", "aligned", "global_")
+        u = torch.rand(len(names), batch, device=device, generator=generator)
+        return {name: row < getattr(self, name) for name, row in zip(names, u, strict=True)}
+
+
+@dataclass(frozen=True)
+class SpanMasking:
+    """Which tokens of a training clip are to be generated, and which it sees as context: the whole clip (generation
+    from nothing), or spans of it (editing), one of them sometimes at its end (continuation).
+
+    Source: the infilling task of Voicebox (Le et al. 2023, arXiv 2306.15687).
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    whole: float = 0.5
+    """Probability that nothing is given."""
+    continuation: float = 0.2
+    """Of the other clips, the share whose first span reaches the end."""
+    fraction: tuple[float, float] = (0.1, 0.7)
+    """Length of a span relative to the clip, drawn uniformly between these."""
+    spans: int = 2
+    """A clip has 1 up to so many spans; they may overlap."""
+
+    def __post_init__(self) -> None:
+        for name in ("whole", "continuation"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} should lie within 0..1, got {value}")
+        low, high = self.fraction
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"fraction should be two numbers within 0..1, the smaller first, got {[low, high]}")
+        if self.spans < 1:
+            raise ConfigError(f"spans should be at least 1, got {self.spans}")
+
+    def draw(self, lengths: Tensor, time: int, generator: torch.Generator | None = None) -> Tensor:
+        """[B, T] bool, True at the tokens to generate, for clips of ``lengths`` [B] in rows of ``time`` tokens.
+
+        At least one token of a clip that is not empty. No host sync.
+        """
+        batch, device = len(lengths), lengths.device
+        u = torch.rand(3, self.spans, batch, device=device, generator=generator)
+        choice = torch.rand(3, batch, device=device, generator=generator)
+        low, high = self.fraction
+        size = ((low + (high - low) * u[0]) * lengths).ceil()
+        start = (u[1] * (lengths - size + 1)).floor()
+        at_end = choice[0] < self.continuation
+        start[0] = torch.where(at_end, lengths - size[0], start[0])
+        count = 1 + (choice[1] * self.spans).floor()
+        used = torch.arange(self.spans, device=device)[:, None] < count
+        position = torch.arange(time, device=device)
+        inside = (position >= start[..., None]) & (position < (start + size)[..., None]) & used[..., None]
+        masked = inside.any(0) | (choice[2] < self.whole)[:, None]
+        return masked & valid_mask(lengths, time)
