@@ -13,22 +13,21 @@ from typing import Any
 import torch
 
 import losatok_ext.ops.bottleneck
-import losatok_ext.ops.quantize
-import losatok_ext.ops.quantize_scalar
 import losatok_ext.ops.dit_attention
 import losatok_ext.ops.gated_residual
 import losatok_ext.ops.layer_norm_modulate
+import losatok_ext.ops.quantize
+import losatok_ext.ops.quantize_scalar
 import losatok_ext.ops.time_relation  # noqa: F401 - all fill the table of fake implementations
 from losatok_ext.ops.fakes import register_triton_fake
 from losatok_ext.triton_kernels import (
     bottleneck,
-    normalized_reconstruction_loss,
-    quantize,
-    quantize_scalar,
     dit_attention,
     gated_residual,
     layer_norm_modulate,
     normalized_reconstruction_loss,
+    quantize,
+    quantize_scalar,
     time_relation,
 )
 
@@ -97,6 +96,7 @@ SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     "affine_dequantize_forward": (
         "(Tensor packed, Tensor scale, Tensor offset, int bits, SymInt size, ScalarType dtype) -> Tensor",
         quantize_scalar.affine_dequantize_forward,
+    ),
     "layer_norm_modulate_forward": (
         "(Tensor x, Tensor shift, Tensor scale, float eps) -> (Tensor y, Tensor mean, Tensor rstd)",
         layer_norm_modulate.layer_norm_modulate_forward,

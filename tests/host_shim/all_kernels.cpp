@@ -11,11 +11,11 @@
 #include <vector>
 
 #include "cuda/bottleneck.h"
-#include "cuda/quantize.h"
-#include "cuda/quantize_scalar.h"
 #include "cuda/dit_attention.h"
 #include "cuda/gated_residual.h"
 #include "cuda/layer_norm_modulate.h"
+#include "cuda/quantize.h"
+#include "cuda/quantize_scalar.h"
 #include "cuda/reduce.h"
 #include "cuda/time_relation.h"
 #include "fibers.h"
