@@ -233,9 +233,9 @@ void check_conv(const Tensor& x, const Tensor& weight) {
                     "conv_weight should have shape [", x.size(2), ", 1, k] with k odd, got ", weight.sizes());
 }
 
-// A vector of parameters [C] in the wide dtype; undefined for None.
-Tensor vector_of(const char* name, const OptionalTensor& given, int64_t channels, at::ScalarType type) {
-  if (!given || !given->defined()) return {};
+// A vector of parameters [C] in the wide dtype; for None, value.
+Tensor vector_of(const char* name, const OptionalTensor& given, double value, int64_t channels, at::ScalarType type) {
+  if (!given || !given->defined()) return at::full({channels}, value, type);
   TORCH_CHECK_VALUE(given->dim() == 1 && given->size(0) == channels, name, " should have shape [", channels, "], got ",
                     given->sizes());
   return given->to(type).contiguous();
@@ -261,9 +261,10 @@ Tensor depthwise_conv_norm_forward(const Tensor& x, const Tensor& conv_weight, c
   const int64_t channels = x.size(2), taps = conv_weight.size(2), half = taps / 2;
   const at::ScalarType wide = wide_type(x.scalar_type());
   const Tensor from = prepared(x), weight = taps_of(conv_weight, wide),
-               bias = vector_of("conv_bias", conv_bias, channels, wide),
-               gain = vector_of("norm_weight", norm_weight, channels, wide),
-               shift = vector_of("norm_bias", norm_bias, channels, wide), zeros = at::zeros({channels}, from.options());
+               bias = vector_of("conv_bias", conv_bias, 0., channels, wide),
+               gain = vector_of("norm_weight", norm_weight, 1., channels, wide),
+               shift = vector_of("norm_bias", norm_bias, 0., channels, wide),
+               zeros = at::zeros({channels}, from.options());
   const Tensor y = at::empty(x.sizes(), from.options());
   const Clips clips(x, lengths);
   by_type(from.scalar_type(), [&]<class T>() {
@@ -297,8 +298,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv_norm_backward(
   const int64_t channels = x.size(2), taps = conv_weight.size(2), half = taps / 2;
   const at::ScalarType type = x.scalar_type(), wide = wide_type(type);
   const Tensor from = prepared(x), by = prepared(grad), weight = taps_of(conv_weight, wide), flipped = weight.flip(0),
-               bias = vector_of("conv_bias", conv_bias, channels, wide),
-               gain = vector_of("norm_weight", norm_weight, channels, wide),
+               bias = vector_of("conv_bias", conv_bias, 0., channels, wide),
+               gain = vector_of("norm_weight", norm_weight, 1., channels, wide), no_bias = at::zeros_like(bias),
                zeros = at::zeros({channels}, from.options());
   const Tensor grad_x = at::empty(need_x ? x.sizes() : at::IntArrayRef{0}, from.options());
   const Clips clips(x, lengths);
@@ -337,7 +338,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv_norm_backward(
           for (int64_t i = 0; i < chunk.end - chunk.begin + 2 * half; ++i)
             grad_rows.push_back(data<W>(buffer) + i * channels);
           LOSATOK_SIMD(depthwise_backward<T>)
-          (grad_rows.data(), data<W>(flipped), chunk.end - chunk.begin, taps, channels,
+          (grad_rows.data(), data<W>(flipped), data<W>(no_bias), chunk.end - chunk.begin, taps, channels,
            row<T>(grad_x, chunk.clip, chunk.begin));
         }
       }

@@ -86,42 +86,75 @@ inline void for_bins(const T* head, int64_t bins, Each&& each) {
   }
 }
 
-// A tile of channels: its sums stay in registers while the taps pass.
+// Vectors as wide as the instruction set's registers: compilers keep arrays of these there, and loops' sums not always.
 #if defined(__AVX512F__)
-constexpr int kTile = 64;
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
 #else
-constexpr int kTile = 16;
+constexpr int kBytes = 16;
 #endif
+template <class W>
+struct VectorOf {
+  typedef W type __attribute__((vector_size(kBytes)));
+};
+template <class W>
+using Vector = typename VectorOf<W>::type;
+typedef uint32_t Words __attribute__((vector_size(kBytes)));
+typedef uint16_t HalfWords __attribute__((vector_size(kBytes / 2)));
+template <class T>
+constexpr int kLanes = kBytes / sizeof(wide_t<T>);
 
-// Taps: how many, where that is known when compiling; else 0.
-template <int Taps, int Tile, class T, class O>
-inline void depthwise_tile(const T* const* rows, const wide_t<T>* weight, const wide_t<T>* bias, int64_t count,
-                           int64_t taps, int64_t channels, int64_t from, O* out) {
-  using W = wide_t<T>;
-  if (Taps) taps = Taps;
-  for (int64_t i = 0; i < count; ++i) {
-    W sum[Tile];
-#pragma omp simd
-    for (int c = 0; c < Tile; ++c) sum[c] = bias ? bias[from + c] : W(0);
-    for (int64_t j = 0; j < taps; ++j) {
-      const T* row = rows[i + j] + from;
-      const W* times = weight + j * channels + from;
-#pragma omp simd
-      for (int c = 0; c < Tile; ++c) sum[c] += times[c] * load(row[c]);
-    }
-    O* to = out + i * channels + from;
-#pragma omp simd
-    for (int c = 0; c < Tile; ++c) store(to + c, sum[c]);
-  }
+template <class W>
+inline Vector<W> load_vector(const W* from) {
+  Vector<W> value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+inline Vector<float> load_vector(const Bf16* from) {
+  HalfWords bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return reinterpret_cast<Vector<float>>(__builtin_convertvector(bits, Words) << 16);
 }
 
+template <class W>
+inline void store_vector(W* to, Vector<W> value) {
+  std::memcpy(to, &value, sizeof value);
+}
+inline void store_vector(Bf16* to, Vector<float> value) {  // as store() in elements.h
+  const Words bits = reinterpret_cast<Words>(value);
+  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const HalfWords halves = __builtin_convertvector(value == value ? rounded : Words{} + 0x7fc0u, HalfWords);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
+constexpr int kGroup = 4;  // vectors of channels whose sums stay in registers while the taps pass
+
+// Taps: how many, where that is known when compiling; else 0.
 template <int Taps, class T, class O>
 void depthwise_of(const T* const* rows, const wide_t<T>* weight, const wide_t<T>* bias, int64_t count, int64_t taps,
                   int64_t channels, O* out) {
+  using W = wide_t<T>;
+  constexpr int lanes = kLanes<T>;
+  if (Taps) taps = Taps;
   int64_t from = 0;
-  for (; from + kTile <= channels; from += kTile)
-    depthwise_tile<Taps, kTile>(rows, weight, bias, count, taps, channels, from, out);
-  for (; from < channels; ++from) depthwise_tile<Taps, 1>(rows, weight, bias, count, taps, channels, from, out);
+  for (; from + kGroup * lanes <= channels; from += kGroup * lanes)
+    for (int64_t i = 0; i < count; ++i) {
+      Vector<W> sum[kGroup];
+      for (int g = 0; g < kGroup; ++g) sum[g] = load_vector(bias + from + g * lanes);
+      for (int64_t j = 0; j < taps; ++j) {
+        const W* times = weight + j * channels + from;
+        for (int g = 0; g < kGroup; ++g)
+          sum[g] += load_vector(times + g * lanes) * load_vector(rows[i + j] + from + g * lanes);
+      }
+      for (int g = 0; g < kGroup; ++g) store_vector(out + i * channels + from + g * lanes, sum[g]);
+    }
+  for (; from < channels; ++from)
+    for (int64_t i = 0; i < count; ++i) {
+      W sum = bias[from];
+      for (int64_t j = 0; j < taps; ++j) sum += weight[j * channels + from] * load(rows[i + j][from]);
+      store(out + i * channels + from, sum);
+    }
 }
 
 template <class T, class O>
@@ -131,23 +164,6 @@ void depthwise_by_taps(const T* const* rows, const wide_t<T>* weight, const wide
     depthwise_of<7>(rows, weight, bias, count, taps, channels, out);
   else
     depthwise_of<0>(rows, weight, bias, count, taps, channels, out);
-}
-
-template <int Tile, class T>
-inline void outer_tile(const T* const* rows, const wide_t<T>* grad, int64_t count, int64_t taps, int64_t channels,
-                       int64_t from, wide_t<T>* weight_sums, wide_t<T>* bias_sums) {
-  using W = wide_t<T>;
-  for (int64_t j = 0; j <= taps; ++j) {  // the last time around for the bias
-    W sum[Tile] = {};
-    for (int64_t i = 0; i < count; ++i) {
-      const W* by = grad + i * channels + from;
-      const T* row = j < taps ? rows[i + j] + from : nullptr;
-#pragma omp simd
-      for (int c = 0; c < Tile; ++c) sum[c] += row ? by[c] * load(row[c]) : by[c];
-    }
-    W* sums = (j < taps ? weight_sums + j * channels : bias_sums) + from;
-    for (int c = 0; c < Tile; ++c) sums[c] += sum[c];
-  }
 }
 
 template <class W>
@@ -237,9 +253,9 @@ void depthwise(const T* const* rows, const wide_t<T>* weight, const wide_t<T>* b
 }
 
 template <class T>
-void depthwise_backward(const wide_t<T>* const* rows, const wide_t<T>* weight, int64_t count, int64_t taps,
-                        int64_t channels, T* out) {
-  depthwise_by_taps<wide_t<T>>(rows, weight, nullptr, count, taps, channels, out);
+void depthwise_backward(const wide_t<T>* const* rows, const wide_t<T>* weight, const wide_t<T>* bias, int64_t count,
+                        int64_t taps, int64_t channels, T* out) {
+  depthwise_by_taps<wide_t<T>>(rows, weight, bias, count, taps, channels, out);
 }
 
 template <class T>
@@ -251,8 +267,7 @@ void normalize(const wide_t<T>* h, const wide_t<T>* gain, const wide_t<T>* shift
     const Statistics<W> s = statistics(row, channels, eps);
     T* to = out + i * channels;
 #pragma omp simd
-    for (int64_t c = 0; c < channels; ++c)
-      store(to + c, (row[c] - s.mean) * s.rstd * (gain ? gain[c] : W(1)) + (shift ? shift[c] : W(0)));
+    for (int64_t c = 0; c < channels; ++c) store(to + c, (row[c] - s.mean) * s.rstd * gain[c] + shift[c]);
   }
 }
 
@@ -269,7 +284,7 @@ void normalize_backward(wide_t<T>* h, const T* grad, int64_t stride, const wide_
     W sum = 0, along = 0;
 #pragma omp simd reduction(+ : sum, along)
     for (int64_t c = 0; c < channels; ++c) {
-      const W g = load(by[c]) * (gain ? gain[c] : W(1));
+      const W g = load(by[c]) * gain[c];
       sum += g;
       along += g * (row[c] - s.mean) * s.rstd;
     }
@@ -285,7 +300,7 @@ void normalize_backward(wide_t<T>* h, const T* grad, int64_t stride, const wide_
     }
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      const W g = load(by[c]) * (gain ? gain[c] : W(1)), a = (row[c] - s.mean) * s.rstd;
+      const W g = load(by[c]) * gain[c], a = (row[c] - s.mean) * s.rstd;
       row[c] = s.rstd * (g - sum - a * along);
     }
   }
@@ -294,10 +309,27 @@ void normalize_backward(wide_t<T>* h, const T* grad, int64_t stride, const wide_
 template <class T>
 void depthwise_outer(const T* const* rows, const wide_t<T>* grad, int64_t count, int64_t taps, int64_t channels,
                      wide_t<T>* weight_sums, wide_t<T>* bias_sums) {
-  int64_t from = 0;
-  for (; from + kTile <= channels; from += kTile)
-    outer_tile<kTile>(rows, grad, count, taps, channels, from, weight_sums, bias_sums);
-  for (; from < channels; ++from) outer_tile<1>(rows, grad, count, taps, channels, from, weight_sums, bias_sums);
+  using W = wide_t<T>;
+  constexpr int lanes = kLanes<T>;
+  for (int64_t j = 0; j < taps; ++j) {
+    W* sums = weight_sums + j * channels;
+    int64_t from = 0;
+    for (; from + kGroup * lanes <= channels; from += kGroup * lanes) {
+      Vector<W> sum[kGroup];
+      for (int g = 0; g < kGroup; ++g) sum[g] = load_vector(sums + from + g * lanes);
+      for (int64_t i = 0; i < count; ++i)
+        for (int g = 0; g < kGroup; ++g) {
+          const int64_t c = from + g * lanes;
+          sum[g] += load_vector(grad + i * channels + c) * load_vector(rows[i + j] + c);
+        }
+      for (int g = 0; g < kGroup; ++g) store_vector(sums + from + g * lanes, sum[g]);
+    }
+    for (; from < channels; ++from)
+      for (int64_t i = 0; i < count; ++i) sums[from] += grad[i * channels + from] * load(rows[i + j][from]);
+  }
+  for (int64_t i = 0; i < count; ++i)
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) bias_sums[c] += grad[i * channels + c];
 }
 
 #define LOSATOK_INSTANTIATE(T)                                                                                       \
@@ -305,7 +337,8 @@ void depthwise_outer(const T* const* rows, const wide_t<T>* grad, int64_t count,
   template void polar_backward<T>(const T*, int64_t, int64_t, int64_t, const wide_t<T>*, T*);                        \
   template void depthwise<T>(const T* const*, const wide_t<T>*, const wide_t<T>*, int64_t, int64_t, int64_t,         \
                              wide_t<T>*);                                                                            \
-  template void depthwise_backward<T>(const wide_t<T>* const*, const wide_t<T>*, int64_t, int64_t, int64_t, T*);     \
+  template void depthwise_backward<T>(const wide_t<T>* const*, const wide_t<T>*, const wide_t<T>*, int64_t, int64_t, \
+                                      int64_t, T*);                                                                  \
   template void normalize<T>(const wide_t<T>*, const wide_t<T>*, const wide_t<T>*, wide_t<T>, int64_t, int64_t, T*); \
   template void normalize_backward<T>(wide_t<T>*, const T*, int64_t, const wide_t<T>*, wide_t<T>, int64_t, int64_t,  \
                                       int64_t, int64_t, wide_t<T>*, wide_t<T>*);                                     \
