@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "cpu/simd/elements.h"
 #include "cpu/simd/exponential.h"
 
 namespace losatok::LOSATOK_ISA {

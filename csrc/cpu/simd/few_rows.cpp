@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "cpu/simd/bottleneck.h"
-#include "cpu/simd/elements.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>

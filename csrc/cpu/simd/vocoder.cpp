@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "cpu/simd/elements.h"
 #include "cpu/simd/exponential.h"
 
 namespace losatok::LOSATOK_ISA {
@@ -121,7 +120,7 @@ template <class W>
 inline void store_vector(W* to, Vector<W> value) {
   std::memcpy(to, &value, sizeof value);
 }
-inline void store_vector(Bf16* to, Vector<float> value) {  // as store() in elements.h
+inline void store_vector(Bf16* to, Vector<float> value) {  // as store() in values.h
   const Words bits = reinterpret_cast<Words>(value);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const HalfWords halves = __builtin_convertvector(value == value ? rounded : Words{} + 0x7fc0u, HalfWords);
