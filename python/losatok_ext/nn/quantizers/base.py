@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from losatok_ext.audio.stft import valid_mask
-from losatok_ext.nn.convnext import zero_past
 from losatok_ext.nn.quantizers.config import QuantizerConfig
 from losatok_ext.ops.quantize import as_batch, check_rows, integers
 
@@ -37,6 +36,11 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 def frame_mask(lengths: Tensor | None, time: int) -> Tensor | None:
     """[B, T, 1] bool: True below ``lengths`` [B]; None where all frames count."""
     return None if lengths is None else valid_mask(lengths, time).unsqueeze(-1)
+
+
+def zero_past(x: Tensor, valid: Tensor | None) -> Tensor:
+    """``x`` with zeros where ``valid``, which broadcasts to it, is False (None: all valid); NaN there does not survive."""
+    return x if valid is None else torch.where(valid, x, 0.0)
 
 
 class Quantizer(nn.Module):

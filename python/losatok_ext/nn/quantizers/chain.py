@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext import ops
-from losatok_ext.nn.convnext import zero_past
-from losatok_ext.nn.quantizers.base import Quantized, Quantizer, frame_mask, wide_dtype
+from losatok_ext.nn.quantizers.base import Quantized, Quantizer, frame_mask, wide_dtype, zero_past
 from losatok_ext.nn.quantizers.codebooks import Codebooks
 from losatok_ext.nn.quantizers.config import VQConfig
 from losatok_ext.nn.quantizers.gradients import Choice, known_gradient, pass_gradient
