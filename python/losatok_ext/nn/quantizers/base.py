@@ -39,7 +39,7 @@ def frame_mask(lengths: Tensor | None, time: int) -> Tensor | None:
 
 
 def zero_past(x: Tensor, valid: Tensor | None) -> Tensor:
-    """``x`` with zeros where ``valid``, which broadcasts to it, is False (None: all valid); NaN there does not survive."""
+    """``x`` with zeros where ``valid``, which broadcasts to it, is False (None: all valid); NaN there is gone."""
     return x if valid is None else torch.where(valid, x, 0.0)
 
 
