@@ -198,19 +198,19 @@ class LoSATok(nn.Module):
 
     @torch.no_grad()
     def quantize(self, mu: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """What the quantizer makes of latents, without gradients; without one, ``(mu, None)``.
+        """What the quantizer makes of latents, without gradients; without one, ``mu`` itself and None.
 
         Args:
-            mu: [B, T, d] floating point; moved to the model's device.
+            mu: [B, T, d] floating point; moved to the model's device and dtype.
             lengths: [B] int64 tokens of each clip; None: all T. What lies past is not read.
 
         Returns:
-            (z [B, T, d] in mu's dtype, codes [B, T] or [B, T, Q] int64, -1 past a length).
+            (z [B, T, d] in the model's dtype, codes [B, T] or [B, T, Q] int64, -1 past a length).
 
         Raises:
             TypeError, ValueError: as :meth:`losatok_ext.nn.quantizers.Quantizer.forward`.
         """
-        mu = mu.to(self.device)
+        mu = mu.to(self.device, self.fc_mu.weight.dtype)
         if self.quantizer is None:
             return mu, None
         codes = self.quantizer.encode(mu, None if lengths is None else lengths.to(self.device))
@@ -403,7 +403,10 @@ class LoSATok(nn.Module):
         state = {name: value for name, value in self.state_dict().items() if not name.startswith(_QUANTIZER)}
         if quantizer is not None:
             state.update(_quantizer_state(quantizer))
-        return checkpoint.build(type(self), config, state, "the quantizer")
+        model = checkpoint.build(type(self), config, state, "the quantizer").to(self.device)
+        if model.quantizer is not None:
+            model.quantizer.to(self.fc_mu.weight.dtype)
+        return model
 
     def fingerprint(self) -> str:
         """16 hex digits that name this model: a hash of its configuration and weights.
