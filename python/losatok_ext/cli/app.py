@@ -27,10 +27,8 @@ from losatok_ext.errors import UserError
 _HEAVY = {
     "train": ("losatok_ext.cli.train", "app", "Train a model: `sembo`, then `tokenizer`, then a `generator`."),
     "evaluate": ("losatok_ext.cli.evaluate", "app", "Measure a model on recordings: `storage`."),
-    "demo": ("losatok_ext.cli.demo", "demo", "Train small models on the bundled recordings, then use them."),
-    "train": ("losatok_ext.cli.train", "app", "Train a model: first `sembo`, then `tokenizer` on what it wrote."),
     "profile": ("losatok_ext.cli.profile", "app", "Time the stages of encoding or decoding a file."),
-    "demo": ("losatok_ext.cli.demo", "demo", "Train a small model on the bundled recordings, then tokenize one."),
+    "demo": ("losatok_ext.cli.demo", "demo", "Train small models on the bundled recordings, then use them."),
 }
 
 # Packages that an installation may lack, and the extra that brings them.

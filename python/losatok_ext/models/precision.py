@@ -1,8 +1,9 @@
 """A model in a lower precision, with what does not bear it kept in float32.
 
 Kept: the mel front ends with their batch norm, the position embeddings, the last linear maps of the encoder, so that
-latents are float32, and the decoder's inverse STFT with the linear layer before it, whose phases make many turns.
-Statistics of norms, softmax and sums are taken in float32 by the ops themselves, whatever the dtype of the weights.
+latents are float32, the quantizer of them, and the decoder's inverse STFT with the linear layer before it, whose phases
+make many turns. Statistics of norms, softmax and sums are taken in float32 by the ops themselves, whatever the dtype of
+the weights.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ KEPT = (
     "fc_a.",
     "fc_mu.",
     "fc_logvar.",
+    "quantizer.",
     "decoder.head.",
 )
 """The parameters that stay in float32, by how their names begin."""
