@@ -41,9 +41,13 @@ OPS = (
 """Every public op that has more than one implementation."""
 
 CPU_ONLY = frozenset({"polar_istft", "depthwise_conv_norm"})
-"""Ops whose kernels exist for the CPU only: on a GPU they run as the reference, and only when that is asked for."""
+"""Ops whose kernels exist for the CPU only: on a GPU they run as the reference."""
 
-PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("triton", "native")}
+PREFERENCES: dict[str, tuple[str, ...]] = {
+    "cpu": ("native",),
+    "cuda": ("triton", "native"),
+    **{f"cuda:{op}": ("reference",) for op in CPU_ONLY},
+}
 """Per device, what runs by default: the first that is available. One table for all ops; an op that measures differently
 gets an entry ``"<device>:<op>"`` here, which goes before the device's own."""
 
@@ -145,7 +149,7 @@ def unavailable(backend: str, device_type: str, op: str = "") -> str | None:
     """Why ``backend`` cannot run (``op``) on ``device_type`` with its cure, or None when it can."""
     if op in CPU_ONLY and (backend == "triton" or (backend == "native" and device_type == "cuda")):
         where = "" if backend == "triton" else " for CUDA"
-        return f"{op} has no {backend} kernel{where} yet; use_backend('reference'), or move its tensors to the CPU"
+        return f"{op} has no {backend} kernel{where} yet; without use_backend it runs there as the reference"
     if backend != "reference" and (backend, device_type) not in _WHY_NOT:
         return (
             f"losatok_ext has no {backend} kernels for {device_type} tensors; "
