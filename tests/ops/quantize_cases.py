@@ -90,6 +90,7 @@ HARD = {  # rows (more than 16) and codes of float32 that a search by products c
     "far from the origin": _far_from_the_origin,
     "clusters": _clusters_that_no_centre_serves,
     "close codes in one lane": lambda: _close_codes(64),
+    "close codes in one lane and split": lambda: _close_codes(32),
     "close codes in two lanes": lambda: _close_codes(1),
     "ties": _ties,
     "tiny": lambda: _scaled(1e-20),
