@@ -48,12 +48,11 @@ def _clusters_that_no_centre_serves():
     return (centres + torch.randn(3, 8, 32) * 0.1).flatten(0, 1), codebook
 
 
-def _few_close_codes(apart):
-    # Codes that no product tells apart, ``apart`` from each other: in one lane of the scan, or in two.
-    x, codebook = rows_and_codes((40,), 120, 48)
-    codebook[apart:] += (codebook[:-apart] - codebook[apart:]) * (torch.arange(120 - apart) % 11 == 0)[:, None]
-    codebook[apart:] *= 1 + 1e-6 * torch.randn(120 - apart, 1)
-    return x, codebook
+def _close_codes(apart):
+    # Pairs of codes that no product tells apart, ``apart`` from each other: in one lane of the scan, or in two.
+    twins = torch.randn(64 // apart, 1, apart, 48)
+    codebook = (twins + torch.randn(64 // apart, 2, apart, 48) * 1e-3).reshape(128, 48)
+    return codebook[torch.randperm(128)[:40]] + torch.randn(40, 48) * 1e-3, codebook
 
 
 def _ties():
@@ -90,8 +89,9 @@ def _not_finite():
 HARD = {  # rows (more than 16) and codes of float32 that a search by products could get wrong
     "far from the origin": _far_from_the_origin,
     "clusters": _clusters_that_no_centre_serves,
-    "close codes in one lane": lambda: _few_close_codes(64),
-    "close codes in two lanes": lambda: _few_close_codes(1),
+    "close codes in one lane": lambda: _close_codes(64),
+    "close codes in one lane and split": lambda: _close_codes(32),
+    "close codes in two lanes": lambda: _close_codes(1),
     "ties": _ties,
     "tiny": lambda: _scaled(1e-20),
     "large": lambda: _scaled(1e17),
