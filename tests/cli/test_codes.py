@@ -61,6 +61,7 @@ def test_a_fitted_model_writes_codes_that_only_it_decodes(losatok, tmp_path, rec
     assert facts["latent_bits_per_second"] == pytest.approx(38 * 8 / 1.5)  # two codes of 4 bits
     assert losatok("decode", tmp_path / "c", "-o", tmp_path / "out", "-m", coded).code == 0
     assert audio_info(tmp_path / "out" / "2.wav").frames == 9_001
+    assert losatok("profile", "decode", file, "-m", coded, "--repeats", 1).code == 0
     result = losatok("decode", file, "-o", tmp_path / "no", "-m", model_folder)
     assert (result.code, len(result.sentences)) == (2, 1)
     assert "with the quantizer rvq 2x16 (" in result.err

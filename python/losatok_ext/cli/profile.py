@@ -60,11 +60,13 @@ def decode(
 ) -> None:
     """Time the stages of decoding a latent file."""
     folder = require_model(model)
+    from losatok_ext.inference.jobs import decoder_input
     from losatok_ext.inference.latent_files import load_latents
 
     tokenizer = _load(folder, device, dtype)
     latents = load_latents(file, tokenizer.fingerprint())
-    _report(tokenizer, lambda: tokenizer.decode(latents.mu[None]), latents.header.seconds, repeats, trace)
+    z = decoder_input(tokenizer, latents)
+    _report(tokenizer, lambda: tokenizer.decode(z), latents.header.seconds, repeats, trace)
 
 
 def _load(folder: Path, device: str, dtype: str | None) -> LoSATok:

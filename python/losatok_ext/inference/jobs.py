@@ -91,8 +91,8 @@ def encode_clip(
     return LatentFile(header, mu, latents.logvar[0].float().cpu() if logvar else None, codes, storage)
 
 
-def decode_clip(model: LoSATok, latents: LatentFile) -> Tensor:
-    """The audio [N] (float32, CPU, at the model's rate) of a latent file, as long as the recording was.
+def decoder_input(model: LoSATok, latents: LatentFile) -> Tensor:
+    """What the model's decoder hears of a latent file: z [1, T, d] on the model's device.
 
     A model with a quantizer decodes the codes where there are any, else those that it finds for ``mu``.
 
@@ -115,15 +115,23 @@ def decode_clip(model: LoSATok, latents: LatentFile) -> Tensor:
                 f"the latents of {header.source_name} are codes of the quantizer {header.quantizer_name}, and this "
                 "model has no quantizer; decode them with the model that encoded them"
             )
-        z, _ = model.quantize(latents.mu[None])
-    elif header.code_sizes != model.code_sizes:
+        return model.quantize(latents.mu[None])[0]
+    if header.code_sizes != model.code_sizes:
         raise LatentFileError(
             f"the latents of {header.source_name} are codes of the quantizer {header.quantizer_name}, and this model "
             f"has {model.quantizer_name}; decode them with the model that encoded them"
         )
-    else:
-        z = model.dequantize(latents.codes[None])
-    audio = model.decode(z)[0].float().cpu()
+    return model.dequantize(latents.codes[None])
+
+
+def decode_clip(model: LoSATok, latents: LatentFile) -> Tensor:
+    """The audio [N] (float32, CPU, at the model's rate) of a latent file, as long as the recording was.
+
+    Raises:
+        LatentFileError: as :func:`decoder_input`.
+    """
+    header = latents.header
+    audio = model.decode(decoder_input(model, latents))[0].float().cpu()
     return F.pad(audio, (0, max(0, header.samples - audio.shape[0])))[: header.samples]
 
 
