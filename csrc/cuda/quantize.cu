@@ -319,7 +319,7 @@ __global__ void __launch_bounds__(kThreads, Config::kBlocks) search_kernel(const
         best[l] = fminf(best[l], bound);
       }
     }
-    __syncthreads();  // what is still in flight are empty groups
+    // All are done with the codes since the last barrier, and what is still in flight are empty groups.
 #pragma unroll
     for (int l = 0; l < kOwn; ++l) {
       const int c = own_lane + l * kPerRow;
@@ -341,10 +341,10 @@ __global__ void __launch_bounds__(kThreads, Config::kBlocks) search_kernel(const
       }
       if (!valid) continue;
       const float* code = p.ready.codes + (stage * p.ready.count + nearest.code) * features;
-      __syncwarp();  // all have read the residual
+      // Every lane has read the residual: its last distance was summed by all.
       for (int64_t j = lane; j < features; j += kWarp) shared.residual[r][j] -= code[j];
     }
-    __syncthreads();  // the state is free for codes again
+    // A warp goes on to its own rows alone; the state is left for codes at the next stage's first barrier.
   }
 }
 
@@ -381,7 +381,7 @@ __global__ void __launch_bounds__(kThreads) scan_kernel(const Search p) {
       if (shared.code[w] >= 0) nearest.offer(shared.distance[w], shared.code[w]);
     }
     if (valid) nearest.settle(shared.residual, codes, features);
-    __syncthreads();  // all have read what the next stage overwrites
+    __syncthreads();  // a warp that settles reads what comes next overwrites
     if (threadIdx.x == 0) {
       p.indices[at * stages + stage] = nearest.code;
       if (p.distances != nullptr) p.distances[at] = valid ? nearest.distance : 0.f;

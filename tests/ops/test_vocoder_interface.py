@@ -35,9 +35,9 @@ def test_each_instruction_set(isa):
 def test_inside_the_one_asked_for():
     assert _native.module.instruction_set() == ASKED
     for dtype in DTYPES:
-        for case in ISTFT_CASES:
+        for case in ISTFT_CASES[:7]:
             check_istft(case, dtype, "native")
-        for case in CONV_CASES:
+        for case in CONV_CASES[:7]:
             check_conv_norm(case, dtype, "native")
 
 

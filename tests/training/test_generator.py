@@ -232,7 +232,7 @@ def test_data_and_tokenizer_have_to_fit(tokenizer, latents, tmp_path):
     with pytest.raises(TrainingError, match=r"b.losatok holds latents of another tokenizer .* than .*a.losatok"):
         train_generator(mixed, out, config())
     (mixed / "list.jsonl").write_text('{"path": "a.losatok"}\n{"path": "b.wav"}')
-    with pytest.raises(TrainingError, match="names recordings and latent files"):
+    with pytest.raises(TrainingError, match="names both recordings and latent files"):
         train_generator(mixed / "list.jsonl", out, config())
     for path in mixed.glob("*.losatok"):
         path.write_bytes(b"gone")

@@ -27,7 +27,7 @@ from losatok_ext.training.progress import TrainingProgress
 from losatok_ext.training.recipes import demo_generator_recipe, demo_recipe
 
 RECORDING = Path("speech") / "00004.flac"
-PROMPT, PROMPT_SECONDS = "siren", 3.0
+PROMPT, PROMPT_SECONDS = "bird", 3.0
 """What is generated: a label of the bundled recordings, which is all that the demo's generator knows."""
 
 

@@ -45,8 +45,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         """x [..., in] to [..., out]."""
         if _takes_onednn(x, self.weight):
-            attributes = ("gelu", [], "none") if gelu else ("none", [], "")
-            return torch.ops.mkldnn._linear_pointwise(x, self._weight_for(x), self.bias, *attributes)
+            name, algorithm = ("gelu", "none") if gelu else ("none", "")
+            return torch.ops.mkldnn._linear_pointwise(x, self._weight_for(x), self.bias, name, [], algorithm)
         y = super().forward(x)
         return F.gelu(y) if gelu else y
 
