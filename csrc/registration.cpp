@@ -63,8 +63,7 @@ TORCH_LIBRARY(losatok, m) {
       "bool per_frame_shift) -> (Tensor grad_x, Tensor grad_shift, Tensor grad_scale)");
   // x, branch [B, T, C]; gate [B, C] or [B, T, C], all of one dtype; the gradient of x is grad itself
   m.def("gated_residual_forward(Tensor x, Tensor branch, Tensor gate) -> Tensor");
-  m.def(
-      "gated_residual_backward(Tensor grad, Tensor branch, Tensor gate) -> (Tensor grad_branch, Tensor grad_gate)");
+  m.def("gated_residual_backward(Tensor grad, Tensor branch, Tensor gate) -> (Tensor grad_branch, Tensor grad_gate)");
   // dit_attention: q [B, T, H, h], k and v [B, S, H, h], of one dtype and any strides; q_weight, k_weight [h] and cos,
   // sin [T, h_rope / 2] in float32 (float64); norm "none", "rms" or "layer"; key_lengths counts keys, None means all S.
   // out [B, T, H, h]; lse [B, H, T] in float32 (float64), -infinity for rows past a length or without a key

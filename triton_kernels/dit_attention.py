@@ -37,11 +37,15 @@ def _tiles(m: int, n: int, warps: int, stages: int) -> dict[str, int]:
     return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
 
 
+_KINDS = ("sm90", "sm80", "small")
+# float32: on the matrix units as TF32, else by multiply-adds, for which Triton holds whole rows of both operands in
+# registers. There even the smallest tiles spill, and use_backend("native") has the better kernel.
 _FLOAT = {
-    **{(k, "tf32"): _tiles(64, 32, 4, 2) for k in ("sm90", "sm80", "small")},
-    **{(k, "fp32"): _tiles(32, 32, 4, 2) for k in ("sm90", "sm80", "small")},
+    **{(k, "tf32"): _tiles(64, 32, 4, 2) for k in _KINDS},
+    **{(k, "fp32"): _tiles(32, 16, 8, 1) for k in _KINDS},
     ("interpreter", "any"): _tiles(16, 16, 4, 1),
 }
+_FLOAT_WIDE = _FLOAT | {(k, "fp32"): _tiles(16, 16, 8, 1) for k in _KINDS}
 # Launch tables, by the padded head size they go up to, then by kind of device and arithmetic (launch.KINDS,
 # launch.arithmetic).
 FORWARD: dict[int, L.Table] = {
@@ -55,9 +59,9 @@ FORWARD: dict[int, L.Table] = {
         ("sm90", "half"): _tiles(128, 64, 8, 3),
         ("sm80", "half"): _tiles(128, 32, 8, 2),
         ("small", "half"): _tiles(128, 32, 8, 2),
-        **_FLOAT,
+        **_FLOAT_WIDE,
     },
-    256: {**{(k, "half"): _tiles(64, 32, 8, 2) for k in ("sm90", "sm80", "small")}, **_FLOAT},
+    256: {**{(k, "half"): _tiles(64, 32, 8, 2) for k in _KINDS}, **_FLOAT_WIDE},
 }
 GRADIENT: dict[int, L.Table] = {  # of queries, and of keys and values
     64: {
@@ -68,11 +72,11 @@ GRADIENT: dict[int, L.Table] = {  # of queries, and of keys and values
     },
     128: {
         ("sm90", "half"): _tiles(64, 64, 8, 2),
-        ("sm80", "half"): _tiles(128, 32, 8, 2),
-        ("small", "half"): _tiles(128, 32, 8, 1),
-        **_FLOAT,
+        ("sm80", "half"): _tiles(128, 16, 8, 2),
+        ("small", "half"): _tiles(128, 16, 8, 2),
+        **_FLOAT_WIDE,
     },
-    256: {**{(k, "half"): _tiles(64, 32, 8, 1) for k in ("sm90", "sm80", "small")}, **_FLOAT},
+    256: {**{(k, "half"): _tiles(64, 32, 8, 1) for k in _KINDS}, **_FLOAT_WIDE},
 }
 
 
