@@ -49,8 +49,8 @@ def demo_recipe(init: str | Path, device: str = "auto", scale: float = 1.0) -> t
 def demo_generator_recipe(tokenizer: str | Path, device: str = "auto", scale: float = 1.0) -> TrainConfig:
     """A small generator on the latents of the 48 bundled clips, in about two minutes on two CPU cores.
 
-    It learns these clips by heart, which is all that can be learned of two and a half minutes of audio: asked for
-    "rain" it makes the rain that it heard.
+    It learns these clips by heart, which is all that can be learned of two and a half minutes of audio: asked for a
+    sentence among them it says that sentence.
 
     Args:
         tokenizer: the tokenizer's model folder.
