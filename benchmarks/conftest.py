@@ -42,10 +42,11 @@ def device(request):
 
 @pytest.fixture
 def compare(benchmark, request, device):
-    """compare(label, ours, peers, flop=None, dtype=torch.float32, memory=False) -> {name: Timing}.
+    """compare(label, ours, peers, flop=None, dtype=torch.float32, memory=False, rounds=7) -> {name: Timing}.
 
     ``peers`` maps names to functions of no arguments. ``flop`` is what the products alone need, for the share of the
-    ceiling of ``dtype``. With ``memory``, peak memory is compared as well.
+    ceiling of ``dtype``. With ``memory``, peak memory is compared as well. ``rounds`` are the least number of them;
+    fewer than 7 are for what takes seconds.
     """
     config = request.config
 
@@ -56,9 +57,10 @@ def compare(benchmark, request, device):
         flop: float | None = None,
         dtype: torch.dtype = torch.float32,
         memory: bool = False,
+        rounds: int = 7,
     ):
-        timings = interleave({"ours": ours, **peers}, device, config.getoption("--bench-budget"))
-        benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
+        timings = interleave({"ours": ours, **peers}, device, config.getoption("--bench-budget"), rounds)
+        benchmark.pedantic(ours, rounds=min(3, rounds - 1), warmup_rounds=1 if rounds >= 7 else 0)
         best = timings["ours"].best
         row = {"label": label, "ours_us": round(best * 1e6, 1)}
         row |= {f"{name}_us": round(timing.best * 1e6, 1) for name, timing in timings.items() if name != "ours"}

@@ -71,5 +71,9 @@ TARGETS = [
     Target("vq_nearest float32 N=6000 K=8192", "x_vector-quantize-pytorch", 8.0),
     Target("vq_nearest float32 N=6000 K=1024", "x_vector-quantize-pytorch", 2.5),
     Target("rvq_encode float32 N=6000 Q=8 K=1024", "x_vector-quantize-pytorch", 4.0),
+    Target("decode base float32 B=1", "x_published", 1.5),
+    Target("decode base bfloat16 B=1", "x_published", 4.0),
+    Target("encode base float32 B=1", "x_published", 2.5),
+    Target("encode base bfloat16 B=1", "x_published", 6.0),
 ]
 """In the order of the report. Source: the project's plan, from what the ceilings of the machines allow."""

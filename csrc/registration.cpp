@@ -78,6 +78,20 @@ TORCH_LIBRARY(losatok, m) {
       "Tensor? cos, Tensor? sin, Tensor? lengths, Tensor? key_lengths, Tensor out, Tensor lse, str norm, float eps, "
       "bool interleaved) -> "
       "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_q_weight, Tensor grad_k_weight)");
+  // vocoder: head [B, T, n + 2], window [n] -> waveform [B, hop T] in what their dtypes promote to; its gradient is
+  // head's, zero past a length
+  m.def("polar_istft_forward(Tensor head, Tensor window, int hop, Tensor? lengths) -> Tensor waveform");
+  m.def("polar_istft_backward(Tensor grad, Tensor head, Tensor window, int hop, Tensor? lengths) -> Tensor grad_head");
+  // x [B, T, C], conv_weight [C, 1, k], all others [C] -> y [B, T, C]; gradients in the shapes of what they are of,
+  // [0] where not asked for
+  m.def(
+      "depthwise_conv_norm_forward(Tensor x, Tensor conv_weight, Tensor? conv_bias, Tensor? norm_weight, "
+      "Tensor? norm_bias, float eps, Tensor? lengths) -> Tensor y");
+  m.def(
+      "depthwise_conv_norm_backward(Tensor grad, Tensor x, Tensor conv_weight, Tensor? conv_bias, Tensor? norm_weight, "
+      "float eps, Tensor? lengths, bool need_x, bool need_parameters) -> "
+      "(Tensor grad_x, Tensor grad_conv_weight, Tensor grad_conv_bias, Tensor grad_norm_weight, "
+      "Tensor grad_norm_bias)");
 }
 
 PYBIND11_MODULE(_C, m) {

@@ -30,7 +30,10 @@ from triton.compiler import ASTSource
 
 from losatok_ext.triton_kernels import (
     bottleneck,
+    dit_attention,
+    gated_residual,
     launch,
+    layer_norm_modulate,
     normalized_reconstruction_loss,
     quantize,
     quantize_scalar,
@@ -55,7 +58,17 @@ POINTERS = {
     torch.int32: "*i32",
     torch.uint8: "*u8",
 }
-PRODUCT_KERNELS = ("project_kernel", "hidden_kernel", "grad_hidden_kernel", "tile_kernel", "coefficient_kernel", "search_kernel")
+PRODUCT_KERNELS = (
+    "project_kernel",
+    "hidden_kernel",
+    "grad_hidden_kernel",
+    "tile_kernel",
+    "coefficient_kernel",
+    "search_kernel",
+    "forward_kernel",
+    "query_gradient_kernel",
+    "key_gradient_kernel",
+)
 
 
 def run_ops(dtype: torch.dtype, model_sizes_only: bool) -> None:
@@ -78,6 +91,7 @@ def run_ops(dtype: torch.dtype, model_sizes_only: bool) -> None:
     for algorithm, need_grad in (("tiled", False), ("tiled", True), ("factored", True)):
         time_relation.time_relation_forward(latent, features, lengths, -1, algorithm, None, need_grad)
     run_quantize(empty, lengths)
+    run_block_ops(empty, lengths, model_sizes_only)
     if model_sizes_only:
         return
     run_quantize_variants(empty, lengths, dtype)
@@ -120,6 +134,42 @@ def run_quantize_variants(empty, lengths, dtype):
     for bits in (8, 4):
         packed, scale, offset = quantize_scalar.affine_quantize_forward(empty(300, 129), bits)
         quantize_scalar.affine_dequantize_forward(packed, scale, offset, bits, 129, dtype)
+
+
+def run_block_ops(empty, lengths, model_sizes_only: bool) -> None:
+    """The ops of a transformer block: a head size of each kind, and modulations of clips and of frames."""
+
+    def attend(heads, size, norm, pairs, time=750, keys=None, lengths=lengths):
+        q = empty(4, time, 3, heads, size)[:, :, 0]
+        k, v = (empty(4, time if keys is None else keys, 3, heads, size)[:, :, i] for i in (1, 2))
+        wide = torch.float32
+        weight = empty(size, of=wide) if norm != "none" else None
+        angles = empty(time, pairs, of=wide) if pairs else None
+        arguments = (weight, weight, angles, angles, lengths, lengths)
+        options = (norm, 1e-6, False)
+        out, lse = dit_attention.dit_attention_forward(q, k, v, *arguments, *options)
+        dit_attention.dit_attention_backward(out, q, k, v, *arguments, out, lse, *options)
+
+    def modulate(width, per_frame):
+        x = empty(4, 750, width)
+        shift = empty(4, 750, width) if per_frame else empty(4, 6 * width)[:, :width]
+        y, mean, rstd = layer_norm_modulate.layer_norm_modulate_forward(x, shift, shift, 1e-6)
+        layer_norm_modulate.layer_norm_modulate_backward(y, x, shift, mean, rstd, per_frame)
+        gated_residual.gated_residual_forward(x, y, shift)
+        gated_residual.gated_residual_backward(y, y, shift)
+
+    attend(8, 64, "rms", 32)
+    attend(16, 80, "none", 0)
+    attend(12, 128, "layer", 32)
+    modulate(512, False)
+    if model_sizes_only:
+        return
+    attend(8, 64, "none", 0, keys=77, lengths=None)
+    attend(8, 32, "rms", 16)
+    attend(8, 96, "rms", 48)
+    attend(4, 256, "rms", 128)
+    modulate(1536, True)
+    modulate(1000, False)
 
 
 def describe(kernel, arguments, constants):

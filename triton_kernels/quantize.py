@@ -176,8 +176,8 @@ def rvq_decode_forward(codes: Tensor, codebooks: Tensor) -> Tensor:
 
 
 def rvq_decode_backward(grad: Tensor, codes: Tensor, codebooks: Tensor) -> Tensor:
-    """The gradient of codebooks [Q, K, d], in their dtype: per code the sum of grad [N, d] over the rows of codes [N, q]
-    that chose it.
+    """The gradient of codebooks [Q, K, d], in their dtype: per code the sum of grad [N, d] over the rows of codes
+    [N, q] that chose it.
     """
     L.check_dtype("codebooks", codebooks)
     values = L.rows_contiguous(grad)[None]

@@ -89,7 +89,7 @@ def code_gradient_kernel(
 
 
 def sum_of_codes(codes: Tensor, books: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, d] in ``dtype``: for codes [N, q] (contiguous) the sum of books [Q, K, d] (contiguous) that each row names."""
+    """[N, d] in ``dtype``: the sum of what each row of codes [N, q] names in books [Q, K, d], both contiguous."""
     (rows, used), (_, count, features) = codes.shape, books.shape
     out = books.new_empty((rows, features), dtype=dtype)
     grid, blocks = row_blocks(rows, features)

@@ -13,12 +13,18 @@ from typing import Any
 import torch
 
 import losatok_ext.ops.bottleneck
+import losatok_ext.ops.dit_attention
+import losatok_ext.ops.gated_residual
+import losatok_ext.ops.layer_norm_modulate
 import losatok_ext.ops.quantize
 import losatok_ext.ops.quantize_scalar
 import losatok_ext.ops.time_relation  # noqa: F401 - all fill the table of fake implementations
 from losatok_ext.ops.fakes import register_triton_fake
 from losatok_ext.triton_kernels import (
     bottleneck,
+    dit_attention,
+    gated_residual,
+    layer_norm_modulate,
     normalized_reconstruction_loss,
     quantize,
     quantize_scalar,
@@ -90,6 +96,34 @@ SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     "affine_dequantize_forward": (
         "(Tensor packed, Tensor scale, Tensor offset, int bits, SymInt size, ScalarType dtype) -> Tensor",
         quantize_scalar.affine_dequantize_forward,
+    ),
+    "layer_norm_modulate_forward": (
+        "(Tensor x, Tensor shift, Tensor scale, float eps) -> (Tensor y, Tensor mean, Tensor rstd)",
+        layer_norm_modulate.layer_norm_modulate_forward,
+    ),
+    "layer_norm_modulate_backward": (
+        "(Tensor grad, Tensor x, Tensor scale, Tensor mean, Tensor rstd, bool per_frame_shift) -> "
+        "(Tensor grad_x, Tensor grad_shift, Tensor grad_scale)",
+        layer_norm_modulate.layer_norm_modulate_backward,
+    ),
+    "gated_residual_forward": (
+        "(Tensor x, Tensor branch, Tensor gate) -> Tensor",
+        gated_residual.gated_residual_forward,
+    ),
+    "gated_residual_backward": (
+        "(Tensor grad, Tensor branch, Tensor gate) -> (Tensor grad_branch, Tensor grad_gate)",
+        gated_residual.gated_residual_backward,
+    ),
+    "dit_attention_forward": (
+        "(Tensor q, Tensor k, Tensor v, Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, "
+        "Tensor? lengths, Tensor? key_lengths, str norm, float eps, bool interleaved) -> (Tensor out, Tensor lse)",
+        dit_attention.dit_attention_forward,
+    ),
+    "dit_attention_backward": (
+        "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, "
+        "Tensor? lengths, Tensor? key_lengths, Tensor out, Tensor lse, str norm, float eps, bool interleaved) -> "
+        "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_q_weight, Tensor grad_k_weight)",
+        dit_attention.dit_attention_backward,
     ),
 }
 """Schema and implementation of each raw op; the schemas are those of csrc/registration.cpp."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from losatok_ext.triton_kernels import launch as L
 
@@ -33,3 +35,35 @@ def row_blocks(rows: int, features: int) -> tuple[tuple[int], dict[str, int]]:
     block = min(L.tile(features), 4096)
     per_program = max(1, 2048 // block)
     return (L.ceil_div(rows, per_program),), {"ROWS": per_program, "BLOCK": block, "num_warps": 4}
+
+
+@triton.jit
+def frames_of_chunk(time, chunks, frames):
+    """Of a program of a grid (clips x chunks): its clip (64-bit), and its first frame and the one past its last."""
+    clip = (tl.program_id(0) // chunks).to(tl.int64)
+    first = (tl.program_id(0) % chunks) * frames
+    return clip, first, tl.minimum(first + frames, time)
+
+
+def frame_chunks(clips: int, time: int, step: int, device: torch.device) -> tuple[int, int]:
+    """How many chunks the frames of a clip are cut into, and frames of each, for a kernel that goes over a chunk
+    ``step`` frames at a time: enough to occupy the device, of several steps each so that few sums are left over.
+    """
+    wanted = L.ceil_div(8 * L.multiprocessors(device), max(clips, 1))
+    frames = step * max(L.ceil_div(L.ceil_div(time, wanted), step), 4)
+    return max(L.ceil_div(time, frames), 1), frames
+
+
+def whole_rows(rows: int, features: int) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and launch configuration of a kernel that holds whole rows of ``features`` in registers: ROWS of them per
+    program, BLOCK elements each.
+    """
+    block = L.tile(max(features, 1))
+    per_program = max(1, 1024 // block)
+    warps = min(max(block * per_program // 512, 4), 32)
+    return (L.ceil_div(rows, per_program),), {"ROWS": per_program, "BLOCK": block, "num_warps": warps}
+
+
+def per_clip_strides(x: Tensor) -> tuple[int, int]:
+    """Strides over clips and frames of what belongs to a clip [B, C] or to a frame [B, T, C]."""
+    return x.stride(0), x.stride(1) if x.dim() == 3 else 0

@@ -7,21 +7,18 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/native/CPUBlas.h>
 
 #include <algorithm>
 #include <memory>
 #include <new>
 #include <optional>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
+#include "cpu/block_products.h"
 #include "cpu/isa.h"
 #include "cpu/simd/dit_attention.h"
-
-#if !defined(CPUBLAS_BRGEMM_F32F32F32) || !defined(CPUBLAS_BRGEMM_BF16BF16F32)
-#error "this torch has no block matrix products for float32 and bfloat16; build with torch 2.10 or newer"
-#endif
 
 namespace losatok::attention {
 
@@ -29,17 +26,6 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 inline constexpr int64_t kQueries = 64, kStep = 16;
-
-inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-inline bool multiplies_bfloat16() {
-#if defined(__x86_64__)
-  static const bool supported = __builtin_cpu_supports("avx512bf16");
-  return supported && isa() == Isa::kAvx512 && at::globalContext().userEnabledMkldnn();
-#else
-  return false;
-#endif
-}
 
 // Memory of one thread, not initialised.
 template <class T>
@@ -86,19 +72,23 @@ struct Heads {
   int64_t batch_stride, row_stride, head_stride, rows, heads;
 
   explicit Heads(const Tensor& x)
-      : data(static_cast<X*>(x.data_ptr())),
-        batch_stride(x.stride(0)),
+      : batch_stride(x.stride(0)),
         row_stride(x.stride(1)),
         head_stride(x.stride(2)),
         rows(x.size(1)),
-        heads(x.size(2)) {}
+        heads(x.size(2)) {
+    if constexpr (std::is_const_v<X>)
+      data = static_cast<X*>(x.const_data_ptr());
+    else
+      data = static_cast<X*>(x.mutable_data_ptr());
+  }
 
   X* at(int64_t unit, int64_t row) const {  // unit: the number of a batch item and head, [B, H]
     return data + (unit / heads) * batch_stride + (unit % heads) * head_stride + row * row_stride;
   }
 };
 
-// With features next to each other, and not all of one value in memory as gradients of sums are.
+// With features next to each other, which those of an expanded gradient are not.
 inline Tensor readable(const Tensor& x) { return x.size(3) <= 1 || x.stride(3) == 1 ? x : x.contiguous(); }
 
 // The arguments that are not q, k or v.

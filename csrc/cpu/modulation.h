@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -36,8 +37,11 @@ void by_type(at::ScalarType type, const Function& function) {
 // A tensor [B, T, C], or [B, C] for all frames of a clip, from frame t of clip b.
 template <class T>
 Rows<T> rows(const Tensor& x, int64_t b, int64_t t) {
-  const int64_t stride = x.dim() == 3 ? x.stride(1) : 0;
-  return {static_cast<T*>(x.data_ptr()) + b * x.stride(0) + t * stride, stride};
+  const int64_t stride = x.dim() == 3 ? x.stride(1) : 0, offset = b * x.stride(0) + t * stride;
+  if constexpr (std::is_const_v<T>)
+    return {static_cast<T*>(x.const_data_ptr()) + offset, stride};
+  else
+    return {static_cast<T*>(x.mutable_data_ptr()) + offset, stride};
 }
 
 inline void check(const char* name, const Tensor& parameter, const Tensor& x) {

@@ -10,7 +10,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/native/CPUBlas.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -19,28 +18,14 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/block_products.h"
 #include "cpu/isa.h"
-
-#if !defined(CPUBLAS_BRGEMM_F32F32F32) || !defined(CPUBLAS_BRGEMM_BF16BF16F32)
-#error "this torch has no block matrix products for float32 and bfloat16; build with torch 2.10 or newer"
-#endif
 
 namespace losatok {
 namespace {
 
 constexpr int64_t kRows = 64;  // of a block
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-bool multiplies_bfloat16() {
-#if defined(__x86_64__)
-  static const bool supported = __builtin_cpu_supports("avx512bf16");
-  return supported && isa() == Isa::kAvx512 && at::globalContext().userEnabledMkldnn();
-#else
-  return false;
-#endif
-}
 
 // How rows of some size are searched in codebooks of some size.
 struct Plan {

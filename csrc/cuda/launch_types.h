@@ -23,4 +23,11 @@ struct Frames {
   int64_t time;
 };
 
+// Rows of a batch: contiguous features, the given strides in elements. A row stride of 0 is one row for a whole item.
+struct Clips {
+  const void* data;  // [B, T, features]
+  int64_t features;
+  int64_t batch_stride, row_stride;
+};
+
 }  // namespace losatok::cuda

@@ -23,12 +23,12 @@ constexpr float kUnderflow = 4e-37f;  // what underflow takes off a feature's sh
 constexpr float kRoundUp = 1.f + 1e-6f;
 constexpr float kSearchableNorm = 6e18f;  // products of longer rows with the longest codes would overflow
 
-// Rows of a block, and the most features that they may have.
+// Rows of a block, the most features that they may have, and how many blocks a multiprocessor should hold.
 struct Narrow {
-  static constexpr int kRows = 64, kWidth = 128;
+  static constexpr int kRows = 64, kWidth = 128, kBlocks = 2;
 };
 struct Wide {
-  static constexpr int kRows = 32, kWidth = kSearchFeatures;
+  static constexpr int kRows = 32, kWidth = kSearchFeatures, kBlocks = 1;
 };
 
 int64_t parts_of(int64_t features) { return features <= kSplitFeatures ? 3 : 1; }
@@ -240,7 +240,7 @@ __device__ __forceinline__ Nearest decide(const SearchShared<Config>& shared, co
 // Block (i, s): rows i * kRows .., codes of split s. A warp has kRows / kWarps rows to itself but in the products; in
 // the scan of a tile's scores kPerRow threads share a row, and each has kOwn lanes.
 template <typename Config>
-__global__ void __launch_bounds__(kThreads) search_kernel(const SearchParameters p) {
+__global__ void __launch_bounds__(kThreads, Config::kBlocks) search_kernel(const SearchParameters p) {
   using Stage = Staging<Half>;
   constexpr int kRows = Config::kRows, kPerRow = kThreads / kRows, kOwn = kLanes / kPerRow;
   LOSATOK_SHARED(SearchShared<Config>, shared);
@@ -319,7 +319,7 @@ __global__ void __launch_bounds__(kThreads) search_kernel(const SearchParameters
         best[l] = fminf(best[l], bound);
       }
     }
-    __syncthreads();  // what is still in flight are empty groups
+    // All are done with the codes since the last barrier, and what is still in flight are empty groups.
 #pragma unroll
     for (int l = 0; l < kOwn; ++l) {
       const int c = own_lane + l * kPerRow;
@@ -341,10 +341,10 @@ __global__ void __launch_bounds__(kThreads) search_kernel(const SearchParameters
       }
       if (!valid) continue;
       const float* code = p.ready.codes + (stage * p.ready.count + nearest.code) * features;
-      __syncwarp();  // all have read the residual
+      // Every lane has read the residual: its last distance was summed by all.
       for (int64_t j = lane; j < features; j += kWarp) shared.residual[r][j] -= code[j];
     }
-    __syncthreads();  // the state is free for codes again
+    // A warp goes on to its own rows alone; the state is left for codes at the next stage's first barrier.
   }
 }
 
@@ -381,7 +381,7 @@ __global__ void __launch_bounds__(kThreads) scan_kernel(const Search p) {
       if (shared.code[w] >= 0) nearest.offer(shared.distance[w], shared.code[w]);
     }
     if (valid) nearest.settle(shared.residual, codes, features);
-    __syncthreads();  // all have read what the next stage overwrites
+    __syncthreads();  // a warp that settles reads what comes next overwrites
     if (threadIdx.x == 0) {
       p.indices[at * stages + stage] = nearest.code;
       if (p.distances != nullptr) p.distances[at] = valid ? nearest.distance : 0.f;

@@ -59,6 +59,17 @@ cudaError_t launch_column_sums(const T* values, int64_t rows, int64_t columns, i
 
 int64_t rows_per_sum_block(int64_t rows) { return std::max(kRowsPerBlock, ceil_div<int64_t>(rows, 65535)); }
 
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    sum_chunks_kernel(const float* parts, int64_t count, int64_t chunks, int64_t columns, T* sums) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= count) return;
+  const float* part = parts + i / columns * chunks * columns + i % columns;
+  float sum = 0.f;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += part[chunk * columns];
+  sums[i] = from_float<T>(sum);
+}
+
 struct SumShared {
   double sums[kThreads / kWarp];
 };
@@ -126,6 +137,16 @@ cudaError_t column_sums(DType dtype, const void* values, int64_t rows, int64_t c
       return launch_column_sums(static_cast<const float*>(partial), blocks, columns, columns, blocks, out, accumulate,
                                 stream);
     });
+  });
+}
+
+cudaError_t sum_chunks(const float* parts, int64_t items, int64_t chunks, int64_t columns, DType dtype, void* sums,
+                       cudaStream_t stream) {
+  return for_dtype(dtype, [&]<typename T>() {
+    const int64_t blocks = ceil_div<int64_t>(items * columns, kThreads);
+    if (!fits_grid(blocks)) return cudaErrorInvalidValue;
+    return launch(sum_chunks_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, 0, stream, parts,
+                  items * columns, chunks, columns, static_cast<T*>(sums));
   });
 }
 

@@ -16,6 +16,10 @@ int64_t column_sum_blocks(int64_t rows);
 cudaError_t column_sums(DType dtype, const void* values, int64_t rows, int64_t columns, int64_t stride, float* partial,
                         DType sums_dtype, void* sums, bool accumulate, cudaStream_t stream);
 
+// sums [items, columns] = the sums over chunks of parts [items, chunks, columns], in a fixed order.
+cudaError_t sum_chunks(const float* parts, int64_t items, int64_t chunks, int64_t columns, DType dtype, void* sums,
+                       cudaStream_t stream);
+
 // totals[b] = the sum of terms[b, 0 .. count], in a fixed order and in double.
 cudaError_t sum_terms(const float* terms, int64_t batch, int64_t count, double* totals, cudaStream_t stream);
 

@@ -16,6 +16,25 @@ bool reads_four(const void* data, int64_t stride, int64_t columns) {
   return reinterpret_cast<uintptr_t>(data) % sizeof(Four<T>) == 0 && stride % 4 == 0 && columns % 4 == 0;
 }
 
+// The grid of a kernel that gives each of `rows` rows a warp, kRowsPerBlock of them to a block; false where CUDA has no
+// grid that large.
+template <int kRowsPerBlock>
+bool row_grid(int64_t rows, dim3* grid) {
+  const int64_t blocks = ceil_div<int64_t>(rows, kRowsPerBlock);
+  *grid = dim3(static_cast<unsigned>(blocks));
+  return fits_grid(blocks);
+}
+
+template <typename T>
+bool clips_read_four(const Clips& clips) {
+  return reads_four<T>(clips.data, clips.row_stride, clips.features) && clips.batch_stride % 4 == 0;
+}
+
+template <typename T>
+__device__ __forceinline__ const T* clip_row(const Clips& clips, int64_t b, int64_t t) {
+  return static_cast<const T*>(clips.data) + b * clips.batch_stride + t * clips.row_stride;
+}
+
 // out = row[c .. c + 4] of a row of `columns`, zeros past its end; c is a multiple of four.
 template <typename T>
 __device__ __forceinline__ void load_four(const T* row, int64_t c, int64_t columns, bool four, float (&out)[4]) {

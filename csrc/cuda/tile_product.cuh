@@ -57,7 +57,9 @@ __device__ __forceinline__ void stage_tile(T (&tile)[kRows][kStride], const Matr
 }
 
 // The product of a tile of kM x kN by a block of kWarpsM x kWarpsN warps; sums live in registers.
-// step<kColumnsB>(a, b) adds one stage: a [kM][depth] by rows; b [kN][depth] (kColumnsB false) or [depth][kN] (true).
+// step<kColumnsB, kDepth>(a, b) adds kDepth terms, one stage of them by default: a [kM][kDepth] by rows; b [kN][kDepth]
+// (kColumnsB false) or [kDepth][kN] (true). scale_rows multiplies each row by a factor of its own; since fragments are
+// opaque, RowsOfLane finds out once which rows a lane's elements belong to.
 template <typename T, int kM, int kN, int kWarpsM, int kWarpsN>
 struct TileProduct {
   static constexpr int kThreads = kWarp * kWarpsM * kWarpsN;
@@ -65,7 +67,34 @@ struct TileProduct {
   static constexpr int kFragmentsN = kN / kWarpsN / 16;
   static_assert(kM % (16 * kWarpsM) == 0 && kN % (16 * kWarpsN) == 0);
 
-  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sums[kFragmentsM][kFragmentsN];
+  using Sums = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float>;
+  Sums sums[kFragmentsM][kFragmentsN];
+
+  struct RowsOfLane {
+    Sums rows;
+
+    // Every thread of the block calls it; scratch is shared memory.
+    template <int kRows, int kStride>
+    __device__ __forceinline__ void find(float (&scratch)[kRows][kStride]) {
+      static_assert(kRows >= 16 && kStride >= 16);
+      for (int i = threadIdx.x; i < 16 * 16; i += kThreads) scratch[i / 16][i % 16] = static_cast<float>(i / 16);
+      __syncthreads();
+      nvcuda::wmma::load_matrix_sync(rows, &scratch[0][0], kStride, nvcuda::wmma::mem_row_major);
+      __syncthreads();
+    }
+  };
+
+  __device__ __forceinline__ void scale_rows(const float (&factors)[kM], const RowsOfLane& lane) {
+    const float* own = factors + threadIdx.x / kWarp / kWarpsN * (kM / kWarpsM);
+#pragma unroll
+    for (int i = 0; i < kFragmentsM; ++i)
+#pragma unroll
+      for (int e = 0; e < Sums::num_elements; ++e) {
+        const float factor = own[16 * i + static_cast<int>(lane.rows.x[e])];
+#pragma unroll
+        for (int j = 0; j < kFragmentsN; ++j) sums[i][j].x[e] *= factor;
+      }
+  }
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -74,13 +103,13 @@ struct TileProduct {
       for (int j = 0; j < kFragmentsN; ++j) nvcuda::wmma::fill_fragment(sums[i][j], 0.f);
   }
 
-  template <bool kColumnsB>
+  template <bool kColumnsB, int kDepth = Staging<T>::kDepth>
   __device__ __forceinline__ void step(const T* a, int stride_a, const T* b, int stride_b) {
     using Layout = std::conditional_t<kColumnsB, nvcuda::wmma::row_major, nvcuda::wmma::col_major>;
     const int warp = threadIdx.x / kWarp;
     const int row = warp / kWarpsN * (kM / kWarpsM), column = warp % kWarpsN * (kN / kWarpsN);
 #pragma unroll
-    for (int k = 0; k < Staging<T>::kDepth; k += 16) {
+    for (int k = 0; k < kDepth; k += 16) {
       nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, T, nvcuda::wmma::row_major> left[kFragmentsM];
 #pragma unroll
       for (int i = 0; i < kFragmentsM; ++i) {
@@ -121,6 +150,18 @@ struct TileProduct<float, kM, kN, kWarpsM, kWarpsN> {
 
   float sums[kRows][kColumns];
 
+  struct RowsOfLane {  // known without asking
+    template <int kRowsOfScratch, int kStride>
+    __device__ __forceinline__ void find(float (&)[kRowsOfScratch][kStride]) {}
+  };
+
+  __device__ __forceinline__ void scale_rows(const float (&factors)[kM], const RowsOfLane&) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) sums[i][j] *= factors[threadIdx.x / kX + i * kY];
+  }
+
   __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
@@ -128,11 +169,11 @@ struct TileProduct<float, kM, kN, kWarpsM, kWarpsN> {
       for (int j = 0; j < kColumns; ++j) sums[i][j] = 0.f;
   }
 
-  template <bool kColumnsB>
+  template <bool kColumnsB, int kDepth = Staging<float>::kDepth>
   __device__ __forceinline__ void step(const float* a, int stride_a, const float* b, int stride_b) {
     const int y = threadIdx.x / kX, x = threadIdx.x % kX;
 #pragma unroll
-    for (int k = 0; k < Staging<float>::kDepth; k += 4) {
+    for (int k = 0; k < kDepth; k += 4) {
       alignas(16) float right[kColumns][4];
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {

@@ -6,12 +6,6 @@
 
 namespace losatok::cuda {
 
-struct Clips {
-  const void* data;  // [B, T, features]
-  int64_t features;
-  int64_t batch_stride, row_stride;
-};
-
 // inverse[b, t] = 1 / max(|clips[b, t]|, 1e-12), 0 past a clip's length.
 cudaError_t inverse_norms(DType dtype, const Clips& clips, const Frames& frames, float* inverse, cudaStream_t stream);
 

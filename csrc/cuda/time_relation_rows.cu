@@ -8,16 +8,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kRowsPerBlock = kThreads / kWarp;
 
-template <typename T>
-bool clips_read_four(const Clips& clips) {
-  return reads_four<T>(clips.data, clips.row_stride, clips.features) && clips.batch_stride % 4 == 0;
-}
-
-template <typename T>
-__device__ __forceinline__ const T* clip_row(const Clips& clips, int64_t b, int64_t t) {
-  return static_cast<const T*>(clips.data) + b * clips.batch_stride + t * clips.row_stride;
-}
-
 // A warp per row of [B * T].
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -105,19 +95,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The grid of a kernel that gives each of `rows` rows a warp; empty where CUDA has no grid that large.
-bool row_grid(int64_t rows, dim3* grid) {
-  const int64_t blocks = ceil_div<int64_t>(rows, kRowsPerBlock);
-  *grid = dim3(static_cast<unsigned>(blocks));
-  return fits_grid(blocks);
-}
-
 }  // namespace
 
 cudaError_t inverse_norms(DType dtype, const Clips& clips, const Frames& frames, float* inverse, cudaStream_t stream) {
   return for_dtype(dtype, [&]<typename T>() {
     dim3 grid;
-    if (!row_grid(frames.batch * frames.time, &grid)) return cudaErrorInvalidValue;
+    if (!row_grid<kRowsPerBlock>(frames.batch * frames.time, &grid)) return cudaErrorInvalidValue;
     return launch(inverse_norms_kernel<T>, grid, kThreads, 0, stream, clips, frames, clips_read_four<T>(clips),
                   inverse);
   });
@@ -127,7 +110,7 @@ cudaError_t normalize_clips(DType dtype, const Clips& clips, const Frames& frame
                             int64_t t0, int64_t count, float* rows, cudaStream_t stream) {
   return for_dtype(dtype, [&]<typename T>() {
     dim3 grid;
-    if (!row_grid(items * count, &grid)) return cudaErrorInvalidValue;
+    if (!row_grid<kRowsPerBlock>(items * count, &grid)) return cudaErrorInvalidValue;
     const bool four_out = reads_four<float>(rows, clips.features, clips.features);
     return launch(normalize_clips_kernel<T>, grid, kThreads, 0, stream, clips, frames, Chunk{b0, items, t0, count},
                   clips_read_four<T>(clips), four_out, rows);
@@ -145,7 +128,7 @@ cudaError_t normalize_backward(DType dtype, const Clips& low, const Frames& fram
                                cudaStream_t stream) {
   return for_dtype(dtype, [&]<typename T>() {
     dim3 grid;
-    if (!row_grid(frames.batch * frames.time, &grid)) return cudaErrorInvalidValue;
+    if (!row_grid<kRowsPerBlock>(frames.batch * frames.time, &grid)) return cudaErrorInvalidValue;
     const bool four_grad = reads_four<float>(grad, low.features, low.features);
     return launch(normalize_backward_kernel<T>, grid, kThreads, 0, stream, low, frames, scale, clips_read_four<T>(low),
                   four_grad, grad);

@@ -34,7 +34,7 @@ def test_help_lists_every_command_without_importing_torch():
     code = "import sys; from losatok_ext.cli import main; code = main(['--help']); print('torch' in sys.modules, code)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "False 0"
-    for command in ("encode", "decode", "reconstruct", "info", "convert", "train", "demo"):
+    for command in ("encode", "decode", "reconstruct", "info", "convert", "train", "profile", "demo"):
         assert command in result.stdout
 
 

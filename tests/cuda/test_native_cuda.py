@@ -12,6 +12,8 @@ from losatok_ext import ops
 from losatok_ext.ops import dispatch
 from losatok_ext.ops.reference import bottleneck as reference_bottleneck
 from losatok_ext.ops.reference import time_relation as reference_relation
+from ops import dit_cases
+from ops.quantize_cases import HARD, assert_chain, assert_decides, assert_nearest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -110,17 +112,66 @@ def test_time_relation(dtype, algorithm, window):
     assert_within_budget(grad, results[0][1], results[1][1], factor=GRADIENT_FACTOR, name="grad_low")
 
 
-def every_op():
-    """Calls that take device tensors only, by name."""
-    x, parameters = draw(torch.bfloat16, 300, 1280), mlp(torch.bfloat16)
-    z, target, restoring, lengths = loss_case(torch.bfloat16)
-    low, high = draw(torch.bfloat16, 2, 600, 128), draw(torch.bfloat16, 2, 600, 1280)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "count", "features"), [(6000, 8192, 128), (250, 1024, 128), (20000, 1024, 8)])
+def test_nearest_and_residual(dtype, rows, count, features):
+    x, codebooks = draw(dtype, rows, features), draw(dtype, 3, count, features)
+    assert_nearest(x, codebooks[0], *ops.vq_nearest(x, codebooks[0]))
+    codes, quantized = ops.rvq_encode(x, codebooks)
+    assert_chain(x, codebooks, codes, quantized)
+    assert ops.rvq_decode(codes, codebooks).equal(quantized)
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_nearest_in_hard_cases(name):
+    assert_decides(ops.vq_nearest, *(t.cuda() for t in HARD[name]()))
+
+
+def test_nearest_keeps_no_distances():
+    x, codebook = draw(torch.float32, 500_000, 16), draw(torch.float32, 8192, 16)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ops.vq_nearest(x, codebook)
+    assert torch.cuda.max_memory_allocated() - before < 64 << 20  # all distances would take 16 GB
+
+
+ATTENTION = [
+    *dit_cases.SMALL,
+    *(case for case in dit_cases.LARGE if case.size <= 128),
+    *(
+        dit_cases.Case(4, 750, 8, size, rope=size, packed=True, lengths=(750, 1, 640, 0))
+        for size in (32, 64, 80, 96, 128)
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [case for case in ATTENTION if case.time > 1], ids=str)
+def test_attention_and_gradients(dtype, case):
+    dit_cases.check_attention(case, dtype, "native", "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("per_frame", dit_cases.PER_FRAME, ids=str)
+@pytest.mark.parametrize("sizes", [*dit_cases.MODULATION_SIZES, (4, 750, 1536)], ids=str)
+@pytest.mark.parametrize("op", [ops.layer_norm_modulate, ops.gated_residual])
+def test_modulations_and_gradients(dtype, per_frame, sizes, op):
+    frames = per_frame if op is ops.layer_norm_modulate else (True, per_frame[1])
+    inputs = dit_cases.modulation_inputs(sizes, frames, dtype, "cuda")
+    dit_cases.check(op, inputs, dtype, "native", "cuda")
+
+
+def bottleneck_and_relation_calls(clips, time):
+    x, parameters = draw(torch.bfloat16, clips * time, 1280), mlp(torch.bfloat16)
+    z, target, restoring, lengths = loss_case(torch.bfloat16, clips, time)
+    low, high = draw(torch.bfloat16, clips, time, 128), draw(torch.bfloat16, clips, time, 1280)
     kernels = torch.ops.losatok
     _, hidden = kernels.bottleneck_project_forward(x, *parameters, "gelu", True)
-    grad = draw(torch.bfloat16, 300, 128)
+    grad = draw(torch.bfloat16, clips * time, 128)
     return {
         "project": lambda: kernels.bottleneck_project_forward(x, *parameters, "gelu", True),
-        "backward": lambda: kernels.bottleneck_project_backward(
+        "project backward": lambda: kernels.bottleneck_project_backward(
             grad, x, hidden, parameters[0], parameters[2], "gelu", True, True
         ),
         "loss": lambda: kernels.normalized_reconstruction_loss_forward(z, target, *restoring, lengths, "gelu", True),
@@ -130,12 +181,76 @@ def every_op():
     }
 
 
-NAMES = ["project", "backward", "loss", "tiled", "factored", "energy"]
+def quantize_calls(clips, time):
+    kernels = torch.ops.losatok
+    rows, codebooks = draw(torch.bfloat16, clips, time, 128), draw(torch.float32, 3, 1024, 128)
+    indices, distance = kernels.vq_nearest_forward(rows, codebooks[0], None, "exact")
+    codes, _ = kernels.rvq_encode_forward(rows, codebooks, None, "exact")
+    levels = (8, 5, 5, 5)
+    stored = kernels.affine_quantize_forward(rows[0], 4)
+    return {
+        "nearest": lambda: kernels.vq_nearest_forward(rows, codebooks[0], None, "exact"),
+        "nearest backward": lambda: kernels.vq_nearest_backward(distance, rows, codebooks[0], indices, True, True),
+        "stages": lambda: kernels.rvq_encode_forward(rows, codebooks, None, "exact"),
+        "decode": lambda: (kernels.rvq_decode_forward(codes[0], codebooks),),
+        "decode backward": lambda: (kernels.rvq_decode_backward(rows[0], codes[0], codebooks),),
+        "levels": lambda: kernels.fsq_quantize_forward(rows[..., :4], levels, None),
+        "levels backward": lambda: (kernels.fsq_quantize_backward(rows[..., 4:8], rows[..., :4], levels, None),),
+        "levels back": lambda: (kernels.fsq_dequantize_forward(indices[0], levels, torch.bfloat16),),
+        "integers": lambda: kernels.affine_quantize_forward(rows[0], 8),
+        "integers back": lambda: (kernels.affine_dequantize_forward(*stored, 4, 128, torch.bfloat16),),
+    }
+
+
+def block_calls(clips, time):
+    kernels = torch.ops.losatok
+    lengths = torch.randint(1, time + 1, (clips,), device="cuda")
+    heads = draw(torch.bfloat16, clips, time, 3, 8, 64).unbind(2)
+    angles = [draw(torch.float32, time, 32) for _ in range(2)]
+    attention = (*heads, *[draw(torch.float32, 64) for _ in range(2)], *angles, lengths, lengths)
+    options = ("rms", 1e-6, False)
+    out, lse = kernels.dit_attention_forward(*attention, *options)
+    rows, other = (draw(torch.bfloat16, clips, time, 512) for _ in range(2))
+    shift, factor = (draw(torch.bfloat16, clips, 512) for _ in range(2))
+    _, mean, rstd = kernels.layer_norm_modulate_forward(rows, shift, factor, 1e-6)
+    return {
+        "attention": lambda: kernels.dit_attention_forward(*attention, *options),
+        "attention backward": lambda: kernels.dit_attention_backward(out, *attention, out, lse, *options),
+        "modulate": lambda: kernels.layer_norm_modulate_forward(rows, shift, factor, 1e-6),
+        "modulate backward": lambda: kernels.layer_norm_modulate_backward(other, rows, factor, mean, rstd, False),
+        "gate": lambda: (kernels.gated_residual_forward(rows, other, shift),),
+        "gate backward": lambda: kernels.gated_residual_backward(rows, other, shift),
+    }
+
+
+CALLS = {
+    bottleneck_and_relation_calls: ("project", "project backward", "loss", "tiled", "factored", "energy"),
+    quantize_calls: (
+        *("nearest", "nearest backward", "stages", "decode", "decode backward"),
+        *("levels", "levels backward", "levels back", "integers", "integers back"),
+    ),
+    block_calls: ("attention", "attention backward", "modulate", "modulate backward", "gate", "gate backward"),
+}
+"""Functions of clips and frames to calls that take device tensors only, by name."""
+
+FAMILIES = {name: family for family, names in CALLS.items() for name in names}
+NAMES = list(FAMILIES)
+
+
+def call_of(name, clips=3, time=600):
+    return FAMILIES[name](clips, time)[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiny(name):
+    """What sanitizers can go through in a minute; also that the names are those of the calls."""
+    assert set(FAMILIES[name](2, 5)) == set(CALLS[FAMILIES[name]])
+    assert all(t.isfinite().all() for t in call_of(name, 2, 17))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_repeat_bit_for_bit_and_wait_for_nothing(name):
-    call = every_op()[name]
+    call = call_of(name)
     first = call()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -149,7 +264,7 @@ def test_runs_repeat_bit_for_bit_and_wait_for_nothing(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ops_run_on_the_current_stream_and_in_graphs(name):
-    call = every_op()[name]
+    call = call_of(name)
     expected = call()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -160,7 +275,7 @@ def test_ops_run_on_the_current_stream_and_in_graphs(name):
     with torch.cuda.graph(graph):
         captured = call()
     for tensor in captured:
-        tensor.fill_(float("nan"))
+        tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
     graph.replay()
     torch.cuda.synchronize()
     assert all(a.equal(b) for a, b in zip(captured, expected, strict=True))
@@ -176,6 +291,16 @@ def test_loss_memory_does_not_hold_restored_features():
     extra = torch.cuda.max_memory_allocated() - before
     # Two blocks' worth of workspace, and the float32 and final gradients; eager keeps several times target's size.
     assert extra < target.numel() * target.element_size() + (128 << 20), f"{extra / 2**20:.0f} MiB"
+
+
+def test_attention_keeps_no_time_by_time_matrix():
+    heads = [x.requires_grad_() for x in draw(torch.bfloat16, 1, 30000, 3, 2, 64).unbind(2)]
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ops.dit_attention(*heads).sum().backward()
+    extra = torch.cuda.max_memory_allocated() - before
+    assert extra < 16 * heads[0].numel() * 2, f"{extra / 2**20:.0f} MiB"  # a [T, T] matrix would be 1.7 GiB a head
 
 
 def test_an_hour_without_time_by_time_matrices():

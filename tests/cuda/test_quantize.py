@@ -64,6 +64,15 @@ def test_few_rows_in_every_order_of_threads(ops, in_every_order):
     assert (quantized[1, 1:] == 0).all()
 
 
+def test_few_features_in_every_order_of_threads(ops, in_every_order):
+    """A number is two float16: lanes read what other lanes wrote of a row."""
+    x, codebooks = rows_and_codebooks((2, 20), 3, 70, 12)
+    indices, distance = in_every_order(lambda: ops("vq_nearest_forward", x, codebooks[0], None, "exact"))
+    assert_nearest(x, codebooks[0], indices, distance)
+    codes, quantized = in_every_order(lambda: ops("rvq_encode_forward", x, codebooks, None, "exact"))
+    assert_chain(x, codebooks, codes, quantized)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("rows", "codes", "features"),

@@ -111,9 +111,9 @@ def test_bad_input_is_named(ops):
         ops("fsq_quantize_forward", x[None].double(), (4, 4, 4), None)
     with pytest.raises(TypeError, match="x is Double"):
         ops("affine_quantize_forward", x.double(), 8)
-    with pytest.raises(TypeError, match="dtype is float64.*use_backend"):
+    with pytest.raises(TypeError, match=r"dtype is float64.*use_backend"):
         ops("fsq_dequantize_forward", torch.zeros(3, dtype=torch.int64), (4, 4), torch.float64)
-    with pytest.raises(TypeError, match="dtype is float64.*use_backend"):
+    with pytest.raises(TypeError, match=r"dtype is float64.*use_backend"):
         ops("affine_dequantize_forward", *ops("affine_quantize_forward", x, 8), 8, 3, torch.float64)
     with pytest.raises(ValueError, match="bits should be 4 or 8"):
         ops("affine_quantize_forward", x, 5)

@@ -189,6 +189,28 @@ def test_a_quantizer_is_taken_off_again(model, quantized):
     assert quantized.with_quantizer(None).fingerprint() == model.fingerprint()
 
 
+@pytest.mark.parametrize("name", ["rvq", "fsq", "lfq"])
+def test_a_bfloat16_model_quantizes_what_it_made(name):
+    """Latents that went through a file come back in float32, whatever the model's dtype is."""
+    model = lively(LoSATok(small_config())).bfloat16().with_quantizer(KINDS[name][0])
+    latents = model.encode(tone(9000))
+    assert latents.z.dtype == torch.bfloat16
+    z, codes = model.quantize(latents.mu.float())
+    assert torch.equal(codes, latents.codes)
+    assert torch.equal(z, latents.z)
+    assert torch.equal(model.dequantize(codes), z)
+
+
+@pytest.mark.gpu
+def test_a_quantizer_lies_where_the_model_does(model):
+    there = lively(LoSATok(small_config())).cuda().with_quantizer(KINDS["rvq"][0])
+    assert {tensor.device.type for tensor in [*there.parameters(), *there.buffers()]} == {"cuda"}
+    audio, lengths = clips()
+    latents = there.encode(audio, lengths=lengths)
+    assert latents.codes.is_cuda
+    assert torch.equal(there.quantize(latents.mu.cpu(), latents.lengths.cpu())[1], latents.codes)
+
+
 def test_weights_are_shared_and_not_copied(model, quantized):
     assert quantized.fc_mu.weight.data_ptr() == model.fc_mu.weight.data_ptr()
 

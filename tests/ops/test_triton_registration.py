@@ -11,6 +11,9 @@ import torch
 
 from losatok_ext import use_backend
 from losatok_ext.ops.bottleneck import bottleneck_project, normalized_reconstruction_loss
+from losatok_ext.ops.dit_attention import dit_attention
+from losatok_ext.ops.gated_residual import gated_residual
+from losatok_ext.ops.layer_norm_modulate import layer_norm_modulate
 from losatok_ext.ops.quantize import rvq_decode, rvq_encode, vq_nearest
 from losatok_ext.ops.quantize_scalar import affine_dequantize, affine_quantize, fsq_dequantize, fsq_quantize
 from losatok_ext.ops.time_relation import gram_energy, time_relation_loss
@@ -77,9 +80,35 @@ def raw_cases(device):
     stored = torch.ones(5, 2, dtype=torch.uint8, device=device), torch.ones(5, device=device)
     yield "affine_dequantize_forward", (*stored, stored[1].clone(), 4, 3, torch.float32)
 
+    yield from block_cases(device)
+
+
+def block_cases(device):
+    """The ops of a transformer block, forward and backward, in float32 with what the forward gave."""
+    x, grad, frames = (torch.randn(2, 5, 6, device=device) for _ in range(3))
+    shift, scale = torch.randn(2, 6, device=device), torch.randn(2, 6, device=device)
+    mean, rstd = torch.randn(2, 5, device=device), torch.rand(2, 5, device=device)
+    yield "layer_norm_modulate_forward", (x, shift, frames, 1e-6)
+    yield "layer_norm_modulate_backward", (grad, x, scale, mean, rstd, True)
+    yield "layer_norm_modulate_backward", (grad, x, frames, mean, rstd, False)
+    yield "gated_residual_forward", (x, grad, scale)
+    yield "gated_residual_backward", (grad, x, scale)
+    yield "gated_residual_backward", (grad, x, frames)
+    q, k, v = torch.randn(2, 5, 3, 2, 16, device=device).unbind(2)
+    lengths = torch.tensor([5, 3], device=device)
+    weights = [torch.randn(16, device=device) for _ in range(2)]
+    angles = [torch.randn(5, 8, device=device) for _ in range(2)]
+    out, lse = torch.randn(2, 5, 2, 16, device=device), torch.randn(2, 2, 5, device=device)
+    full = (q, k, v, *weights, *angles, lengths, lengths)
+    plain = (q, k, v, *[None] * 6)
+    yield "dit_attention_forward", (*full, "rms", 1e-6, False)
+    yield "dit_attention_forward", (*plain, "none", 1e-6, False)
+    yield "dit_attention_backward", (out, *full, out, lse, "layer", 1e-6, True)
+    yield "dit_attention_backward", (out, *plain, out, lse, "none", 1e-6, False)
+
 
 @needs_working_triton
-@pytest.mark.parametrize("index", range(21))
+@pytest.mark.parametrize("index", range(31))
 def test_opcheck(index, device):
     name, arguments = list(raw_cases(device))[index]
     torch.library.opcheck(getattr(torch.ops.losatok_triton, name).default, arguments)
@@ -87,7 +116,7 @@ def test_opcheck(index, device):
 
 def test_opcheck_covers_every_op_and_case(device):
     cases = list(raw_cases(device))
-    assert len(cases) == 21
+    assert len(cases) == 31
     assert {name for name, _ in cases} == set(SCHEMAS)
 
 
@@ -143,6 +172,34 @@ def test_quantizers_compile_whole_and_once(device):
             for function in (compiled, step):
                 loss, *rest = function(x, codebooks, lengths)
                 results.append([loss, *rest, *torch.autograd.grad(loss, [x, codebooks])])
+            for a, b in zip(*results, strict=True):
+                torch.testing.assert_close(a, b)
+
+
+@needs_working_triton
+def test_a_block_compiles_whole_and_once(device):
+    """fullgraph, dynamic: one graph for every batch size and length."""
+
+    def block(x, shift, scale, gate, q_weight, k_weight, cos, sin, lengths):
+        y = layer_norm_modulate(x, shift, scale)
+        q, k, v = torch.cat([y, y.sin(), y.cos()], -1).unflatten(-1, (3, 2, 16)).unbind(2)
+        out = dit_attention(q, k, v, q_weight, k_weight, (cos, sin), lengths)
+        return gated_residual(x, out.flatten(2), gate).square().mean()
+
+    weights = [torch.randn(16, device=device, requires_grad=True) for _ in range(2)]
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True), use_backend("triton"):
+        for clips, time in ((2, 5), (3, 7), (4, 9)):
+            x = torch.randn(clips, time, 32, device=device, requires_grad=True)
+            modulations = [torch.randn(clips, 32, device=device, requires_grad=True) for _ in range(3)]
+            angles = [torch.randn(time, 8, device=device) for _ in range(2)]
+            lengths = torch.full((clips,), time - 1, device=device)
+            leaves = [x, *modulations, *weights]
+            results = []
+            for function in (compiled, block):
+                loss = function(*leaves, *angles, lengths)
+                results.append([loss, *torch.autograd.grad(loss, leaves)])
             for a, b in zip(*results, strict=True):
                 torch.testing.assert_close(a, b)
 

@@ -50,17 +50,26 @@ inline void write(Bf16* to, const Floats& v) {
   std::memcpy(to, &half, sizeof half);
 }
 
-inline float sum(const Floats& v) {
+// The 16 or 8 lanes of v as one, in pairs: a chain of them would wait for each.
+template <class Combine>
+inline float fold(const Floats& v, const Combine& combine) {
   typedef float Half __attribute__((vector_size(32)));
   typedef float Quarter __attribute__((vector_size(16)));
   float parts[16];
   std::memcpy(parts, &v, sizeof v);
-  const Half half = read<Half>(parts) + read<Half>(parts + 8);
+  const Half half = combine(read<Half>(parts), read<Half>(parts + 8));
   std::memcpy(parts, &half, sizeof half);
-  const Quarter quarter = read<Quarter>(parts) + read<Quarter>(parts + 4);
-  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+  const Quarter quarter = combine(read<Quarter>(parts), read<Quarter>(parts + 4));
+  return combine(combine(quarter[0], quarter[2]), combine(quarter[1], quarter[3]));
 }
-inline double sum(const Doubles& v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+template <class Combine>
+inline double fold(const Doubles& v, const Combine& combine) {
+  return combine(combine(combine(v[0], v[4]), combine(v[2], v[6])), combine(combine(v[1], v[5]), combine(v[3], v[7])));
+}
+template <class V>
+inline auto sum(const V& v) {
+  return fold(v, [](const auto& a, const auto& b) { return a + b; });
+}
 
 template <class V>
 inline V greater(const V& a, const V& b) {
@@ -309,8 +318,7 @@ void softmax_block(wide_t<P>* scores, int64_t rows, int64_t keys, int64_t width,
     for (; j < width; j += kLanes<W>) best = greater(read<Vector>(scores + j), best);
     best = greater(best, other);
     const W before = first ? -kInfinity : maxima[i];
-    W most = before;
-    for (int64_t l = 0; l < kLanes<W>; ++l) most = best[l] > most ? best[l] : most;
+    const W most = greater(fold(best, [](const auto& a, const auto& b) { return greater(a, b); }), before);
     const Vector shift = Vector{} + most * kShiftUnit<W>;
     Vector sum_here = {};
     for (j = 0; j < width; j += kLanes<W>) {
@@ -320,11 +328,12 @@ void softmax_block(wide_t<P>* scores, int64_t rows, int64_t keys, int64_t width,
     }
     W found = sum(sum_here);
     for (j = keys; j < width; ++j) weights[j] = P{};
-    if (!first) {
+    if (most > before && !first) {
       const W factor = exponential<W>(Vector{} + before, shift)[0];
       found += sums[i] * factor;
-      if (most > before)
-        for (j = 0; j < columns; j += kLanes<W>) write(acc + j, read<Vector>(acc + j) * factor);
+      for (j = 0; j < columns; j += kLanes<W>) write(acc + j, read<Vector>(acc + j) * factor);
+    } else if (!first) {
+      found += sums[i];
     }
     sums[i] = found;
     maxima[i] = most;

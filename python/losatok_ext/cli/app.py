@@ -27,6 +27,7 @@ from losatok_ext.errors import UserError
 _HEAVY = {
     "train": ("losatok_ext.cli.train", "app", "Train a model: `sembo`, then `tokenizer`, then a `generator`."),
     "evaluate": ("losatok_ext.cli.evaluate", "app", "Measure a model on recordings: `storage`."),
+    "profile": ("losatok_ext.cli.profile", "app", "Time the stages of encoding or decoding a file."),
     "demo": ("losatok_ext.cli.demo", "demo", "Train small models on the bundled recordings, then use them."),
 }
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from losatok_ext.nn.quantizers import QuantizerConfig
     from losatok_ext.training.quantizer_fit import OnProgress
 
+_FRAMES_PER_CODE = 20  # with fewer a codebook knows its own frames by heart: see docs/latent-files.md
+
 
 def fit_quantizer(
     latents: Annotated[
@@ -86,8 +88,14 @@ def fit_quantizer(
     used = f", {100 * sum(fit.used) / len(fit.used):.0f} % of the codes used" if fit.used else ""
     print(
         f"{output}: model {fit.model.fingerprint()} with {fit.model.quantizer_name}, {rate:.0f} bits per second, "
-        f"fitted to {fit.frames} frames of {fit.files} files; relative error {fit.relative_rms:.3f}{used}"
+        f"fitted to {fit.frames} frames of {fit.files} files; relative error on them {fit.relative_rms:.3f}{used}"
     )
+    codes = fit.model.code_sizes[0]
+    if config.kind in ("vq", "rvq") and fit.frames < _FRAMES_PER_CODE * codes:
+        print(
+            f"{fit.frames} frames are few for {codes} codes: other recordings will err more "
+            "(`losatok evaluate storage` tells how much); encode more recordings, or ask for fewer codes"
+        )
     if failures:
         raise typer.Exit(2)
 

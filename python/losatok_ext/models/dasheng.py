@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from losatok_ext.audio.mel import SemanticMel
 from losatok_ext.models.config import SEMANTIC_PATCH, LoSATokConfig
-from losatok_ext.nn.attention import TransformerBlock, key_mask
+from losatok_ext.nn.attention import TransformerBlock
 
 TYPICAL_DECIBELS, TYPICAL_SPREAD = -25.0, 30.0
 """Mean and standard deviation of the mel decibels of the bundled recordings: for an encoder with random weights."""
@@ -133,10 +133,9 @@ class SemanticEncoder(nn.Module):
         with torch.autocast(patches.device.type, enabled=False):
             normalised = self.batch_norm(patches.float().transpose(2, 3)).transpose(2, 3).flatten(2)
         x = self.patch_embed(normalised.to(self.patch_embed.weight.dtype))
-        x = x + (self.time_position[: x.shape[1]] + self.frequency_position)
-        mask = None if lengths is None else key_mask(lengths, x.shape[1])
+        x = (x + (self.time_position[: x.shape[1]] + self.frequency_position)).to(x.dtype)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, lengths)
         return self.norm(x)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from losatok_ext.audio.stft import keep_valid
 from losatok_ext.models.config import LoSATokConfig
 from losatok_ext.nn.convnext import ConvNeXtBackbone
 from losatok_ext.nn.istft import ISTFTHead
@@ -34,16 +35,12 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:
         """z [B, T, d] to audio [B, samples_per_token T] float32; zeros from ``lengths`` [B] on (None: all valid)."""
-        valid = None
-        if lengths is not None:
-            past = torch.arange(z.shape[1], device=z.device) < lengths[:, None]
-            z = torch.where(past[:, :, None], z, z.new_zeros(()))
-            valid = past.repeat_interleave(self.factor, dim=1)[:, :, None]
         if z.shape[0] * z.shape[1] == 0:
             return z.new_zeros(z.shape[0], z.shape[1] * self.samples_per_token, dtype=torch.float32)
-        x = z @ self.upsample_weight.transpose(1, 2).flatten(1)
+        x = keep_valid(z, lengths) @ self.upsample_weight.transpose(1, 2).flatten(1)
         x = x.unflatten(2, (self.factor, -1)).flatten(1, 2) + self.upsample_bias
-        return self.head(self.backbone(x, valid), valid)
+        frames = None if lengths is None else lengths * self.factor
+        return self.head(self.backbone(x, frames), frames)
 
     def decode_long(self, z: Tensor, lengths: Tensor | None = None, block_tokens: int = BLOCK_TOKENS) -> Tensor:
         """As :meth:`forward`, ``block_tokens`` at a time with all the context they see: the same, in bounded memory."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from losatok_ext.audio.stft import keep_valid
 from losatok_ext.errors import UserError
-from losatok_ext.models import checkpoint, published
+from losatok_ext.models import checkpoint, precision, published
 from losatok_ext.models.acoustic import AcousticEncoder
 from losatok_ext.models.config import LoSATokConfig
 from losatok_ext.models.dasheng import SemanticEncoder, init_semantic_encoder
@@ -128,8 +128,8 @@ class LoSATok(nn.Module):
 
         Returns:
             Latents of B clips; T is the tokens of the longest. A clip of less than 3/4 of a token (480 samples in the
-            published model) has none. Dtype: the model's. With a quantizer, ``codes`` and, as ``z``, what they stand
-            for.
+            published model) has none. Dtype: that of ``fc_mu``, the model's or float32. With a quantizer, ``codes``
+            and, as ``z``, what they stand for.
 
         Raises:
             TypeError: ``audio`` is not a floating-point tensor.
@@ -167,7 +167,7 @@ class LoSATok(nn.Module):
         counts = clip_lengths(lengths, *z.shape[:2])
         require_finite("z", z, counts)
         ragged = counts.to(self.device) if bool((counts < z.shape[1]).any()) else None
-        return self.decoder.decode_long(z.to(self.device, self.fc_mu.weight.dtype), ragged)
+        return self.decoder.decode_long(z.to(self.device, self.decoder.upsample_weight.dtype), ragged)
 
     @torch.no_grad()
     def reconstruct(
@@ -198,19 +198,19 @@ class LoSATok(nn.Module):
 
     @torch.no_grad()
     def quantize(self, mu: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """What the quantizer makes of latents, without gradients; without one, ``(mu, None)``.
+        """What the quantizer makes of latents, without gradients; without one, ``mu`` itself and None.
 
         Args:
-            mu: [B, T, d] floating point; moved to the model's device.
+            mu: [B, T, d] floating point; moved to the model's device and dtype.
             lengths: [B] int64 tokens of each clip; None: all T. What lies past is not read.
 
         Returns:
-            (z [B, T, d] in mu's dtype, codes [B, T] or [B, T, Q] int64, -1 past a length).
+            (z [B, T, d] in the model's dtype, codes [B, T] or [B, T, Q] int64, -1 past a length).
 
         Raises:
             TypeError, ValueError: as :meth:`losatok_ext.nn.quantizers.Quantizer.forward`.
         """
-        mu = mu.to(self.device)
+        mu = mu.to(self.device, self.fc_mu.weight.dtype)
         if self.quantizer is None:
             return mu, None
         codes = self.quantizer.encode(mu, None if lengths is None else lengths.to(self.device))
@@ -339,13 +339,28 @@ class LoSATok(nn.Module):
         checkpoint.save(self, folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> LoSATok:
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        dtype: str | torch.dtype | None = None,
+    ) -> LoSATok:
         """The model that :meth:`save_pretrained` wrote, in eval mode.
+
+        Args:
+            folder: with ``config.json`` and ``model.safetensors``.
+            device: where to put it.
+            dtype: ``"bfloat16"`` halves the weights and, where the processor multiplies it, several times the speed;
+                what does not bear it stays in float32 (see :mod:`losatok_ext.models.precision`), as latents and audio
+                do. ``"float32"`` makes a model of any precision float32. None: as it was saved.
 
         Raises:
             CheckpointError: a file is missing or unreadable, or a tensor is missing, left over or of another shape.
+            ValueError: another dtype.
         """
-        return checkpoint.load(cls, folder).to(device)
+        chosen = None if dtype is None else precision.dtype_of(dtype)
+        model = checkpoint.load(cls, folder)
+        return (model if chosen is None else precision.cast(model, chosen)).to(device)
 
     @classmethod
     def from_reference_checkpoint(
@@ -403,7 +418,10 @@ class LoSATok(nn.Module):
         state = {name: value for name, value in self.state_dict().items() if not name.startswith(_QUANTIZER)}
         if quantizer is not None:
             state.update(_quantizer_state(quantizer))
-        return checkpoint.build(type(self), config, state, "the quantizer")
+        model = checkpoint.build(type(self), config, state, "the quantizer").to(self.device)
+        if model.quantizer is not None:
+            model.quantizer.to(self.fc_mu.weight.dtype)
+        return model
 
     def fingerprint(self) -> str:
         """16 hex digits that name this model: a hash of its configuration and weights.
@@ -464,7 +482,7 @@ class LoSATok(nn.Module):
         time = min(semantic.shape[1] * factor, acoustic.shape[1])
         tokens = torch.minimum(semantic_lengths * factor, acoustic_lengths)
         acoustic = acoustic[:, :time]
-        acoustic_low = self.fc_a(acoustic)
+        acoustic_low = self.fc_a(acoustic.to(self.fc_a.weight.dtype))
         semantic_low = upsample_tokens(semantic_low, factor, semantic_lengths)[:, :time]
         unified_low = acoustic_low + semantic_low
         mu, logvar = self.fc_mu(unified_low), self.fc_logvar(unified_low).clamp(-20.0, 20.0)

@@ -10,11 +10,13 @@ from losatok_ext.ops.layer_norm_modulate import layer_norm_modulate
 from losatok_ext.ops.quantize import rvq_decode, rvq_encode, vq_nearest
 from losatok_ext.ops.quantize_scalar import affine_dequantize, affine_quantize, fsq_dequantize, fsq_quantize
 from losatok_ext.ops.time_relation import gram_energy, time_relation_loss
+from losatok_ext.ops.vocoder import depthwise_conv_norm, polar_istft
 
 __all__ = [
     "affine_dequantize",
     "affine_quantize",
     "bottleneck_project",
+    "depthwise_conv_norm",
     "dit_attention",
     "fsq_dequantize",
     "fsq_quantize",
@@ -22,6 +24,7 @@ __all__ = [
     "gram_energy",
     "layer_norm_modulate",
     "normalized_reconstruction_loss",
+    "polar_istft",
     "rvq_decode",
     "rvq_encode",
     "time_relation_loss",

@@ -35,8 +35,13 @@ OPS = (
     "layer_norm_modulate",
     "gated_residual",
     "dit_attention",
+    "polar_istft",
+    "depthwise_conv_norm",
 )
 """Every public op that has more than one implementation."""
+
+CPU_ONLY = frozenset({"polar_istft", "depthwise_conv_norm"})
+"""Ops whose kernels exist for the CPU only: on a GPU they run as the reference, and only when that is asked for."""
 
 PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("triton", "native")}
 """Per device, what runs by default: the first that is available. One table for all ops; an op that measures differently
@@ -136,8 +141,11 @@ _WHY_NOT = {
 }
 
 
-def unavailable(backend: str, device_type: str) -> str | None:
-    """Why ``backend`` cannot run on ``device_type`` with its cure, or None when it can."""
+def unavailable(backend: str, device_type: str, op: str = "") -> str | None:
+    """Why ``backend`` cannot run (``op``) on ``device_type`` with its cure, or None when it can."""
+    if op in CPU_ONLY and (backend == "triton" or (backend == "native" and device_type == "cuda")):
+        where = "" if backend == "triton" else " for CUDA"
+        return f"{op} has no {backend} kernel{where} yet; use_backend('reference'), or move its tensors to the CPU"
     if backend != "reference" and (backend, device_type) not in _WHY_NOT:
         return (
             f"losatok_ext has no {backend} kernels for {device_type} tensors; "
@@ -159,9 +167,9 @@ def default_backend(op: str, device_type: str) -> str:
     """
     candidates = preferences(op, device_type)
     for backend in candidates:
-        if unavailable(backend, device_type) is None:
+        if unavailable(backend, device_type, op) is None:
             return backend
-    reasons = "; ".join(f"{backend}: {unavailable(backend, device_type)}" for backend in candidates or ("native",))
+    reasons = "; ".join(f"{backend}: {unavailable(backend, device_type, op)}" for backend in candidates or ("native",))
     raise BackendUnavailableError(f"{op} cannot run on {device_type}. {reasons}")
 
 
@@ -174,7 +182,7 @@ def choose(op: str, device: torch.device) -> str:
     requested = requested_backend()
     if requested is None:
         return default_backend(op, device.type)
-    reason = unavailable(requested, device.type)
+    reason = unavailable(requested, device.type, op)
     if reason is not None:
         raise BackendUnavailableError(f"{op} was asked to run as {requested!r}, which cannot run here: {reason}")
     return requested

@@ -201,8 +201,10 @@ def dit_attention(
         ``F.scaled_dot_product_attention`` takes them.
 
     No [T, S] matrix is stored; for the backward the inputs, the output and one number for each row and head are kept.
-    Norm, rotation, softmax and sums are in float32 (float64). In half precision Q, K and the attention weights are
-    rounded to it before they are multiplied. On a CPU a result does not depend on the number of threads.
+    Norm, rotation, softmax and sums are in float32 (float64). In bfloat16 Q, K and the attention weights are rounded to
+    it before they are multiplied, as in every fused attention. On a CPU a result does not depend on the number of
+    threads, which share out blocks of queries (in the backward, pairs of a clip and a head); float16 is computed as
+    float32 there, from converted copies.
 
     Raises:
         TypeError: a dtype or kind of argument that is not taken; the message names the argument.

@@ -54,7 +54,7 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
         common one.
 
     The gradient of x is that of y; the sum over the frames of a clip for a [B, C] gate runs in float32 (float64), in
-    an order that does not depend on the number of threads.
+    an order that does not depend on the number of threads. Padding is a frame like any other here: keep it finite.
 
     Raises:
         TypeError: a dtype or kind of argument that is not taken; the message names the argument.

@@ -65,7 +65,8 @@ def layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e
         dtypes may differ, and the tensors are taken in their common one.
 
     For the backward, x and two numbers for each frame are kept; sums over the frames of a clip run in float32
-    (float64), in an order that does not depend on the number of threads.
+    (float64), in an order that does not depend on the number of threads. Padding is a frame like any other here: keep
+    it finite.
 
     Raises:
         TypeError: a dtype or kind of argument that is not taken; the message names the argument.

@@ -193,7 +193,8 @@ def vq_nearest(
     """The nearest code of each row: argmin_k |x - c_k|^2, and that squared distance.
 
     Args:
-        x: [..., d]; float32, bfloat16, float16 or float64, any strides. With ``lengths``, [B, T, d].
+        x: [..., d]; float32, bfloat16, float16 or float64 (on a GPU as the reference only), any strides. With
+            ``lengths``, [B, T, d].
         codebook: [K, d]; any of these dtypes: a float32 codebook serves bfloat16 rows without losing codes to rounding.
             float64 goes with float64 only.
         lengths: [B] int64, valid frames of each clip, or None for T. What lies past a length, NaN included, changes
@@ -209,13 +210,13 @@ def vq_nearest(
     differences x - c in float32: the chosen distance is the least to 1e-5 relative, also where |x|^2 is far above it,
     and a code finds itself at distance 0. ``"fast"`` takes the product's word: the squared distance of its choice may
     exceed the least by 2^-5 |x - m| |c - m|, m the mean of some 256 codes and c the code farthest from it (bfloat16
-    products, where the processor has them), and a code may not find itself. Measured on normal rows and 8192 codes of
-    128 features: at most 0.12 % farther, another code for 0.5 % of the rows. The distance that it returns is that of
-    its choice. A CPU gains no time by it: there the decision costs 1 to 3 %.
+    products, where the processor has them; on a GPU float16), and a code may not find itself. Measured on a CPU, normal
+    rows and 8192 codes of 128 features: at most 0.12 % farther, another code for 0.5 % of the rows. The distance that
+    it returns is that of its choice. A CPU gains no time by it: there the decision costs 1 to 3 %.
 
     A row with a NaN, or so large that every distance is infinite, gets index 0 and the distance to that code (NaN or
     infinity). A code with a NaN or an infinity is never chosen while another has a finite distance. Autocast changes
-    nothing here. Memory beyond inputs and outputs is O(K d): the [N, K] distances never exist.
+    nothing here. Memory beyond inputs and outputs is O(N + K d): the [N, K] distances never exist.
 
     Raises:
         TypeError: a dtype or kind of argument that is not taken; the message names the argument.
@@ -254,8 +255,8 @@ def rvq_encode(
             codebooks (each row's to the codes it chose), and none to x: a module that trains x adds its own estimate,
             such as straight-through x + (quantized - x).detach().
 
-    The residual is kept in float32 (float64) and in cache for all stages. Sums run in the order of the stages, as in
-    :func:`rvq_decode`: in float32 the two agree bit for bit.
+    The residual is kept in float32 (float64) and in cache for all stages, on a GPU on the chip. Sums run in the order
+    of the stages, as in :func:`rvq_decode`: in float32 the two agree bit for bit.
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: as :func:`vq_nearest`.

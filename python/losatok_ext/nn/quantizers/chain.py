@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext import ops
-from losatok_ext.nn.convnext import zero_past
+from losatok_ext.audio.stft import zero_past
 from losatok_ext.nn.quantizers.base import Quantized, Quantizer, frame_mask, wide_dtype
 from losatok_ext.nn.quantizers.codebooks import Codebooks
 from losatok_ext.nn.quantizers.config import VQConfig
@@ -84,7 +84,7 @@ class Chain(Quantizer):
         """One training step: every stage chooses, tells its loss, and its codebook learns."""
         books, config = self.codebooks, self.config
         stage_lengths = self._stage_lengths(x, lengths)
-        starting = not books.ready
+        starting, started = not books.ready, False
         residual = x.detach()
         total: Tensor | None = None
         codes, choices, seen = [], [], []
@@ -93,7 +93,7 @@ class Chain(Quantizer):
             book = 0 if self.shared else stage
             frames = Frames(residual, used)
             if starting and (stage == 0 or not self.shared):
-                books.start(book, frames)
+                started = books.start(book, frames)
             table = books.table(book)
             indices, distance = ops.vq_nearest(residual, table.detach(), used)
             chosen = ops.rvq_decode(indices.unsqueeze(-1), table.detach().unsqueeze(0))
@@ -112,7 +112,7 @@ class Chain(Quantizer):
         if self.shared:
             books.refresh(0)
             books.revive(0, _joined(seen))
-        if starting:
+        if started:
             books.finish_start()
         if total is not None:
             choices = [Choice(x, total, frame_mask(lengths, x.shape[1]))]

@@ -76,8 +76,8 @@ class Codebooks(nn.Module):
         return codes.expand(stages, -1, -1)
 
     @torch.no_grad()
-    def start(self, stage: int, frames: Frames) -> None:
-        """Take the codes of a stage from k-means of ``frames``, of all processes."""
+    def start(self, stage: int, frames: Frames) -> bool:
+        """Take the codes of a stage from k-means of ``frames``, of all processes; False where a batch has no frames."""
         config = self.config
         shares = pooled(frames.shares(self.codes.dtype))[0].to(torch.int64)
         total = shares.sum()
@@ -85,7 +85,7 @@ class Codebooks(nn.Module):
         size = frames.x.shape[0] * frames.x.shape[1]
         size = min(size, config.kmeans_rows) if processes()[1] == 1 else config.kmeans_rows
         if size == 0:
-            return
+            return False
         kept = total.clamp(max=size)
         (rows,) = pooled(frames.rows(spread(kept.clamp(min=1), total, size), shares))
         noise = agreed(torch.rand(config.codebook_size, dtype=rows.dtype, device=rows.device))
@@ -98,6 +98,7 @@ class Codebooks(nn.Module):
         self.usage[stage].copy_(torch.where(some, agreed(usage), self.usage[stage]))
         if self.sums is not None:
             self.sums[stage].copy_(self.codes[stage] * self.usage[stage].unsqueeze(-1))
+        return True
 
     def finish_start(self) -> None:
         """All stages have started."""
