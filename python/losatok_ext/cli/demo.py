@@ -27,8 +27,8 @@ from losatok_ext.training.progress import TrainingProgress
 from losatok_ext.training.recipes import demo_generator_recipe, demo_recipe
 
 RECORDING = Path("speech") / "00004.flac"
-PROMPT, PROMPT_SECONDS = "bird", 3.0
-"""What is generated: a label of the bundled recordings, which is all that the demo's generator knows."""
+PROMPT, PROMPT_SECONDS = "a red fox measured the morning train.", 2.8
+"""What is generated: a sentence of the bundled recordings, which are all that the demo's generator knows."""
 
 
 def demo(

@@ -47,10 +47,12 @@ def demo_recipe(init: str | Path, device: str = "auto", scale: float = 1.0) -> t
 
 
 def demo_generator_recipe(tokenizer: str | Path, device: str = "auto", scale: float = 1.0) -> TrainConfig:
-    """A small generator on the latents of the 48 bundled clips, in about two minutes on two CPU cores.
+    """A small generator on the latents of the 48 bundled clips, in about four minutes of processor time.
 
-    It learns these clips by heart, which is all that can be learned of two and a half minutes of audio: asked for
-    "rain" it makes the rain that it heard.
+    It learns these clips by heart, which is all that can be learned of two and a half minutes of audio: asked for a
+    sentence that is among them, it says that sentence. Measured (one thread, float32, November 2026): 0.12 s of
+    processor time per step. A run of 1200 steps, on a tokenizer that had trained for 800, ended at a loss of 0.2; of
+    ten texts five came out nearest to a recording of that text, by mean and spread in each mel bin.
 
     Args:
         tokenizer: the tokenizer's model folder.
