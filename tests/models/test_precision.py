@@ -125,3 +125,21 @@ def test_cast_is_in_place(model):
     twin = copy.deepcopy(model)
     assert cast(twin, torch.bfloat16) is twin
     assert model.fc_mu.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoder_and_encoder_compile_without_graph_breaks(model, dtype):
+    twin = cast(copy.deepcopy(model), dtype)
+    z, lengths = torch.randn(2, 9, model.config.latent_dim).to(dtype), torch.tensor([9, 4])
+    patches = torch.randn(2, 9, model.config.semantic_mels, 4)
+    torch.compiler.reset()
+    with torch.no_grad():
+        for function, inputs in (
+            (twin.decoder, (z, lengths)),
+            (twin.semantic_encoder.encode_chunks, (patches, lengths)),
+        ):
+            compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+            result, expected = compiled(*inputs), function(*inputs)
+            difference = (result - expected)[0].float().norm() / expected[0].float().norm()
+            assert difference < (1e-5 if dtype == torch.float32 else 0.02)
+    torch.compiler.reset()
