@@ -27,6 +27,11 @@ HIGHLIGHTS = (
     "bottleneck_project bfloat16 N=250",
     "vq_nearest float32 N=6000 K=8192",
     "rvq_encode float32 N=6000 Q=8 K=1024",
+    "dit_attention float32",
+    "nn.DiTBlock of 512 float32",
+    "nn.DiTBlock of 512 + backward float32",
+    "decode base bfloat16 B=1",
+    "encode base bfloat16 B=1",
 )
 """Rows of the README's table."""
 

@@ -246,12 +246,14 @@ def test_weights_and_angles_of_other_dtypes():
     assert torch.equal(out, ops.dit_attention(q, k, v, *(w.double() for w in weights), **options))
 
 
-def test_autocast_takes_its_dtype():
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_autocast_takes_its_dtype(backend):
     q, k, v, *_ = Case(time=20).tensors(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = ops.dit_attention(q, k, v)
-    assert torch.equal(out, ops.dit_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()))
-    with torch.autocast("cpu", torch.bfloat16):
+    with use_backend(backend):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = ops.dit_attention(q, k, v)
+        assert torch.equal(out, ops.dit_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()))
+    with use_backend(backend), torch.autocast("cpu", torch.bfloat16):
         assert ops.dit_attention(q.double(), k.double(), v.double()).dtype == torch.float64
 
 

@@ -232,9 +232,10 @@ def dit_attention(
     backend = dispatch.choose("dit_attention", q.device)
     if backend == "reference":
         angles = None if cos is None or sin is None else (cos, sin)
-        return reference.dit_attention(
-            q, k, v, q_weight, k_weight, angles, lengths, norm, eps, interleaved, key_lengths
-        )
+        with torch.autocast(q.device.type, enabled=False):  # its dtype was taken above; sums stay wide
+            return reference.dit_attention(
+                q, k, v, q_weight, k_weight, angles, lengths, norm, eps, interleaved, key_lengths
+            )
     tensors = checks.distinct(q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths)
     options = (norm or "none", float(eps), interleaved)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:5]):
