@@ -12,14 +12,7 @@ from ops.dit_cases import CASES, DTYPES, SMALL, Case, cast, check_attention, eva
 NATIVE_OR_REFERENCE = ["native", "reference"]
 
 
-@pytest.fixture(autouse=True)
-def _uninitialised_memory_is_nan():
-    """What nobody wrote shows: torch fills fresh tensors, those of C++ included, with NaN."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(before)
+pytestmark = pytest.mark.usefixtures("uninitialised_memory_is_nan")
 
 
 def on_threads(count, function):

@@ -12,14 +12,7 @@ NATIVE_OR_REFERENCE = ["native", "reference"]
 OPS = [ops.layer_norm_modulate, ops.gated_residual]
 
 
-@pytest.fixture(autouse=True)
-def _uninitialised_memory_is_nan():
-    """What nobody wrote shows: torch fills fresh tensors, those of C++ included, with NaN."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(before)
+pytestmark = pytest.mark.usefixtures("uninitialised_memory_is_nan")
 
 
 def inputs_of(op, sizes, per_frame, dtype=torch.float64):

@@ -27,22 +27,7 @@ BACKENDS = ["native", "reference"]
 every = settings(max_examples=30, deadline=None)
 
 
-@pytest.fixture(autouse=True)
-def _uninitialised_memory_is_nan():
-    """What nobody wrote shows: torch fills fresh tensors, those of C++ included, with NaN."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("uninitialised_memory_is_nan")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
