@@ -102,7 +102,10 @@ def test_fewer_bits_err_more(report):
 
 def test_a_model_with_a_quantizer_is_compared_with_its_own_latents(coded, sources, report):
     own = evaluate_storage(coded, sources)
-    assert own.to_dict()["rows"] == report.to_dict()["rows"]
+    # To rounding: libraries may add up in another order where memory lies otherwise.
+    for mine, theirs in zip(own.to_dict()["rows"], report.to_dict()["rows"], strict=True):
+        assert mine.pop("storage") == theirs.pop("storage")
+        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-7)
     assert own.fingerprint == report.fingerprint
 
 
