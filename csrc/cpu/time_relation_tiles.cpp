@@ -98,7 +98,7 @@ std::vector<Share> shares(int64_t frames, int64_t window, int64_t low_size, int6
 
 int64_t panel_rows(int64_t frames, int64_t window) {
   const int64_t reach = std::min(frames, 2 * window + 1);
-  return std::clamp<int64_t>((reach / 12 + 15) / 16 * 16, 16, 192);
+  return std::clamp<int64_t>((reach / 6 + 15) / 16 * 16, 16, 192);
 }
 
 template <class R>
