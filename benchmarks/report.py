@@ -34,6 +34,8 @@ HIGHLIGHTS = (
     "encode base bfloat16 B=1",
 )
 """Rows of the README's table."""
+VARIANTS = ("fast", "recomputed", "ours compiled", "1280-d at 512", "1280-d at 1536")
+"""What is timed beside ours and is no peer: left out of the picture."""
 
 
 def load(paths: list[Path]) -> list[dict]:
@@ -151,12 +153,13 @@ def draw(result: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = [row for row in result["rows"] if peers(row)]
+    beside = {row["label"]: [name for name in peers(row) if name not in VARIANTS] for row in result["rows"]}
+    rows = [row for row in result["rows"] if beside[row["label"]]]
     figure, axes = plt.subplots(figsize=(10, 0.42 * len(rows) + 1.6), layout="constrained")
-    names = list(dict.fromkeys(name for row in rows for name in peers(row)))
-    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))
+    names = list(dict.fromkeys(name for own in beside.values() for name in own))
+    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
     for position, row in enumerate(rows):
-        own = peers(row)
+        own = beside[row["label"]]
         height = 0.8 / len(own)
         for index, name in enumerate(own):
             y = position - 0.4 + (index + 0.5) * height

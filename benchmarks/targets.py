@@ -46,7 +46,7 @@ class Target:
         if self.figure == "mib":
             return f"{bound}{value:.0f} MiB"
         kind, peer = self.figure.split("_", 1)
-        return f"{bound}{value:.2f}x {peer}" + ("'s memory in one of ours" if kind == "memory" else "")
+        return f"{bound}{value:.2f}x {'less memory than ' if kind == 'memory' else ''}{peer}"
 
 
 def _bottleneck() -> list[Target]:
@@ -71,6 +71,9 @@ TARGETS = [
     Target("vq_nearest float32 N=6000 K=8192", "x_vector-quantize-pytorch", 8.0),
     Target("vq_nearest float32 N=6000 K=1024", "x_vector-quantize-pytorch", 2.5),
     Target("rvq_encode float32 N=6000 Q=8 K=1024", "x_vector-quantize-pytorch", 4.0),
+    Target("nn.DiTBlock of 512 float32", "x_eager", 2.2),
+    Target("nn.DiTBlock of 512 float32", "x_compile", 1.3),
+    Target("nn.DiTBlock of 512 + backward float32", "x_compile", 1.1),
     Target("decode base float32 B=1", "x_published", 1.5),
     Target("decode base bfloat16 B=1", "x_published", 4.0),
     Target("encode base float32 B=1", "x_published", 2.5),
