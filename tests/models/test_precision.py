@@ -110,6 +110,15 @@ def test_packed_weights_follow_the_weight():
             assert layer.float()(x.float()).dtype == torch.bfloat16
 
 
+def test_a_weight_in_the_place_of_another_is_packed_anew():
+    layer, x = Linear(64, 48).bfloat16().requires_grad_(False), torch.randn(8, 64).bfloat16()
+    with torch.no_grad():
+        for _ in range(20):  # each weight is gone before the next is made, and leaves it its place
+            layer.weight = None
+            layer.weight = torch.nn.Parameter(torch.randn(48, 64).bfloat16(), requires_grad=False)
+            torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
 def test_nothing_grows_over_calls(half):
     """Weights are packed by the first call; later ones leave nothing behind."""
     audio = tone(8000)

@@ -40,7 +40,7 @@ class Linear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
-        self._packed: tuple[object, Tensor] | None = None
+        self._packed: tuple[Tensor, int, Tensor] | None = None  # what was packed, its version then, the packed copy
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         """x [..., in] to [..., out]."""
@@ -54,10 +54,14 @@ class Linear(nn.Linear):
         weight = self.weight
         if x.dtype != torch.bfloat16 or weight.is_inference():  # changes of inference tensors are not counted
             return weight
-        key = (weight.data_ptr(), weight._version)
-        if self._packed is None or self._packed[0] != key:
-            self._packed = (key, torch.ops.mkldnn._reorder_linear_weight(weight.detach()))
-        return self._packed[1]
+        if self._packed is not None:
+            # What was packed is held, so that another weight cannot have come to lie where it did.
+            source, version, packed = self._packed
+            if source.data_ptr() == weight.data_ptr() and version == weight._version:
+                return packed
+        source = weight.detach()
+        self._packed = (source, weight._version, torch.ops.mkldnn._reorder_linear_weight(source))
+        return self._packed[2]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}  # a copy, or a pickled module, packs its own
