@@ -1,6 +1,7 @@
 #include "cpu/simd/bottleneck.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "cpu/simd/exponential.h"
 
@@ -28,6 +29,21 @@ inline void normal(float x, float* cdf, float* pdf) {
   *cdf = x > 0.f ? 1.f - tail : tail;
   *pdf = 0.398942280f * e;
 }
+// The same to 1e-4 of each, for values that are bfloat16: Q of degree 5, relative error 3.3e-5.
+inline void rough_normal(float x, float* cdf, float* pdf) {
+  const float size = std::fabs(x);
+  const float t = rough_reciprocal(1.f + 0.212132034f * (size < 1e18f ? size : 1e18f));
+  float q = 0.77758668f;
+  q = q * t - 1.01554856f;
+  q = q * t + 1.02584730f;
+  q = q * t - 0.19264419f;
+  q = q * t + 0.24128167f;
+  q = q * t + 0.16344447f;
+  const float e = rough_exponential(-0.5f * x * x);
+  const float tail = 0.5f * e * (q * t);
+  *cdf = x > 0.f ? 1.f - tail : tail;
+  *pdf = 0.398942280f * e;
+}
 inline void normal(double x, double* cdf, double* pdf) {
   *cdf = 0.5 * std::erfc(-x * 0.70710678118654752440);
   *pdf = 0.39894228040143267794 * std::exp(-0.5 * x * x);
@@ -42,11 +58,15 @@ inline void sigmoid(W x, W* value, W* derivative) {
 }
 
 // Value and derivative of an activation at x; a compile-time choice, so that loops over it become vector code.
-template <Activation A, class W>
+// For values of T; W is what they are computed in.
+template <Activation A, class T, class W>
 inline void evaluate(W x, W* value, W* derivative) {
   if constexpr (A == Activation::kGelu) {
     W cdf, pdf;
-    normal(x, &cdf, &pdf);
+    if constexpr (std::is_same_v<T, Bf16>)
+      rough_normal(x, &cdf, &pdf);
+    else
+      normal(x, &cdf, &pdf);
     *value = x * cdf;
     *derivative = cdf + x * pdf;
   } else if constexpr (A == Activation::kGeluTanh) {
@@ -142,14 +162,14 @@ void activate(Activation activation, const T* x, const T* bias, T* pre, T* out, 
           W value = load(row[j]), derivative;
           if (bias) value += load(bias[j]);
           if (kept) store(kept + j, value);
-          evaluate<A, W>(value, &value, &derivative);
+          evaluate<A, T>(value, &value, &derivative);
           store(to + j, value);
         }
       } else {
 #pragma omp simd
         for (int64_t j = 0; j < columns; ++j) {
           W value, derivative;
-          evaluate<A, W>(load(row[j]), &value, &derivative);
+          evaluate<A, T>(load(row[j]), &value, &derivative);
           store(to + j, value);
         }
       }
@@ -169,7 +189,7 @@ void activate_backward(Activation activation, const T* pre, T* grad, T* out, wid
 #pragma omp simd
       for (int64_t j = 0; j < columns; ++j) {
         W value, derivative;
-        evaluate<A, W>(load(row[j]), &value, &derivative);
+        evaluate<A, T>(load(row[j]), &value, &derivative);
         const W product = load(gradient[j]) * derivative;
         store(to + j, value);
         store(gradient + j, product);
