@@ -22,7 +22,8 @@ std::tuple<Tensor, Tensor> project_forward(const Tensor& x, const Tensor& weight
                b_out = as(bias_out, type);
   Tensor z = at::empty({rows, weight_out.size(0)}, x.options());
   Tensor hidden = at::empty({keep_hidden ? rows : 0, width}, x.options());
-  const Plan plan(rows, width, w_in.element_size());
+  // Larger blocks than where gradients are kept beside them: each product packs its weight anew.
+  const Plan plan(rows, width, w_in.element_size(), kTaskRows, 2 * kBlockBytes);
   by_type(type, [&]<class T>() {
     plan.run([&](int64_t task) {
       const int64_t last = plan.first(task + 1);

@@ -74,10 +74,11 @@ struct Plan {
   int64_t rows, block, tasks;
 
   // Hidden values are [rows, width], of item bytes each.
-  Plan(int64_t rows_, int64_t width, int64_t item, int64_t task_rows = kTaskRows) : rows(rows_) {
+  Plan(int64_t rows_, int64_t width, int64_t item, int64_t task_rows = kTaskRows, int64_t block_bytes = kBlockBytes)
+      : rows(rows_) {
     const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
     tasks = rows >= threads * task_rows ? threads : 1;
-    const int64_t most = std::clamp<int64_t>(kBlockBytes / (width * item), 64, 4096);
+    const int64_t most = std::clamp<int64_t>(block_bytes / (width * item), 64, 4096);
     const int64_t share = std::max<int64_t>(1, (rows + tasks - 1) / tasks), blocks = (share + most - 1) / most;
     block = (share + blocks - 1) / blocks;  // of one size, so that none is a small remainder
   }

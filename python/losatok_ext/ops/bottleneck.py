@@ -3,24 +3,24 @@
 .. measured: bottleneck_project float32
 
 The peer's time over ours, bottleneck_project float32 (2 cores of Intel(R) Xeon(R) Processor, torch 2.13.0+cpu,
-2026-11-25): N=1: 1.28x eager, 2.02x compile; N=25: 0.96x eager, 1.19x compile; N=250: 0.98x eager, 1.04x compile;
-N=2500: 0.98x eager, 1.02x compile; N=25000: 1.28x eager, 1.22x compile.
+2026-11-25): N=1: 1.27x eager, 2.08x compile; N=25: 0.98x eager, 1.20x compile; N=250: 0.95x eager, 1.02x compile;
+N=2500: 0.99x eager, 1.01x compile; N=25000: 1.26x eager, 1.15x compile.
 
 .. end
 
 .. measured: bottleneck_project bfloat16
 
 The peer's time over ours, bottleneck_project bfloat16 (2 cores of Intel(R) Xeon(R) Processor, torch 2.13.0+cpu,
-2026-11-25): N=1: 3.70x eager, 4.88x compile; N=25: 0.93x eager, 1.27x compile; N=250: 0.95x eager, 1.24x compile;
-N=2500: 0.83x eager, 0.99x compile; N=25000: 1.51x eager, 1.45x compile.
+2026-11-25): N=1: 3.66x eager, 5.10x compile; N=25: 0.96x eager, 1.25x compile; N=250: 0.99x eager, 1.25x compile;
+N=2500: 0.92x eager, 1.06x compile; N=25000: 1.45x eager, 1.29x compile.
 
 .. end
 
 .. measured: normalized_reconstruction_loss
 
 The peer's time over ours, normalized_reconstruction_loss (2 cores of Intel(R) Xeon(R) Processor, torch 2.13.0+cpu,
-2026-11-25): + backward float32 N=2500: 1.46x eager, 1.14x compile; + backward float32 N=25000: 2.77x eager, 1.48x
-compile; + backward bfloat16 N=2500: 2.12x eager, 1.18x compile; + backward bfloat16 N=25000: 4.99x eager, 1.86x
+2026-11-25): + backward float32 N=2500: 1.70x eager, 1.17x compile; + backward float32 N=25000: 2.75x eager, 1.46x
+compile; + backward bfloat16 N=2500: 2.25x eager, 1.22x compile; + backward bfloat16 N=25000: 5.24x eager, 1.85x
 compile.
 
 .. end
