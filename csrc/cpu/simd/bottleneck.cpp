@@ -39,7 +39,7 @@ inline void rough_normal(float x, float* cdf, float* pdf) {
   q = q * t - 0.19264419f;
   q = q * t + 0.24128167f;
   q = q * t + 0.16344447f;
-  const float e = rough_exponential(-0.5f * x * x);
+  const float e = exponential<true>(-0.5f * x * x);
   const float tail = 0.5f * e * (q * t);
   *cdf = x > 0.f ? 1.f - tail : tail;
   *pdf = 0.398942280f * e;
