@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.errors import AudioFileError, TrainingError
-from losatok_ext.training.config import DataConfig
 from losatok_ext.training.corpus import Clip, Corpus, open_corpus
 from losatok_ext.training.data import CropSource
+from losatok_ext.training.options import DataConfig
 from losatok_ext.training.regions import read_region
 
 RATE = 16000

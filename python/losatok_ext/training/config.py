@@ -11,145 +11,10 @@ from typing import Any, Literal
 import torch
 
 from losatok_ext.errors import ConfigError
-from losatok_ext.nn.flow_matching import ConditionDropout, FlowMatching, SpanMasking
 from losatok_ext.training import typed
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """How audio becomes batches."""
-
-    crop_seconds: float = 4.0
-    """Length of a training crop in seconds. Shorter clips are taken whole."""
-    cache_megabytes: int = 512
-    """A corpus whose decoded audio fits (64 kB per second) is kept in memory; a larger one is read as needed."""
-    workers: int = 2
-    """Threads that read ahead; 0 reads in the training thread. What is read does not depend on it."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.crop_seconds >= 0.04, f"data.crop_seconds should be at least 0.04 (one token), got {self.crop_seconds}"
-        )
-        _require(self.cache_megabytes >= 0, f"data.cache_megabytes should not be negative, got {self.cache_megabytes}")
-        _require(0 <= self.workers <= 64, f"data.workers should lie within 0..64, got {self.workers}")
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with the paper's betas and learning rate (arXiv 2605.27840, training details)."""
-
-    lr: float = 1e-4
-    """Peak learning rate."""
-    betas: tuple[float, float] = (0.8, 0.99)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    """Decoupled decay of matrices and kernels; biases, norms and scales are not decayed."""
-    warmup_steps: int = 1000
-    """Steps of linear warm-up; at most a tenth of the run is used."""
-    final_lr: float = 0.0
-    """Where the cosine ends."""
-    clip_norm: float | None = 1.0
-    """Largest norm of the whole gradient; null does not clip."""
-
-    def __post_init__(self) -> None:
-        _require(self.lr > 0, f"optimizer.lr should be positive, got {self.lr}")
-        _require(
-            all(0 <= beta < 1 for beta in self.betas), f"optimizer.betas should lie within 0..1, got {list(self.betas)}"
-        )
-        _require(self.eps > 0, f"optimizer.eps should be positive, got {self.eps}")
-        _require(self.weight_decay >= 0, f"optimizer.weight_decay should not be negative, got {self.weight_decay}")
-        _require(self.warmup_steps >= 0, f"optimizer.warmup_steps should not be negative, got {self.warmup_steps}")
-        _require(0 <= self.final_lr <= self.lr, f"optimizer.final_lr should lie within 0..lr, got {self.final_lr}")
-        _require(
-            self.clip_norm is None or self.clip_norm > 0,
-            f"optimizer.clip_norm should be positive or null, got {self.clip_norm}",
-        )
-
-
-@dataclass(frozen=True)
-class SemBoWeights:
-    """Weights of the SemBo losses; the paper's by default."""
-
-    reconstruction: float = 1e3
-    relation: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_weights("sembo", self)
-
-
-@dataclass(frozen=True)
-class TokenizerWeights:
-    """Weights of the tokenizer losses; the paper's by default (without its GAN)."""
-
-    mel: float = 45.0
-    semantic_high: float = 45.0
-    semantic_low: float = 45.0
-    kl: float = 1e-2
-    quantizer: float = 1.0
-    """Of the losses of a quantizer, where the model has one; they are weighted among themselves by its own options."""
-
-    def __post_init__(self) -> None:
-        _check_weights("tokenizer", self)
-
-
-def _check_weights(group: str, weights: Any) -> None:
-    values = dataclasses.asdict(weights)
-    for name, value in values.items():
-        _require(value >= 0, f"{group}.{name} should not be negative, got {value}")
-    _require(any(values.values()), f"{group}: every weight is 0, so there is nothing to train")
-
-
-@dataclass(frozen=True)
-class GeneratorOptions:
-    """The generator stage: what it learns from, and how."""
-
-    tokenizer: str | None = None
-    """Folder of the LoSATok model whose latents are generated; needed for recordings, checked for latent files."""
-    context: bool = True
-    """Train for editing: parts of each clip are given as a time-aligned condition, see :class:`SpanMasking`."""
-    flow: FlowMatching = field(default_factory=FlowMatching)
-    dropout: ConditionDropout = field(default_factory=ConditionDropout)
-    masking: SpanMasking = field(default_factory=SpanMasking)
-    statistics_seconds: float = 36000.0
-    """The latents' mean and deviation are measured over so much of the data at most, evenly chosen."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.statistics_seconds > 0,
-            f"generator.statistics_seconds should be positive, got {self.statistics_seconds}",
-        )
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When the state is written, and how many are kept."""
-
-    every: int = 1000
-    """Steps between checkpoints; one is written after the last step too."""
-    keep: int = 3
-    """The newest so many are kept."""
-
-    def __post_init__(self) -> None:
-        _require(self.every >= 1, f"checkpoint.every should be at least 1, got {self.every}")
-        _require(self.keep >= 1, f"checkpoint.keep should be at least 1, got {self.keep}")
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """What is written down while training."""
-
-    every: int = 10
-    """Steps between the lines of ``log.jsonl`` and TensorBoard scalars; the first and last are always written."""
-    tensorboard: bool = False
-    """Write TensorBoard scalars to ``OUTPUT/tensorboard`` (needs ``losatok-ext[train]``)."""
-
-    def __post_init__(self) -> None:
-        _require(self.every >= 1, f"log.every should be at least 1, got {self.every}")
+from losatok_ext.training.options import CheckpointConfig, DataConfig, LogConfig, OptimizerConfig
+from losatok_ext.training.stage_options import GeneratorOptions, SemBoWeights, TokenizerWeights
+from losatok_ext.training.typed import require
 
 
 @dataclass(frozen=True)
@@ -195,13 +60,13 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        _require(self.steps is None or self.steps >= 1, f"steps should be at least 1, got {self.steps}")
-        _require(self.batch_size >= 1, f"batch_size should be at least 1, got {self.batch_size}")
-        _require(0 <= self.seed < 2**63, f"seed should lie within 0..2^63-1, got {self.seed}")
-        _require(self.max_skipped >= 1, f"max_skipped should be at least 1, got {self.max_skipped}")
+        require(self.steps is None or self.steps >= 1, f"steps should be at least 1, got {self.steps}")
+        require(self.batch_size >= 1, f"batch_size should be at least 1, got {self.batch_size}")
+        require(0 <= self.seed < 2**63, f"seed should lie within 0..2^63-1, got {self.seed}")
+        require(self.max_skipped >= 1, f"max_skipped should be at least 1, got {self.max_skipped}")
         if self.init is not None:
             for name in ("preset", "model", "teacher"):
-                _require(
+                require(
                     not getattr(self, name),
                     f"{name} cannot be given together with init: the folder {self.init} decides it",
                 )

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from losatok_ext.errors import AudioFileError, LatentFileError, TrainingError
-from losatok_ext.training.config import DataConfig
 from losatok_ext.training.corpus import Clip, Corpus
+from losatok_ext.training.options import DataConfig
 
 MAX_UNREADABLE = 16
 _ORDER, _CROP = 0, 1  # separate random streams of one seed

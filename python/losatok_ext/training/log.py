@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from losatok_ext.errors import TrainingError
 from losatok_ext.files import atomic_path
-from losatok_ext.training.config import LogConfig
+from losatok_ext.training.options import LogConfig
 
 if TYPE_CHECKING:
     from losatok_ext.training.loop import StepReport

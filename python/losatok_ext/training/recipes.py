@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from losatok_ext.nn.flow_matching import ConditionDropout, SpanMasking
-from losatok_ext.training.config import CheckpointConfig, DataConfig, GeneratorOptions, OptimizerConfig, TrainConfig
+from losatok_ext.training.config import TrainConfig
+from losatok_ext.training.options import CheckpointConfig, DataConfig, OptimizerConfig
+from losatok_ext.training.stage_options import GeneratorOptions
 
 
 def demo_recipe(init: str | Path, device: str = "auto", scale: float = 1.0) -> tuple[TrainConfig, TrainConfig]:

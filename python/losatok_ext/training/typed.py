@@ -16,6 +16,12 @@ from losatok_ext.errors import ConfigError
 T = TypeVar("T")
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
 def build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     """Make the dataclass ``cls`` of ``values``; nested dataclasses of nested mappings. Keys that are absent keep their
     defaults.

@@ -1,0 +1,65 @@
+"""Options of single stages of training: the weights of their losses, and how a generator learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from losatok_ext.nn.flow_matching import ConditionDropout, FlowMatching, SpanMasking
+from losatok_ext.training.typed import require
+
+
+@dataclass(frozen=True)
+class SemBoWeights:
+    """Weights of the SemBo losses; the paper's by default."""
+
+    reconstruction: float = 1e3
+    relation: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_weights("sembo", self)
+
+
+@dataclass(frozen=True)
+class TokenizerWeights:
+    """Weights of the tokenizer losses; the paper's by default (without its GAN)."""
+
+    mel: float = 45.0
+    semantic_high: float = 45.0
+    semantic_low: float = 45.0
+    kl: float = 1e-2
+    quantizer: float = 1.0
+    """Of the losses of a quantizer, where the model has one; they are weighted among themselves by its own options."""
+
+    def __post_init__(self) -> None:
+        check_weights("tokenizer", self)
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """The generator stage: what it learns from, and how."""
+
+    tokenizer: str | None = None
+    """Folder of the LoSATok model whose latents are generated; needed for recordings, checked for latent files."""
+    context: bool = True
+    """Train for editing: parts of each clip are given as a time-aligned condition, see :class:`SpanMasking`."""
+    flow: FlowMatching = field(default_factory=FlowMatching)
+    dropout: ConditionDropout = field(default_factory=ConditionDropout)
+    masking: SpanMasking = field(default_factory=SpanMasking)
+    statistics_seconds: float = 36000.0
+    """The latents' mean and deviation are measured over so much of the data at most, evenly chosen."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.statistics_seconds > 0,
+            f"generator.statistics_seconds should be positive, got {self.statistics_seconds}",
+        )
+
+
+def check_weights(group: str, weights: Any) -> None:
+    """Raise ConfigError unless the dataclass ``weights`` holds numbers of at least 0, one of them above it."""
+    values = dataclasses.asdict(weights)
+    for name, value in values.items():
+        require(value >= 0, f"{group}.{name} should not be negative, got {value}")
+    require(any(values.values()), f"{group}: every weight is 0, so there is nothing to train")
