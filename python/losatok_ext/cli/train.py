@@ -1,4 +1,4 @@
-"""``losatok train sembo``, ``losatok train tokenizer`` and ``losatok train generator``."""
+"""``losatok train teacher``, ``losatok train sembo``, ``losatok train tokenizer`` and ``losatok train generator``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from losatok_ext.training import TrainConfig, TrainResult, train_generator, train_sembo, train_tokenizer
+from losatok_ext.training import TrainConfig, TrainResult, train_generator, train_sembo, train_teacher, train_tokenizer
 from losatok_ext.training.progress import TrainingProgress
 
-app = typer.Typer(no_args_is_help=True, help="Train a model: `sembo`, then `tokenizer`, then a `generator`.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Train a model: a `teacher` where you have none, `sembo`, then `tokenizer`, then a `generator`.",
+)
 
 Data = Annotated[
     Path,
@@ -47,13 +50,37 @@ Tensorboard = Annotated[
 ]
 
 
+Preset = Annotated[str | None, typer.Option(help="Size of the model: tiny or base.", show_default="base")]
+Init = Annotated[str | None, typer.Option(help="Model folder to start from, instead of a preset.", show_default=False)]
+
+
+@app.command()
+def teacher(
+    data: Data,
+    output: Output,
+    config: Config = None,
+    assignments: Set = None,
+    preset: Preset = None,
+    init: Init = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    seed: Seed = None,
+    device: Device = None,
+    tensorboard: Tensorboard = None,
+) -> None:
+    """Train a semantic encoder on unlabelled recordings, as a masked autoencoder; then `train sembo --init OUTPUT`."""
+    options = _given({"preset": preset, "init": init}) | _common(steps, batch_size, lr, seed, device, tensorboard)
+    _run(train_teacher, data, output, TrainConfig.load(config, options, assignments or []))
+
+
 @app.command()
 def sembo(
     data: Data,
     output: Output,
     config: Config = None,
     assignments: Set = None,
-    preset: Annotated[str | None, typer.Option(help="Size of the model: tiny or base.", show_default="base")] = None,
+    preset: Preset = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -61,9 +88,7 @@ def sembo(
             show_default="a frozen encoder with seeded random weights",
         ),
     ] = None,
-    init: Annotated[
-        str | None, typer.Option(help="Model folder to start from, instead of a preset.", show_default=False)
-    ] = None,
+    init: Init = None,
     steps: Steps = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,

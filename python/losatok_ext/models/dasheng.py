@@ -76,20 +76,28 @@ class SemanticEncoder(nn.Module):
         Returns:
             (features [B, T, D], token lengths [B] int64 on the device of ``audio``); zeros past a clip's tokens.
         """
-        mel, frame_lengths = self.mel(audio, lengths.to(audio.device))
-        tokens = mel.shape[1] // SEMANTIC_PATCH
-        token_lengths = frame_lengths.div(SEMANTIC_PATCH, rounding_mode="floor")
+        patches, token_lengths = self.patches(audio, lengths)
+        tokens = patches.shape[1]
         on_host = None
         if lengths.device.type == "cpu":
             hop = self.mel.hop
             on_host = [(n // hop + 1) // SEMANTIC_PATCH if n > 0 else 0 for n in lengths.tolist()]
-        # Patches as the convolution's weight has them: [B, T, bins, frames].
-        patches = mel[:, : tokens * SEMANTIC_PATCH].unflatten(1, (tokens, SEMANTIC_PATCH)).transpose(2, 3)
         columns = [
             self._encode_column(patches, start, token_lengths, on_host, project)
             for start in range(0, max(tokens, 1), self.chunk_tokens)
         ]
         return (columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)), token_lengths
+
+    @torch.no_grad()
+    def patches(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Mel decibels of clips [B, N] in patches as the convolution's weight has them: [B, T, bins, 4] float32.
+
+        With them the tokens of each clip [B] int64, on the device of ``audio``; what lies past them is undefined.
+        """
+        mel, frame_lengths = self.mel(audio, lengths.to(audio.device))
+        tokens = mel.shape[1] // SEMANTIC_PATCH
+        patches = mel[:, : tokens * SEMANTIC_PATCH].unflatten(1, (tokens, SEMANTIC_PATCH)).transpose(2, 3)
+        return patches, frame_lengths.div(SEMANTIC_PATCH, rounding_mode="floor")
 
     def _encode_column(
         self, patches: Tensor, start: int, token_lengths: Tensor, on_host: list[int] | None, project: nn.Module | None
@@ -130,10 +138,21 @@ class SemanticEncoder(nn.Module):
         ``lengths`` [n] (tokens) marks what may be attended to; None means all. What comes out past a length is
         undefined.
         """
+        x = self.embed(self.normalise(patches))
+        return self.transform(x, lengths)
+
+    def normalise(self, patches: Tensor) -> Tensor:
+        """Patches [n, T', bins, 4] of decibels, each bin normalised, as vectors [n, T', 4 bins] float32."""
         with torch.autocast(patches.device.type, enabled=False):
-            normalised = self.batch_norm(patches.float().transpose(2, 3)).transpose(2, 3).flatten(2)
+            return self.batch_norm(patches.float().transpose(2, 3)).transpose(2, 3).flatten(2)
+
+    def embed(self, normalised: Tensor) -> Tensor:
+        """Vectors [n, T', 4 bins] to tokens [n, T', D] with their positions."""
         x = self.patch_embed(normalised.to(self.patch_embed.weight.dtype))
-        x = (x + (self.time_position[: x.shape[1]] + self.frequency_position)).to(x.dtype)
+        return (x + (self.time_position[: x.shape[1]] + self.frequency_position)).to(x.dtype)
+
+    def transform(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Tokens [n, T', D] to features [n, T', D]; ``lengths`` as in :meth:`encode_chunks`."""
         for block in self.blocks:
             x = block(x, lengths)
         return self.norm(x)

@@ -3,7 +3,7 @@
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.log import read_log
 from losatok_ext.training.loop import StepReport
-from losatok_ext.training.run import RunStart, TrainResult, train_generator, train_sembo, train_tokenizer
+from losatok_ext.training.run import RunStart, TrainResult, train_generator, train_sembo, train_teacher, train_tokenizer
 
 __all__ = [
     "RunStart",
@@ -13,5 +13,6 @@ __all__ = [
     "read_log",
     "train_generator",
     "train_sembo",
+    "train_teacher",
     "train_tokenizer",
 ]

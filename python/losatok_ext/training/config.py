@@ -14,6 +14,7 @@ from losatok_ext.errors import ConfigError
 from losatok_ext.training import typed
 from losatok_ext.training.options import CheckpointConfig, DataConfig, LogConfig, OptimizerConfig
 from losatok_ext.training.stage_options import GeneratorOptions, SemBoWeights, TokenizerWeights
+from losatok_ext.training.teacher_options import MaskedAutoencoderOptions
 from losatok_ext.training.typed import require
 
 
@@ -40,7 +41,7 @@ class TrainConfig:
     """Tokenizer: a quantizer to train with the rest (``kind``: vq, rvq, fsq, lfq or affine, and keys of its
     configuration), in place of the one that the model of ``init`` may have."""
     steps: int | None = None
-    """Optimizer steps; null takes the paper's (SemBo 100 000, tokenizer 1 000 000, generator 100 000)."""
+    """Optimizer steps; null takes the paper's (SemBo, generator 100 000, tokenizer 1 000 000); a teacher's 400 000."""
     batch_size: int = 16
     """Crops per step."""
     seed: int = 0
@@ -53,6 +54,7 @@ class TrainConfig:
     """Steps whose losses or gradient are not finite are skipped; after so many in a row training stops."""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    masked_autoencoder: MaskedAutoencoderOptions = field(default_factory=MaskedAutoencoderOptions)
     sembo: SemBoWeights = field(default_factory=SemBoWeights)
     tokenizer: TokenizerWeights = field(default_factory=TokenizerWeights)
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)

@@ -15,12 +15,12 @@ from losatok_ext.models.checkpoint import read_config
 from losatok_ext.models.dit_config import DiTConfig
 from losatok_ext.models.generator import MODEL_TYPE, Generator, GeneratorConfig
 from losatok_ext.training.config import TrainConfig
-from losatok_ext.training.corpus import LONG_SECONDS, Corpus
+from losatok_ext.training.corpus import Corpus
 from losatok_ext.training.data import Batch, CropSource
 from losatok_ext.training.folders import model_folder
 from losatok_ext.training.latent_corpus import LatentCorpus, holds_latents, open_latents
 from losatok_ext.training.recordings import open_recordings
-from losatok_ext.training.statistics import RunningMoments
+from losatok_ext.training.statistics import RunningMoments, measure
 
 
 class GeneratorStage:
@@ -160,23 +160,12 @@ class GeneratorStage:
 
     def _measure(self, corpus: Corpus) -> RunningMoments:
         """Moments of the latents of evenly chosen clips, ``generator.statistics_seconds`` of them at most."""
-        share = min(self.config.generator.statistics_seconds / corpus.seconds, 1.0)
-        count = max(round(len(corpus.clips) * share), 1)
-        moments: RunningMoments | None = None
-        problems: list[str] = []
-        for i in range(count):
-            index = i * len(corpus.clips) // count
-            try:
-                clip = corpus.crop(index, round(LONG_SECONDS * corpus.sample_rate), 0.5)
-            except UserError as error:
-                problems.append(str(error))
-                continue
-            latents, lengths = self._encode(clip[None], torch.tensor([len(clip)]))
-            moments = moments or RunningMoments(latents.shape[-1])
-            moments.update(latents[0, : int(lengths[0])])
-        if moments is None or moments.count < 2:
-            raise TrainingError(f"{self.data}: no latents can be measured; {' '.join(problems[:1])}")
-        return moments
+
+        def latents(clip: Tensor) -> Tensor:
+            found, lengths = self._encode(clip[None], torch.tensor([len(clip)]))
+            return found[0, : int(lengths[0])]
+
+        return measure(corpus, self.config.generator.statistics_seconds, latents, "latents")
 
     def start(self, generator: Generator) -> None:
         """Train ``generator``, which is on the device."""

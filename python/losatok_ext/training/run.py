@@ -21,6 +21,7 @@ from losatok_ext.training.generator import GeneratorStage
 from losatok_ext.training.log import TrainingLog
 from losatok_ext.training.loop import OnStep, Stage, StepReport, Trainer
 from losatok_ext.training.sembo import SemBoStage
+from losatok_ext.training.teacher import TeacherStage
 from losatok_ext.training.tokenizer import TokenizerStage
 
 
@@ -57,6 +58,24 @@ class TrainResult:
 
 
 OnStart = Callable[[RunStart], None]
+
+
+def train_teacher(
+    data: str | Path,
+    output: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    on_start: OnStart | None = None,
+    on_step: OnStep | None = None,
+) -> TrainResult:
+    """Train a semantic encoder as a masked autoencoder on the recordings of ``data``, without labels, and leave a model
+    folder ``output/model``.
+
+    Of that model the semantic encoder is trained and all else new: :func:`train_sembo` takes it as ``config.init``. All
+    else is as there.
+    """
+    config = config or TrainConfig()
+    return _train(TeacherStage(data, config), data, output, config, config.torch_device(), on_start, on_step)
 
 
 def train_sembo(

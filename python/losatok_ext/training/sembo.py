@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from losatok_ext.errors import ConfigError
 from losatok_ext.models import LoSATok, LoSATokConfig
-from losatok_ext.models.checkpoint import read_config
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.corpus import Corpus
 from losatok_ext.training.data import Batch
-from losatok_ext.training.folders import model_folder
+from losatok_ext.training.presets import starting_config, starting_model
 from losatok_ext.training.recordings import RecordingStage
 
 
@@ -40,13 +37,7 @@ class SemBoStage(RecordingStage):
             ConfigError: ``model`` holds a key or value that does not fit.
             CheckpointError: ``init`` cannot be read.
         """
-        config = self.config
-        if config.init is not None:
-            return read_config(model_folder(config.init))
-        try:
-            return LoSATokConfig.preset(config.preset or "base", **config.model)
-        except ConfigError as error:
-            raise ConfigError(f"model: {error}") from None
+        return starting_config(self.config)
 
     def build(self, corpus: Corpus) -> LoSATok:
         """A model to start from: that of ``init``, or a new one of the preset, with ``teacher``'s weights if given.
@@ -55,16 +46,11 @@ class SemBoStage(RecordingStage):
             ConfigError, CheckpointError: as :meth:`model_config`; also where the weights of ``init`` or ``teacher``
                 cannot be read, or do not fit the model.
         """
-        config = self.config
-        if config.init is not None:
-            return LoSATok.from_pretrained(model_folder(config.init))
-        model_config = self.model_config()
-        torch.manual_seed(config.seed)
-        model = LoSATok(model_config)
-        if config.teacher is None:
+        model = starting_model(self.config)
+        if self.config.teacher is None:
             return model
         rest = model.to_reference_state_dict()
-        return LoSATok.from_reference_checkpoint(rest, model_config, semantic_encoder=Path(config.teacher))
+        return LoSATok.from_reference_checkpoint(rest, model.config, semantic_encoder=Path(self.config.teacher))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Both losses of a batch, unweighted."""

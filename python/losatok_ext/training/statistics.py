@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from losatok_ext.errors import TrainingError, UserError
+from losatok_ext.training.corpus import LONG_SECONDS, Corpus
 
 
 class RunningMoments:
@@ -44,3 +49,34 @@ class RunningMoments:
         """[dim] float32, of the vectors as a whole population; 1 in a dimension that never changes."""
         deviation = (self._squares / max(self.count, 1)).sqrt().float()
         return torch.where(deviation > 0, deviation, 1.0)
+
+
+def measure(corpus: Corpus, seconds: float, vectors: Callable[[Tensor], Tensor], what: str) -> RunningMoments:
+    """Moments of what ``vectors`` makes of evenly chosen clips; of long clips 30 seconds from the middle count.
+
+    Args:
+        corpus: the clips.
+        seconds: so much of them at most.
+        vectors: of a clip [N] (latents [T, d]) the vectors [n, dim].
+        what: the name of the vectors, for the message.
+
+    Raises:
+        TrainingError: fewer than two vectors came out.
+    """
+    share = min(seconds / corpus.seconds, 1.0)
+    count = max(round(len(corpus.clips) * share), 1)
+    moments: RunningMoments | None = None
+    problems: list[str] = []
+    for i in range(count):
+        index = i * len(corpus.clips) // count
+        try:
+            clip = corpus.crop(index, round(LONG_SECONDS * corpus.sample_rate), 0.5)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        rows = vectors(clip)
+        moments = moments or RunningMoments(rows.shape[-1])
+        moments.update(rows)
+    if moments is None or moments.count < 2:
+        raise TrainingError(" ".join([f"no {what} can be measured in these recordings;", *problems[:1]]))
+    return moments
