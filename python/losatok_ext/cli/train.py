@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from losatok_ext.models.teachers import KINDS
 from losatok_ext.training import TrainConfig, TrainResult, train_generator, train_sembo, train_teacher, train_tokenizer
 from losatok_ext.training.progress import TrainingProgress
 
@@ -84,7 +85,7 @@ def sembo(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="Published LoSATok or MiDashengLM weights: their encoder is the teacher.",
+            help="The teacher: " + KINDS + ".",
             show_default="a frozen encoder with seeded random weights",
         ),
     ] = None,

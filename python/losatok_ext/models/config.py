@@ -47,6 +47,9 @@ class LoSATokConfig(StoredConfig):
         mel_loss_bins: mel bins at each of these scales.
         quantizer: what turns the latent into codes (a configuration of :mod:`losatok_ext.nn.quantizers`, or what its
             ``to_dict`` gave), or None for a continuous latent.
+        semantic: the semantic encoder where it is one of Hugging Face transformers (what
+            :func:`losatok_ext.models.huggingface_encoder.describe` gave; ``depth``, ``num_heads`` and what else shapes
+            the encoder play no part then), or None for the published one.
 
     Raises:
         ConfigError: a value of the wrong kind, or values that do not fit together.
@@ -77,6 +80,7 @@ class LoSATokConfig(StoredConfig):
     mel_loss_windows: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
     mel_loss_bins: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
     quantizer: QuantizerConfig | None = None
+    semantic: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -90,6 +94,10 @@ class LoSATokConfig(StoredConfig):
             elif field.name == "quantizer":
                 if value is not None and not isinstance(value, QuantizerConfig):
                     object.__setattr__(self, field.name, quantizer_config(value))
+            elif field.name == "semantic":
+                keys = {"architecture", "extractor", "layer"}
+                fits = value is None or (isinstance(value, Mapping) and set(value) == keys)
+                self._require(fits, field.name, f"a mapping of {', '.join(sorted(keys))}, or None", value)
             else:
                 numbers = isinstance(value, (list, tuple)) and all(type(v) is int and v > 0 for v in value)
                 self._require(numbers and len(value) > 0, field.name, "a list of positive whole numbers", value)
@@ -219,11 +227,14 @@ class LoSATokConfig(StoredConfig):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, as JSON has them (lists for tuples); without ``quantizer`` where there is none."""
+        """All fields by name, as JSON has them (lists for tuples); without ``quantizer`` and ``semantic`` where there
+        is none."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        quantizer = values.pop("quantizer")
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        return values if quantizer is None else {**values, "quantizer": quantizer.to_dict()}
+        quantizer, semantic = values.pop("quantizer"), values.pop("semantic")
+        if quantizer is not None:
+            values["quantizer"] = quantizer.to_dict()
+        return values if semantic is None else {**values, "semantic": dict(semantic)}
 
 
 _PUBLISHED = {

@@ -22,6 +22,7 @@ from losatok_ext.models.acoustic import AcousticEncoder
 from losatok_ext.models.config import LoSATokConfig
 from losatok_ext.models.dasheng import SemanticEncoder, init_semantic_encoder
 from losatok_ext.models.decoder import Decoder, init_decoder
+from losatok_ext.models.huggingface_encoder import HuggingFaceEncoder
 from losatok_ext.models.inputs import as_batch, clip_lengths, require_finite, resample_clips
 from losatok_ext.models.latents import Latents
 from losatok_ext.models.quantization import code_sizes, quantizer_name
@@ -57,7 +58,9 @@ class LoSATok(nn.Module):
         config = LoSATokConfig() if config is None else config
         self.config = config
         d = config.latent_dim
-        self.semantic_encoder = SemanticEncoder(config)
+        self.semantic_encoder: SemanticEncoder | HuggingFaceEncoder = (
+            SemanticEncoder(config) if config.semantic is None else HuggingFaceEncoder(config)
+        )
         self.bottleneck = Bottleneck(config.embed_dim, config.bottleneck_dim, d)
         self.acoustic_encoder = AcousticEncoder(config)
         self.fc_a = nn.Linear(config.embed_dim, d)
@@ -67,7 +70,8 @@ class LoSATok(nn.Module):
         self.mel_loss = MultiScaleMelLoss(config.mel_loss_windows, config.mel_loss_bins, config.sample_rate)
         self._fingerprint: tuple[object, str] | None = None
         nn.init.constant_(self.fc_logvar.bias, INITIAL_LOGVAR)
-        init_semantic_encoder(self.semantic_encoder)
+        if isinstance(self.semantic_encoder, SemanticEncoder):
+            init_semantic_encoder(self.semantic_encoder)
         init_decoder(self.decoder)
         # Last, so that all else is the same with and without one.
         self.quantizer: Quantizer | None = None

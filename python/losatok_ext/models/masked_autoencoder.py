@@ -55,7 +55,9 @@ class MaskedAutoencoder(nn.Module):
     @property
     def encoder(self) -> SemanticEncoder:
         """The semantic encoder, which takes gradients here."""
-        return self.tokenizer.semantic_encoder
+        encoder = self.tokenizer.semantic_encoder
+        assert isinstance(encoder, SemanticEncoder)
+        return encoder
 
     def forward(
         self,

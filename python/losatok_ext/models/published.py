@@ -162,6 +162,16 @@ def read(source: Source, config: LoSATokConfig, semantic_encoder: Source | None 
     if semantic_encoder is not None:
         state = {name: t for name, t in state.items() if not name.startswith(SEMANTIC)}
         state.update(_semantic_names(semantic_encoder))
+    return _complete(state, config)
+
+
+def semantic_state(source: Source, config: LoSATokConfig) -> dict[str, Tensor]:
+    """The semantic encoder's weights alone, by our names, out of whatever ``source`` holds. Raises as :func:`read`."""
+    return _complete(dict(_semantic_names(source)), config)
+
+
+def _complete(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[str, Tensor]:
+    """``state`` by our names, with what some exports leave out or name otherwise."""
     state = {
         re.sub(r"^(semantic_encoder\.encoder\.init_bn\.)(?!1\.)", r"\g<1>1.", name): t for name, t in state.items()
     }

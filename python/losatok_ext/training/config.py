@@ -32,7 +32,7 @@ class TrainConfig:
     model: dict[str, Any] = field(default_factory=dict)
     """Keys of ``LoSATokConfig``, for a generator of ``DiTConfig``, that replace the preset's."""
     teacher: str | None = None
-    """SemBo: file of published LoSATok or MiDashengLM weights, whose semantic encoder is the teacher. Without it the
+    """SemBo: the teacher by name, as :func:`losatok_ext.models.teachers.open_teacher` takes it. Without it the
     teacher is a frozen Dasheng of the preset's size with seeded random weights."""
     init: str | None = None
     """Model folder to start from. The tokenizer stage needs one that ``train sembo`` wrote; a generator may go on from

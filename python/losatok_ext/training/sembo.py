@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from losatok_ext.models import LoSATok, LoSATokConfig
+from losatok_ext.models.checkpoint import check_fit
+from losatok_ext.models.teachers import teacher_state
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.corpus import Corpus
 from losatok_ext.training.data import Batch
@@ -30,27 +34,36 @@ class SemBoStage(RecordingStage):
             "sembo_relation": config.sembo.relation,
         }
 
+    @cached_property
+    def _teacher(self) -> tuple[LoSATokConfig, dict[str, Tensor]]:
+        assert self.config.teacher is not None
+        return teacher_state(self.config.teacher, starting_config(self.config))
+
     def model_config(self) -> LoSATokConfig:
-        """What :meth:`build` will build: that of the folder ``init``, or of the preset with the keys of ``model``.
+        """What :meth:`build` will build: that of the folder ``init``, or of the preset with the keys of ``model`` and
+        the encoder of ``teacher``.
 
         Raises:
             ConfigError: ``model`` holds a key or value that does not fit.
-            CheckpointError: ``init`` cannot be read.
+            CheckpointError, UserError: ``init`` or ``teacher`` cannot be read.
         """
-        return starting_config(self.config)
+        return starting_config(self.config) if self.config.teacher is None else self._teacher[0]
 
     def build(self, corpus: Corpus) -> LoSATok:
         """A model to start from: that of ``init``, or a new one of the preset, with ``teacher``'s weights if given.
 
         Raises:
-            ConfigError, CheckpointError: as :meth:`model_config`; also where the weights of ``init`` or ``teacher``
-                cannot be read, or do not fit the model.
+            ConfigError, CheckpointError: as :meth:`model_config`; also where the weights of ``teacher`` do not fit.
         """
-        model = starting_model(self.config)
         if self.config.teacher is None:
-            return model
-        rest = model.to_reference_state_dict()
-        return LoSATok.from_reference_checkpoint(rest, model.config, semantic_encoder=Path(self.config.teacher))
+            return starting_model(self.config)
+        model_config, state = self._teacher
+        torch.manual_seed(self.config.seed)
+        model = LoSATok(model_config)
+        encoder = model.semantic_encoder
+        check_fit({n: tuple(t.shape) for n, t in encoder.state_dict().items()}, state, self.config.teacher)
+        encoder.load_state_dict(state)
+        return model
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Both losses of a batch, unweighted."""

@@ -47,6 +47,10 @@ class TeacherStage(RecordingStage):
                 f"data.crop_seconds is {self.config.data.crop_seconds:g}, and the semantic encoder sees {longest:g} s "
                 "at once; use a shorter crop"
             )
+        if config.semantic is not None:
+            raise ConfigError(
+                f"{self.config.init}: its encoder is one of transformers, which train teacher does not train"
+            )
         if self.config.teacher is not None:
             raise ConfigError("train teacher takes no teacher: it trains one; to go on from a model, use init")
         return config
@@ -56,7 +60,7 @@ class TeacherStage(RecordingStage):
         tokenizer = starting_model(self.config)
         model = self._autoencoder(tokenizer)
         if self.config.init is None:
-            encoder = tokenizer.semantic_encoder
+            encoder = model.encoder
 
             def frames(clip: Tensor) -> Tensor:
                 patches, tokens = encoder.patches(clip[None], torch.tensor([len(clip)]))
