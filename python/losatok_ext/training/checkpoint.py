@@ -53,8 +53,6 @@ class CheckpointStore:
         TrainingError: (on entering) the folder cannot be made, or another process trains there.
     """
 
-    PARTS = ("model", "optimizer", "random")
-
     def __init__(self, output: Path, keep: int) -> None:
         self.root = output / "checkpoints"
         self.keep = keep
@@ -96,10 +94,9 @@ class CheckpointStore:
         path = self.root / f"step-{step:08d}"
         temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
         try:
-            for part in self.PARTS:
+            for part, named in tensors.items():
                 save_file(
-                    {n: t.detach().cpu().contiguous() for n, t in tensors[part].items()},
-                    temporary / f"{part}.safetensors",
+                    {n: t.detach().cpu().contiguous() for n, t in named.items()}, temporary / f"{part}.safetensors"
                 )
             (temporary / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
             for file in temporary.iterdir():
@@ -135,7 +132,7 @@ class CheckpointStore:
             return None
         step, path = steps[-1]
         try:
-            tensors = {part: load_file(path / f"{part}.safetensors") for part in self.PARTS}
+            tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
             raise CheckpointError(

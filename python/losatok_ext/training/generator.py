@@ -184,7 +184,7 @@ class GeneratorStage:
         latents = self._tokenizer_there().encode(clips, lengths=lengths)
         return latents.mu, latents.lengths
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The flow-matching loss of a batch."""
         latents, lengths = self._encode(batch.audio, batch.lengths)
         options = self.config.generator

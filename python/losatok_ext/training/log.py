@@ -55,6 +55,7 @@ class TrainingLog:
             "total": report.total,
             **report.losses,
             "grad_norm": report.grad_norm,
+            **({} if report.critic_grad_norm is None else {"critic_grad_norm": report.critic_grad_norm}),
             "lr": report.lr,
             "audio_rate": report.audio_rate,
             "skipped": report.skipped,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +20,8 @@ from losatok_ext.training.checkpoint import Checkpoint, CheckpointStore, capture
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.data import Batch, CropSource
 from losatok_ext.training.log import TrainingLog
-from losatok_ext.training.schedule import learning_rate
-
-
-class Stage(Protocol):
-    """What a stage adds to the loop: a model of which it lets some parameters take gradients, and its losses."""
-
-    @property
-    def name(self) -> str:
-        """Of the stage, as the command line has it."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The whole model; its parameters that take gradients are trained."""
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """Loss name -> its weight in the total."""
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Unweighted scalar losses by name, at least those of :attr:`weights`; called under the run's autocast."""
+from losatok_ext.training.optimizer import Learner
+from losatok_ext.training.stage import AdversarialStage, Stage
 
 
 @dataclass(frozen=True)
@@ -56,6 +38,8 @@ class StepReport:
     """Their weighted sum."""
     grad_norm: float
     """Norm of the whole gradient before clipping."""
+    critic_grad_norm: float | None
+    """The same of the critic; None where it was not trained in this step."""
     lr: float
     audio_seconds: float
     """Seconds of audio in the batch."""
@@ -78,6 +62,22 @@ class Progress:
     skipped: int
     last: StepReport | None
     """The last step's report; None when there was nothing left to do."""
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """The numbers of a step."""
+
+    losses: dict[str, float]
+    total: float
+    grad_norm: float
+    critic_total: float | None
+    critic_grad_norm: float | None
+
+    @property
+    def finite(self) -> bool:
+        numbers = (self.total, self.grad_norm, self.critic_total, self.critic_grad_norm)
+        return all(number is None or math.isfinite(number) for number in numbers)
 
 
 class Trainer:
@@ -107,20 +107,20 @@ class Trainer:
         self.steps = steps
         self.store = store
         self.device = device
-        self.parameters = {name: p for name, p in stage.model.named_parameters() if p.requires_grad}
-        self.optimizer = self._make_optimizer()
+        self.learner = Learner(stage.model, config.optimizer, steps)
+        self.critic = stage.critic if isinstance(stage, AdversarialStage) else None
+        self.critic_learner: Learner | None = None
+        if self.critic is not None:
+            self.critic.to(device).requires_grad_(True)
+            self.critic_learner = Learner(self.critic, config.optimizer, steps, critic=True)
         self.step = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
 
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        options = self.config.optimizer
-        matrices = [p for p in self.parameters.values() if p.dim() >= 2]
-        vectors = [p for p in self.parameters.values() if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        return torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=options.lr, betas=options.betas, eps=options.eps, fused=True
-        )
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained of the model, by name."""
+        return self.learner.parameters
 
     def frozen_state(self) -> dict[str, Tensor]:
         """The model's parameters that this stage leaves alone, by name."""
@@ -134,11 +134,10 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the state after :attr:`step` steps."""
-        moments: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            moments.update({f"{name}/{key}": value for key, value in self.optimizer.state.get(parameter, {}).items()})
         random_tensors, random_values = capture_random(self.device)
-        tensors = {"model": self._changing_state(), "optimizer": moments, "random": random_tensors}
+        tensors = {"model": self._changing_state(), "optimizer": self.learner.state(), "random": random_tensors}
+        if self.critic is not None and self.critic_learner is not None:
+            tensors |= {"critic": self.critic.state_dict(), "critic_optimizer": self.critic_learner.state()}
         state = {
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
@@ -154,42 +153,59 @@ class Trainer:
             CheckpointError: it does not fit the model.
         """
         tensors = checkpoint.tensors
-        own = self._changing_state()
-        for name, value in own.items():
-            found = tensors["model"].get(name)
-            if found is None or found.shape != value.shape:
-                shape = "is missing" if found is None else f"has shape {list(found.shape)}"
-                raise CheckpointError(f"{checkpoint.path}: {name} {shape}, the model wants {list(value.shape)}")
+        _check_fits(checkpoint, "model", self._changing_state())
         self.stage.model.load_state_dict(tensors["model"], strict=False)
-        for name, parameter in self.parameters.items():
-            prefix = f"{name}/"
-            state = {key.removeprefix(prefix): t for key, t in tensors["optimizer"].items() if key.startswith(prefix)}
-            if state:
-                self.optimizer.state[parameter] = {key: t.to(self.device) for key, t in state.items()}
+        self.learner.restore(tensors["optimizer"])
+        if self.critic is not None and self.critic_learner is not None:
+            _check_fits(checkpoint, "critic", self.critic.state_dict())
+            self.critic.load_state_dict(tensors["critic"])
+            self.critic_learner.restore(tensors["critic_optimizer"])
         values = checkpoint.state
         self.step, self.skipped, self.skipped_in_a_row = checkpoint.step, values["skipped"], values["skipped_in_a_row"]
         restore_random(tensors["random"], values["random"], self.device)
 
-    def _train_step(self, batch: Batch, lr: float) -> tuple[dict[str, float], float, float]:
-        """One step: losses, total and gradient norm. Nothing is changed when one of them is not finite."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+    def _autocast(self) -> Any:
         mixed = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext():
-            losses = self.stage.losses(batch.to(self.device))
-        weighted = [weight * losses[name].float() for name, weight in self.stage.weights.items() if weight]
-        total = torch.stack(weighted).sum()
-        self.optimizer.zero_grad(set_to_none=True)
+        return torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
+
+    def _train_step(self, batch: Batch) -> _Taken:
+        """One step. Nothing is changed when a loss or a gradient, of the model or the critic, is not finite."""
+        stage, critic = self.stage, self.critic
+        if critic is not None:
+            critic.requires_grad_(False)
+        with self._autocast():
+            losses = stage.losses(batch.to(self.device), self.step)
+        total = _weighted(losses, stage.weights)
+        self.learner.zero()
         total.backward()
-        clip = self.config.optimizer.clip_norm
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), math.inf if clip is None else clip)
+        numbers = {"total": total, "grad_norm": self.learner.clip()}
+        if critic is not None and self.critic_learner is not None:
+            assert isinstance(stage, AdversarialStage)
+            critic.requires_grad_(True)
+            with self._autocast():
+                critic_losses = stage.critic_losses()
+            if critic_losses:
+                critic_total = _weighted(critic_losses, stage.critic_weights)
+                self.critic_learner.zero()
+                critic_total.backward()
+                losses = losses | critic_losses
+                numbers |= {"critic_total": critic_total, "critic_grad_norm": self.critic_learner.clip()}
         # The one wait for the device in a step: everything the guard, the log and the caller want, at once.
-        *values, total_value, norm_value = torch.stack(
-            [*(loss.detach().float() for loss in losses.values()), total.detach(), norm]
-        ).tolist()
-        if math.isfinite(total_value) and math.isfinite(norm_value):
-            self.optimizer.step()
-        return dict(zip(losses, values, strict=True)), total_value, norm_value
+        both = [*losses.values(), *numbers.values()]
+        values = torch.stack([value.detach().float() for value in both]).tolist()
+        found = dict(zip(numbers, values[len(losses) :], strict=True))
+        taken = _Taken(
+            dict(zip(losses, values[: len(losses)], strict=True)),
+            found["total"],
+            found["grad_norm"],
+            found.get("critic_total"),
+            found.get("critic_grad_norm"),
+        )
+        if taken.finite:
+            self.learner.take(self.step)
+            if taken.critic_grad_norm is not None and self.critic_learner is not None:
+                self.critic_learner.take(self.step)
+        return taken
 
     def _failure(self, report: StepReport, batch: Batch) -> TrainingError:
         losses = ", ".join(f"{name} {value:g}" for name, value in report.losses.items())
@@ -215,15 +231,9 @@ class Trainer:
         began = time.perf_counter()
         with _stop_requests() as stop_requested:
             for batch in self.source.batches(self.step, self.steps):
-                lr = learning_rate(
-                    self.step,
-                    peak=self.config.optimizer.lr,
-                    steps=self.steps,
-                    warmup_steps=self.config.optimizer.warmup_steps,
-                    final=self.config.optimizer.final_lr,
-                )
-                losses, total, norm = self._train_step(batch, lr)
-                finite = math.isfinite(total) and math.isfinite(norm)
+                lr = self.learner.rate(self.step)
+                taken = self._train_step(batch)
+                finite = taken.finite
                 self.step += 1
                 self.skipped += not finite
                 self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
@@ -235,9 +245,10 @@ class Trainer:
                     stage=self.stage.name,
                     step=self.step,
                     steps=self.steps,
-                    losses=losses,
-                    total=total,
-                    grad_norm=norm,
+                    losses=taken.losses,
+                    total=taken.total,
+                    grad_norm=taken.grad_norm,
+                    critic_grad_norm=taken.critic_grad_norm,
                     lr=lr,
                     audio_seconds=batch.seconds,
                     audio_rate=rate,
@@ -256,6 +267,20 @@ class Trainer:
                 if stopping and self.step < self.steps:
                     raise KeyboardInterrupt
         return Progress(self.step, self.skipped, report)
+
+
+def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The weighted sum of the losses that are there, in float32."""
+    return torch.stack([w * losses[name].float() for name, w in weights.items() if w and name in losses]).sum()
+
+
+def _check_fits(checkpoint: Checkpoint, part: str, own: Mapping[str, Tensor]) -> None:
+    found = checkpoint.tensors.get(part, {})
+    for name, value in own.items():
+        there = found.get(name)
+        if there is None or there.shape != value.shape:
+            shape = "is missing" if there is None else f"has shape {list(there.shape)}"
+            raise CheckpointError(f"{checkpoint.path}: {name} {shape}, the {part} wants {list(value.shape)}")
 
 
 @contextmanager

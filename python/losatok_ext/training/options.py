@@ -41,7 +41,11 @@ class OptimizerConfig:
     final_lr: float = 0.0
     """Where the cosine ends."""
     clip_norm: float | None = 1.0
-    """Largest norm of the whole gradient; null does not clip."""
+    """Largest norm of the whole gradient, of the model and of a critic alike; null does not clip."""
+    critic_lr: float | None = None
+    """Peak learning rate of a critic (the discriminators); null: ``lr``."""
+    critic_betas: tuple[float, float] | None = None
+    """Of a critic's AdamW; null: ``betas``."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optimizer.lr should be positive, got {self.lr}")
@@ -55,6 +59,14 @@ class OptimizerConfig:
         require(
             self.clip_norm is None or self.clip_norm > 0,
             f"optimizer.clip_norm should be positive or null, got {self.clip_norm}",
+        )
+        require(
+            self.critic_lr is None or self.critic_lr > 0,
+            f"optimizer.critic_lr should be positive or null, got {self.critic_lr}",
+        )
+        require(
+            self.critic_betas is None or all(0 <= beta < 1 for beta in self.critic_betas),
+            f"optimizer.critic_betas should lie within 0..1 or be null, got {self.critic_betas}",
         )
 
 

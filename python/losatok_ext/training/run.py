@@ -19,8 +19,11 @@ from losatok_ext.training.data import CropSource
 from losatok_ext.training.folders import MODEL
 from losatok_ext.training.generator import GeneratorStage
 from losatok_ext.training.log import TrainingLog
-from losatok_ext.training.loop import OnStep, Stage, StepReport, Trainer
+from losatok_ext.training.loop import OnStep, StepReport, Trainer
 from losatok_ext.training.sembo import SemBoStage
+from losatok_ext.training.loop import OnStep, StepReport, Trainer
+from losatok_ext.training.sembo import SemBoStage
+from losatok_ext.training.stage import Stage
 from losatok_ext.training.teacher import TeacherStage
 from losatok_ext.training.tokenizer import TokenizerStage
 

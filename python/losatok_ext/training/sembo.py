@@ -65,7 +65,7 @@ class SemBoStage(RecordingStage):
         encoder.load_state_dict(state)
         return model
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Both losses of a batch, unweighted."""
         features, lengths = self.model.teacher(batch.audio, batch.lengths)
         return self.model.sembo_losses(features, lengths)

@@ -92,7 +92,7 @@ class TeacherStage(RecordingStage):
         """The autoencoder that trains."""
         return self._autoencoder_there
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The loss of a batch."""
         options = self.config.masked_autoencoder
         return self.model(batch.audio, batch.lengths, options.mask_ratio, options.normalise)

@@ -68,7 +68,7 @@ class TokenizerStage(RecordingStage):
         torch.manual_seed(self.config.seed)
         return model.with_quantizer(quantizer)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The losses of a batch, unweighted; latents are sampled, unless they are quantized."""
         return self.model(batch.audio, batch.lengths, sample=self.model.quantizer is None)
 
