@@ -19,6 +19,7 @@ from losatok_ext.models.dit_conditions import Conditions
 from losatok_ext.models.dit_config import DiTConfig
 from losatok_ext.models.stored_config import StoredConfig
 from losatok_ext.nn.flow_matching import ConditionDropout, FlowMatching, SpanMasking
+from losatok_ext.nn.noise import whole_batch
 
 MODEL_TYPE = "losatok-generator"
 
@@ -161,6 +162,7 @@ class Generator(nn.Module):
         global_: Tensor | None = None,
         masking: SpanMasking | None = None,
         dropout: ConditionDropout | None = None,
+        whole: Tensor | None = None,
     ) -> Tensor:
         """The flow-matching loss of a training batch: a float32 scalar, in units of normalised latents.
 
@@ -174,6 +176,8 @@ class Generator(nn.Module):
             global_: [B, C_global].
             masking: what is given; None: its defaults.
             dropout: of conditions; None: its defaults.
+            whole: [B'] tokens of all clips of the batch that these are some of, inside ``nn.noise.rows_of``; T is that
+                of the whole batch. The result is then what these clips add to the loss of the whole.
 
         Raises:
             UserError, ValueError: as :meth:`conditions`.
@@ -181,16 +185,28 @@ class Generator(nn.Module):
         batch, time, device = len(latents), latents.shape[1], self.device
         latents = latents.detach().to(device, torch.float32)
         counts = torch.full((batch,), time, device=device) if lengths is None else lengths.to(device)
-        hidden = (dropout or ConditionDropout()).draw(batch, device)
+        everyone = counts if whole is None else whole.to(device)
         given = counted = None
-        if self.context:
-            counted = (masking or SpanMasking()).draw(counts, time) | (hidden["aligned"] | hidden["joint"])[:, None]
+        with whole_batch() as own:
+            hidden = (dropout or ConditionDropout()).draw(len(everyone), device)
+            inside = valid_mask(everyone, time)
+            if self.context:
+                blind = (hidden["aligned"] | hidden["joint"])[:, None]
+                counted = ((masking or SpanMasking()).draw(everyone, time) | blind) & inside
+        share = None
+        if whole is not None:
+            targets = inside if counted is None else counted
+            share = targets[own].sum() / targets.sum().clamp(min=1)
+        hidden = {name: rows[own] for name, rows in hidden.items()}
+        if counted is not None:
+            counted = counted[own]
             given = valid_mask(counts, time) & ~counted
         conditions = self.conditions(batch, time, texts, latents if self.context else None, given, global_)
         conditions = self._hide(conditions, hidden)
-        return self.flow.loss(
+        loss = self.flow.loss(
             lambda x, t: self(x, t, conditions, lengths), self.dit.normalise(latents), lengths, counted
         )
+        return loss if share is None else loss * share
 
     def _hide(self, conditions: Conditions, hidden: Mapping[str, Tensor]) -> Conditions:
         """``conditions`` without what each item is not to see; its context is hidden already."""

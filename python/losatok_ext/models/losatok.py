@@ -26,6 +26,7 @@ from losatok_ext.models.huggingface_encoder import HuggingFaceEncoder
 from losatok_ext.models.inputs import as_batch, clip_lengths, require_finite, resample_clips
 from losatok_ext.models.latents import Latents
 from losatok_ext.models.quantization import code_sizes, quantizer_name
+from losatok_ext.nn import noise
 from losatok_ext.nn.bottleneck import Bottleneck, upsample_tokens
 from losatok_ext.nn.losses import MultiScaleMelLoss, kl_divergence, masked_mse
 from losatok_ext.nn.quantizers import Quantizer, QuantizerConfig, build_quantizer
@@ -492,8 +493,8 @@ class LoSATok(nn.Module):
         mu, logvar = self.fc_mu(unified_low), self.fc_logvar(unified_low).clamp(-20.0, 20.0)
         z = mu
         if sample:
-            noise = torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
-            z = mu + (0.5 * logvar).exp() * noise
+            drawn = noise.normal(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
+            z = mu + (0.5 * logvar).exp() * drawn
         ours = {"z": z, "mu": mu, "logvar": logvar}
         if high:
             semantic = upsample_tokens(semantic, factor, semantic_lengths)[:, :time]

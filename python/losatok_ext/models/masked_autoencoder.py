@@ -15,6 +15,7 @@ from losatok_ext.models.config import SEMANTIC_PATCH
 from losatok_ext.models.dasheng import SemanticEncoder
 from losatok_ext.models.losatok import LoSATok
 from losatok_ext.nn.attention import TransformerBlock
+from losatok_ext.nn.noise import uniform
 
 
 class MaskedAutoencoder(nn.Module):
@@ -93,7 +94,7 @@ class MaskedAutoencoder(nn.Module):
         target = encoder.normalise(patches)
 
         # The order in which tokens are shown: those of the clip by lot, those past its end last.
-        lots = torch.rand(batch, time, generator=generator).to(audio.device)
+        lots = uniform((batch, time), generator=generator).to(audio.device)
         inside = torch.arange(time, device=audio.device) < tokens[:, None]
         order = torch.where(inside, lots, 2.0).argsort(dim=1)
         place = order.argsort(dim=1)

@@ -25,6 +25,7 @@ from torch import Tensor
 from losatok_ext.audio.stft import keep_valid, valid_mask
 from losatok_ext.errors import ConfigError
 from losatok_ext.nn.losses import masked_mean
+from losatok_ext.nn.noise import normal, uniform
 
 Direction = Literal["noise - data", "data - noise"]
 TimeDistribution = Literal["uniform", "logit_normal", "mode", "cosmap"]
@@ -84,11 +85,9 @@ class FlowMatching:
     ) -> Tensor:
         """Times t [B] float32 of a training batch, in the direction's own convention. No host sync."""
         if self.time == "logit_normal":
-            level = torch.sigmoid(
-                self.time_mean + self.time_std * torch.randn(batch, device=device, generator=generator)
-            )
+            level = torch.sigmoid(self.time_mean + self.time_std * normal((batch,), device=device, generator=generator))
         else:
-            u = torch.rand(batch, device=device, generator=generator)
+            u = uniform((batch,), device=device, generator=generator)
             if self.time == "mode":
                 level = 1 - u - self.mode_scale * ((math.pi / 2 * u).cos().square() - 1 + u)
             elif self.time == "cosmap":
@@ -138,7 +137,7 @@ class FlowMatching:
         """
         data = keep_valid(data.detach(), lengths)
         t = self.draw_time(len(data), data.device, generator)
-        noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
+        noise = normal(data.shape, dtype=data.dtype, device=data.device, generator=generator)
         noise = keep_valid(noise, lengths)
         predicted = model(self.interpolate(data, noise, t), t)
         counted = mask
@@ -181,7 +180,7 @@ class ConditionDropout:
         """``{"joint", "text", "aligned", "global_"}``: [B] bool, True where an item is to see nothing at all, or not
         that condition. Independent of each other. No host sync."""
         names = ("joint", "text", "aligned", "global_")
-        u = torch.rand(len(names), batch, device=device, generator=generator)
+        u = uniform((len(names), batch), rows=1, device=device, generator=generator)
         return {name: row < getattr(self, name) for name, row in zip(names, u, strict=True)}
 
 
@@ -222,8 +221,8 @@ class SpanMasking:
         At least one token of a clip that is not empty. No host sync.
         """
         batch, device = len(lengths), lengths.device
-        u = torch.rand(3, self.spans, batch, device=device, generator=generator)
-        choice = torch.rand(3, batch, device=device, generator=generator)
+        u = uniform((3, self.spans, batch), rows=2, device=device, generator=generator)
+        choice = uniform((3, batch), rows=1, device=device, generator=generator)
         low, high = self.fraction
         size = ((low + (high - low) * u[0]) * lengths).ceil()
         start = (u[1] * (lengths - size + 1)).floor()

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from losatok_ext.nn.noise import integers, uniform
 from losatok_ext.nn.quantizers.chain import Chain
 from losatok_ext.nn.quantizers.config import ResidualVQConfig
 
@@ -39,8 +40,8 @@ class ResidualVQ(Chain):
     def _per_clip_stages(self, batch: int, device: torch.device) -> Tensor | None:
         if not self.config.dropout:
             return None
-        drawn = torch.randint(self.config.min_stages, self.stages + 1, (batch,), device=device)
-        return torch.where(torch.rand(batch, device=device) < self.config.dropout, drawn, self.stages)
+        drawn = integers(self.config.min_stages, self.stages + 1, (batch,), device=device)
+        return torch.where(uniform((batch,), device=device) < self.config.dropout, drawn, self.stages)
 
     def _each_passes(self) -> bool:
         return self.config.stage_gradients
