@@ -84,6 +84,19 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(config, capsys, monkeypatc
     assert not (config / "out").exists()
 
 
+def test_options_of_all_stages_reach_the_run(config, capsys):
+    options = ["--config", config / "small.yaml", "--preset", "tiny", "--steps", 2, "--precision", "bfloat16"]
+    options += ["--accumulate", 2, "--ema", "0.9", "--validation", "0.2"]
+    assert run("sembo", MUSIC, "-o", config / "out", *options) == 0
+    assert "; best validation " in capsys.readouterr().out
+    told = json.loads((config / "out" / "checkpoints" / "run.json").read_text())["config"]
+    assert (told["precision"], told["optimizer"]["accumulate"], told["optimizer"]["ema_decay"]) == ("bfloat16", 2, 0.9)
+    assert (told["validation"]["share"], told["validation"]["data"]) == (0.2, None)
+    assert run("sembo", MUSIC, "-o", config / "other", *options, "--validation", MUSIC) == 0
+    told = json.loads((config / "other" / "checkpoints" / "run.json").read_text())["config"]
+    assert (told["validation"]["share"], told["validation"]["data"]) == (0.0, MUSIC)
+
+
 def test_skipped_files_are_named(config, capsys):
     (config / "broken.flac").write_bytes(b"not audio")
     (config / "list.jsonl").write_text(f'{{"path": "broken.flac"}}\n{{"path": "{MUSIC}/00000.flac"}}\n')

@@ -2,14 +2,16 @@
 
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.log import read_log
-from losatok_ext.training.loop import StepReport
+from losatok_ext.training.reports import Best, StepReport, Validation
 from losatok_ext.training.run import RunStart, TrainResult, train_generator, train_sembo, train_teacher, train_tokenizer
 
 __all__ = [
+    "Best",
     "RunStart",
     "StepReport",
     "TrainConfig",
     "TrainResult",
+    "Validation",
     "read_log",
     "train_generator",
     "train_sembo",

@@ -1,7 +1,8 @@
 """The state of a run on disk: written whole or not at all, safetensors and JSON only, the newest few kept.
 
 ``checkpoints/step-XXXXXXXX/`` holds ``model.safetensors`` (what training changes), ``optimizer.safetensors``,
-``random.safetensors`` and ``state.json``. ``checkpoints/frozen.safetensors`` holds the weights that training leaves
+``ema.safetensors``, ``critic.safetensors`` and ``critic_optimizer.safetensors`` where there are such, and
+``state.json``. ``checkpoints/frozen.safetensors`` holds the weights that training leaves
 alone, once; ``checkpoints/run.json`` says what the run was told. A run can go on from that folder alone.
 """
 
@@ -34,7 +35,7 @@ _STEP = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: tensors by file (``model``, ``optimizer``, ``random``) and name, and the JSON ``state``."""
+    """What was read: tensors by file (``model``, ``optimizer``, ...) and name, and the JSON ``state``."""
 
     path: Path
     step: int
@@ -90,7 +91,24 @@ class CheckpointStore:
         return sorted((int(match[1]), path) for match, path in found if match)
 
     def write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of ``step`` under a temporary name, flush, rename; then remove those beyond ``keep``."""
+        """Write the checkpoint of ``step`` under a temporary name, flush, rename; then remove those beyond ``keep``.
+
+        Raises:
+            TrainingError: it cannot be written (a full disk); those before it are intact.
+        """
+        size = sum(t.numel() * t.element_size() for named in tensors.values() for t in named.values())
+        try:
+            return self._write(step, tensors, state)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            kept = self._steps()
+            before = f"the one of step {kept[-1][0]} is intact" if kept else "there is none before it"
+            raise TrainingError(
+                f"{self.root}: the checkpoint of step {step} cannot be written ({reason}); {before}; it takes "
+                f"{size / 1e6:.0f} MB: make room, then the same command again goes on"
+            ) from None
+
+    def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
         path = self.root / f"step-{step:08d}"
         temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
         try:
@@ -142,10 +160,13 @@ class CheckpointStore:
 
     def write_run(self, facts: Mapping[str, Any], frozen: Mapping[str, Tensor]) -> None:
         """Write what the run was told (``run.json``) and the weights that it leaves alone, before the first step."""
-        with atomic_path(self.root / "frozen.safetensors") as temporary:
-            save_file({n: t.detach().cpu().contiguous() for n, t in frozen.items()}, temporary)
-        with atomic_path(self.root / "run.json") as temporary:
-            temporary.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        try:
+            with atomic_path(self.root / "frozen.safetensors") as temporary:
+                save_file({n: t.detach().cpu().contiguous() for n, t in frozen.items()}, temporary)
+            with atomic_path(self.root / "run.json") as temporary:
+                temporary.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"{self.root}: cannot be written ({error}); make room, then start again") from None
 
     def read_run(self) -> dict[str, Any]:
         """What :meth:`write_run` was given.

@@ -16,6 +16,7 @@ from losatok_ext.training.options import CheckpointConfig, DataConfig, LogConfig
 from losatok_ext.training.stage_options import GeneratorOptions, SemBoWeights, TokenizerWeights
 from losatok_ext.training.teacher_options import MaskedAutoencoderOptions
 from losatok_ext.training.typed import require
+from losatok_ext.training.validation_options import ValidationConfig
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class TrainConfig:
     sembo: SemBoWeights = field(default_factory=SemBoWeights)
     tokenizer: TokenizerWeights = field(default_factory=TokenizerWeights)
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -144,12 +146,18 @@ def _plain(value: Any) -> Any:
 FREE_KEYS = (
     "device",
     "data.workers",
+    "optimizer.accumulate",
+    "validation.data",
+    "validation.every",
+    "validation.clips",
+    "validation.shown",
     "checkpoint.every",
     "checkpoint.keep",
     "log.every",
     "log.tensorboard",
 )
-"""Keys that may change when a run goes on: they do not change what is computed (a device only in rounding)."""
+"""Keys that may change when a run goes on: they do not change what is learned (device and accumulation only in
+rounding)."""
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

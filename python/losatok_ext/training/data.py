@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class Batch:
     """Audio in the batch, padding not counted."""
     texts: tuple[str, ...] = ()
     """What the clips' manifest or folder says of them; ``""`` is nothing."""
+    whole: Tensor | None = None
+    """[B'] int64, lengths of all crops of the step's batch, of which these are some; None: these are all."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its audio on ``device``; lengths stay on the CPU, where the model reads them at once."""
@@ -60,6 +63,7 @@ class CropSource:
 
     def __init__(self, corpus: Corpus, config: DataConfig, *, batch_size: int, seed: int, multiple: int) -> None:
         self.corpus = corpus
+        self.config = config
         self.batch_size = batch_size
         self.seed = seed
         self.crop = max(round(config.crop_seconds * corpus.sample_rate / multiple), 1) * multiple
@@ -69,6 +73,10 @@ class CropSource:
         samples = np.array([clip.samples for clip in corpus.clips], dtype=np.int64)
         self._visits = np.repeat(np.arange(len(samples)), np.maximum(samples // self.crop, 1))
         self._orders: dict[int, np.ndarray] = {}
+
+    def over(self, corpus: Corpus) -> CropSource:
+        """The same source of other clips."""
+        return CropSource(corpus, self.config, batch_size=self.batch_size, seed=self.seed, multiple=self.multiple)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -97,32 +105,42 @@ class CropSource:
         last = list(self.unreadable.values())[-1]
         raise TrainingError(f"{MAX_UNREADABLE} files in a row cannot be read, the last: {last}")
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
         """The batch of ``step`` (from 0): always the same one for the same corpus, seed, crop length and batch size.
+
+        Args:
+            step: which.
+            rows: only these of its crops are read and returned, which is what one of several processes takes of a
+                common batch. The crops are the same as in the whole batch, but padded to the longest of these rows.
 
         Raises:
             TrainingError: 16 files in a row cannot be read.
         """
-        crops = [self._crop_of(step * self.batch_size + i) for i in range(self.batch_size)]
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[rows or slice(None)]
+        crops = [self._crop_of(number) for number in numbers]
         lengths = torch.tensor([len(audio) for audio, _ in crops])
         longest = -(-int(lengths.max()) // self.multiple) * self.multiple
-        audio = torch.zeros(self.batch_size, longest, *crops[0][0].shape[1:])
+        audio = torch.zeros(len(crops), longest, *crops[0][0].shape[1:])
         for row, (samples, _) in zip(audio, crops, strict=True):
             row[: len(samples)] = samples
         seconds = int(lengths.sum()) / self.corpus.sample_rate
         clips = [clip for _, clip in crops]
         return Batch(audio, lengths, tuple(c.name for c in clips), seconds, tuple(c.text for c in clips))
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps ``start`` to ``stop - 1``, read ahead by threads where the corpus is not in memory."""
+    def batches(self, start: int, stop: int, rows: slice | None = None) -> Iterator[Batch]:
+        """The batches of steps ``start`` to ``stop - 1``, read ahead by threads where the corpus is not in memory.
+
+        ``rows`` as in :meth:`batch`.
+        """
+        make = partial(self.batch, rows=rows)
         if self.workers == 0:
-            yield from map(self.batch, range(start, stop))
+            yield from map(make, range(start, stop))
             return
         pending: deque[Future[Batch]] = deque()
         pool = ThreadPoolExecutor(self.workers)
         try:
             for step in range(start, stop):
-                pending.append(pool.submit(self.batch, step))
+                pending.append(pool.submit(make, step))
                 if len(pending) > 2 * self.workers:
                     yield pending.popleft().result()
             while pending:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext.errors import ConfigError, TrainingError, UserError
@@ -187,10 +189,25 @@ class GeneratorStage:
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The flow-matching loss of a batch."""
         latents, lengths = self._encode(batch.audio, batch.lengths)
+        whole = None
+        if batch.whole is not None:
+            whole = self._tokens(batch.whole)
+            latents = F.pad(latents, (0, 0, 0, int(whole.max()) - latents.shape[1]))
         options = self.config.generator
         texts = batch.texts if self.model.dit.config.text_dim else None
-        loss = self.model.loss(latents, lengths, texts, masking=options.masking, dropout=options.dropout)
+        loss = self.model.loss(latents, lengths, texts, masking=options.masking, dropout=options.dropout, whole=whole)
         return {"flow_matching": loss}
+
+    def _tokens(self, lengths: Tensor) -> Tensor:
+        """Tokens [B] of recordings of ``lengths`` [B] samples; of latents these are tokens already."""
+        if self._latents:
+            return lengths
+        token_count = self._tokenizer_there().config.token_count
+        return torch.tensor([token_count(n) for n in lengths.tolist()])
+
+    def counts(self, batch: Batch, lengths: Tensor) -> Mapping[str, Tensor | None]:
+        """The loss counts the tokens to generate, which are drawn: it is weighed where they are."""
+        return {"flow_matching": None}
 
 
 def _check_texts(generator: Generator, corpus: Corpus) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from losatok_ext.training.distributed import spread_like, whole
 from losatok_ext.training.options import OptimizerConfig
 from losatok_ext.training.schedule import learning_rate
 
@@ -35,6 +36,10 @@ class Learner:
             [g for g in groups if g["params"]], lr=self.peak, betas=betas, eps=options.eps, fused=True
         )
 
+    def follow(self, module: nn.Module) -> None:
+        """Take the parameters of ``module`` as it is now: sharding replaced them, here and in the optimizer."""
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+
     def rate(self, step: int) -> float:
         """The learning rate of step ``step`` (from 0); the cosine ends at ``final_lr`` in proportion to the peak."""
         final = self.options.final_lr * self.peak / self.options.lr
@@ -48,7 +53,7 @@ class Learner:
     def clip(self) -> Tensor:
         """Clip the gradient to ``clip_norm``; returns its norm before, a float32 scalar."""
         limit = self.options.clip_norm
-        return nn.utils.clip_grad_norm_(self.parameters.values(), math.inf if limit is None else limit)
+        return whole(nn.utils.clip_grad_norm_(self.parameters.values(), math.inf if limit is None else limit))
 
     def take(self, step: int) -> None:
         """Take step ``step`` (from 0)."""
@@ -70,4 +75,4 @@ class Learner:
             prefix = f"{name}/"
             state = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
             if state:
-                self.optimizer.state[parameter] = {key: t.to(parameter.device) for key, t in state.items()}
+                self.optimizer.state[parameter] = {key: spread_like(t, parameter.detach()) for key, t in state.items()}

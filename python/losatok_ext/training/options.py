@@ -42,6 +42,11 @@ class OptimizerConfig:
     """Where the cosine ends."""
     clip_norm: float | None = 1.0
     """Largest norm of the whole gradient, of the model and of a critic alike; null does not clip."""
+    accumulate: int = 1
+    """A step's batch is computed in so many parts, one after another: less memory, the same step to rounding."""
+    ema_decay: float | None = None
+    """Decay of a moving mean of the weights, such as 0.999; validation and the final model then take the mean, which
+    starts fast (``min(ema_decay, (1 + n) / (10 + n))`` after n steps). null keeps none."""
     critic_lr: float | None = None
     """Peak learning rate of a critic (the discriminators); null: ``lr``."""
     critic_betas: tuple[float, float] | None = None
@@ -59,6 +64,11 @@ class OptimizerConfig:
         require(
             self.clip_norm is None or self.clip_norm > 0,
             f"optimizer.clip_norm should be positive or null, got {self.clip_norm}",
+        )
+        require(self.accumulate >= 1, f"optimizer.accumulate should be at least 1, got {self.accumulate}")
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"optimizer.ema_decay should lie between 0 and 1 or be null, got {self.ema_decay}",
         )
         require(
             self.critic_lr is None or self.critic_lr > 0,

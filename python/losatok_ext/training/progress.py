@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 
 from losatok_ext.errors import TrainingError
-from losatok_ext.training.loop import StepReport
+from losatok_ext.training.reports import StepReport
 from losatok_ext.training.run import RunStart
 
 try:
@@ -91,6 +91,10 @@ class TrainingProgress:
         numbers = f"{losses}  {report.audio_rate:.0f} s/s{skipped}"
         if self._task is not None:
             self._bar.update(self._task, completed=report.step, numbers=numbers)
+        found = report.validation
+        if found is not None:
+            best = ", the best so far" if found.best else ""
+            self._say(f"validation at step {found.step}: total {found.total:.4g}{best}")
         done = report.step == report.steps
         if not self.console.is_terminal and (done or time.monotonic() - self._printed >= _LINE_SECONDS):
             self._printed = time.monotonic()

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import random
+import copy
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from losatok_ext.errors import CheckpointError, TrainingError
-from losatok_ext.training.checkpoint import Checkpoint, CheckpointStore, keep_random
+from losatok_ext.errors import TrainingError
+from losatok_ext.training.checkpoint import CheckpointStore, keep_random
 from losatok_ext.training.config import TrainConfig, differences
 from losatok_ext.training.corpus import Corpus
 from losatok_ext.training.data import CropSource
+from losatok_ext.training.distributed import Processes, is_sharded, open_processes, whole
 from losatok_ext.training.folders import MODEL
 from losatok_ext.training.generator import GeneratorStage
 from losatok_ext.training.log import TrainingLog
-from losatok_ext.training.loop import OnStep, StepReport, Trainer
+from losatok_ext.training.loop import Trainer
+from losatok_ext.training.parts import rows_of_process
+from losatok_ext.training.reports import Best, OnStep, StepReport
 from losatok_ext.training.sembo import SemBoStage
-from losatok_ext.training.loop import OnStep, StepReport, Trainer
-from losatok_ext.training.sembo import SemBoStage
-from losatok_ext.training.stage import Stage
+from losatok_ext.training.stage import AdversarialStage, Stage
+from losatok_ext.training.state import frozen_state, load_changing, load_frozen
 from losatok_ext.training.teacher import TeacherStage
 from losatok_ext.training.tokenizer import TokenizerStage
+from losatok_ext.training.validation import Validator, hold_out
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class RunStart:
     stage: str
     corpus: Corpus
     device: torch.device
+    processes: int
+    """So many train together."""
     steps: int
     start: int
     """Steps already done; 0 in a new run."""
@@ -56,6 +62,8 @@ class TrainResult:
     """Steps that were skipped because a loss or the gradient was not finite."""
     last: StepReport | None
     """The last step; None when the run was complete already."""
+    best: Best | None
+    """The validation with the lowest total; None without any."""
     unreadable: tuple[str, ...]
     """One sentence per file that was found unreadable on the way, and replaced by another."""
 
@@ -78,7 +86,7 @@ def train_teacher(
     else is as there.
     """
     config = config or TrainConfig()
-    return _train(TeacherStage(data, config), data, output, config, config.torch_device(), on_start, on_step)
+    return train(lambda device: TeacherStage(data, config), output, config, on_start, on_step)
 
 
 def train_sembo(
@@ -107,8 +115,7 @@ def train_sembo(
         KeyboardInterrupt: after SIGINT or SIGTERM, when the step was finished and a checkpoint written.
     """
     config = config or TrainConfig()
-    device = config.torch_device()
-    return _train(SemBoStage(data, config), data, output, config, device, on_start, on_step)
+    return train(lambda device: SemBoStage(data, config), output, config, on_start, on_step)
 
 
 def train_tokenizer(
@@ -124,8 +131,7 @@ def train_tokenizer(
 
     ``config.init`` names the folder that :func:`train_sembo` wrote. All else is as there.
     """
-    device = config.torch_device()
-    return _train(TokenizerStage(data, config), data, output, config, device, on_start, on_step)
+    return train(lambda device: TokenizerStage(data, config), output, config, on_start, on_step)
 
 
 def train_generator(
@@ -150,43 +156,85 @@ def train_generator(
         on_start: called once, before the first step.
         on_step: called after every step.
     """
-    device = config.torch_device()
-    return _train(GeneratorStage(data, config, device), data, output, config, device, on_start, on_step)
+    return train(lambda device: GeneratorStage(data, config, device), output, config, on_start, on_step)
 
 
-class _Run(Stage, Protocol):
+class RunStage(Stage, Protocol):
     """A stage, and how its model and data come about."""
 
+    data: Any
+    """Folder or manifest."""
     paper_steps: int
+    """Steps of a run whose configuration does not say."""
 
-    def model_config(self) -> Any: ...
+    def model_config(self) -> Any:
+        """What :meth:`build` will build."""
 
-    def facts(self) -> dict[str, Any]: ...
+    def facts(self) -> dict[str, Any]:
+        """What must be the same when a run goes on, besides configuration and corpus."""
 
-    def digest(self, corpus: Corpus) -> str: ...
+    def digest(self, corpus: Corpus) -> str:
+        """Of what is learned from a corpus."""
 
-    def read_config(self, values: dict[str, Any]) -> Any: ...
+    def read_config(self, values: dict[str, Any]) -> Any:
+        """The configuration that a run wrote down."""
 
-    def blank(self, config: Any) -> Any: ...
+    def blank(self, config: Any) -> Any:
+        """A model whose weights a checkpoint will replace."""
 
-    def open_data(self, model: Any) -> tuple[Corpus, CropSource]: ...
+    def open_data(self, model: Any) -> tuple[Corpus, CropSource]:
+        """The corpus and its batches."""
 
-    def build(self, corpus: Corpus) -> Any: ...
+    def build(self, corpus: Corpus) -> Any:
+        """The model that training begins with."""
 
-    def start(self, model: Any) -> None: ...
+    def start(self, model: Any) -> None:
+        """Train ``model``, which is on the device."""
 
 
-def _train(
-    stage: _Run,
-    data: str | Path,
+def train(
+    make: Callable[[torch.device], RunStage],
     output: str | Path,
     config: TrainConfig,
-    device: torch.device,
-    on_start: OnStart | None,
-    on_step: OnStep | None,
+    on_start: OnStart | None = None,
+    on_step: OnStep | None = None,
 ) -> TrainResult:
-    steps, output = config.steps or stage.paper_steps, Path(output)
-    with CheckpointStore(output, config.checkpoint.keep) as store, keep_random(device):
+    """Train any stage; see :func:`train_sembo`.
+
+    Where a launcher started several processes, all of them call this with the same arguments, and the first one alone
+    writes and calls ``on_start`` and ``on_step``.
+
+    Args:
+        make: the stage, for the device that this process trains on.
+        output: the run's folder, on a file system that all processes see.
+        config: the run's configuration.
+        on_start: called once, before the first step.
+        on_step: called after every step.
+    """
+    output = Path(output)
+    with open_processes(config) as processes, keep_random(processes.device), ExitStack() as stack:
+        stage, store = make(processes.device), CheckpointStore(output, config.checkpoint.keep)
+        processes.agree(lambda: stack.enter_context(store))
+        run = _Run(stage, store, config, processes)
+        log = None
+        if processes.first:
+            log = stack.enter_context(TrainingLog(output, config.log, run.trainer.step))
+            if on_start is not None:
+                on_start(run.described())
+        progress = run.trainer.run(log, on_step if processes.first else None)
+        run.save_model(output / MODEL)
+        unreadable = tuple(run.source.unreadable.values())
+        del run  # before the connection to other processes ends
+    return TrainResult(output / MODEL, progress.step, progress.skipped, progress.last, progress.best, unreadable)
+
+
+class _Run:
+    """A run that is ready to train, from its beginning or from its last checkpoint."""
+
+    def __init__(self, stage: RunStage, store: CheckpointStore, config: TrainConfig, processes: Processes) -> None:
+        self.stage, self.processes = stage, processes
+        rows_of_process(config.batch_size, processes, config.optimizer.accumulate)  # said before anything is written
+        self.steps = config.steps or stage.paper_steps
         checkpoint = store.latest()
         facts: dict[str, Any] = {"stage": stage.name, "config": config.to_dict()}
         if checkpoint is None:
@@ -194,34 +242,89 @@ def _train(
         else:
             _check_same_run(store, facts)
             model_config = stage.read_config(store.read_run()["model"])
-        corpus, source = stage.open_data(model_config)  # before the model, which may take minutes to build
-        model = stage.build(corpus) if checkpoint is None else stage.blank(model_config)
-        facts |= {"model": model_config.to_dict(), "corpus": stage.digest(corpus), **stage.facts()}
-        stage.start(model.to(device))
-        trainer = Trainer(stage, source, config, steps, store, device)
+        other = copy.copy(stage)
+        self.corpus, self.source = stage.open_data(model_config)  # before the model, which may take minutes to build
+        everything = self.corpus
+        validated = self._hold_out(other, model_config, config)
+        model = stage.build(self.corpus) if checkpoint is None else stage.blank(model_config)
+        facts |= {"model": model_config.to_dict(), "corpus": stage.digest(everything), **stage.facts()}
+        self.model_config = model_config
+        stage.start(model.to(processes.device))
+        critic = stage.critic if isinstance(stage, AdversarialStage) else None
+        if critic is not None:
+            critic.to(processes.device)
         if checkpoint is None:
-            store.write_run(facts, trainer.frozen_state())
-            _seed(config.seed)
+            processes.agree(lambda: store.write_run(facts, frozen_state(stage.model)))
         else:
-            _check_same_data(data, store, facts)
-            _restore(trainer, store, checkpoint)
-        with TrainingLog(output, config.log, trainer.step) as log:
-            if on_start is not None:
-                trained = sum(p.numel() for p in trainer.parameters.values())
-                total = sum(p.numel() for p in model.parameters())
-                epochs = steps / source.steps_per_epoch
-                on_start(RunStart(stage.name, corpus, device, steps, trainer.step, epochs, trained, total))
-            progress = trainer.run(log, on_step)
-        model.save_pretrained(output / MODEL)
-    return TrainResult(
-        output / MODEL, progress.step, progress.skipped, progress.last, tuple(source.unreadable.values())
-    )
+            _check_same_data(stage.data, store, facts)
+            load_frozen(stage.model, store.read_frozen(), str(store.root / "frozen.safetensors"))
+            load_changing(stage.model, checkpoint, "model")
+            if critic is not None:
+                load_changing(critic.requires_grad_(True), checkpoint, "critic")
+        self.trained = sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
+        self.parameters = sum(p.numel() for p in stage.model.parameters())
+        validator = None
+        if validated is not None:
+            validator = Validator(validated, config.validation.clips, config.validation.shown)
+        self.trainer = Trainer(stage, self.source, config, self.steps, store, processes, validator)
+        if checkpoint is not None:
+            self.trainer.restore(checkpoint)
 
+    def _hold_out(self, other: RunStage, model_config: Any, config: TrainConfig) -> CropSource | None:
+        """What to validate on; a share of the data is taken away from training."""
+        options = config.validation
+        if options.data is not None:
+            other.data = Path(options.data)
+            corpus, source = other.open_data(model_config)
+            return source.over(corpus)
+        if not options.share:
+            return None
+        self.corpus, held = hold_out(self.corpus, options.share, self.stage.data)
+        self.source, validated = self.source.over(self.corpus), self.source.over(held)
+        return validated
 
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    def described(self) -> RunStart:
+        """What begins."""
+        epochs = self.steps / self.source.steps_per_epoch
+        return RunStart(
+            stage=self.stage.name,
+            corpus=self.corpus,
+            device=self.processes.device,
+            processes=self.processes.count,
+            steps=self.steps,
+            start=self.trainer.step,
+            epochs=epochs,
+            trained_parameters=self.trained,
+            parameters=self.parameters,
+        )
+
+    def save_model(self, folder: Path) -> None:
+        """Write the model folder, of the weights' moving mean where there is one.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        average = self.trainer.average
+        with nullcontext() if average is None else average.applied():
+            self.processes.agree(self._writer(self.stage.model, folder))
+
+    def _writer(self, model: Any, folder: Path) -> Callable[[], None]:
+        if any(is_sharded(p) for p in model.parameters()):
+            state = {name: whole(value) for name, value in model.state_dict().items()}
+            model = self.stage.blank(getattr(model, "config", self.model_config)) if self.processes.first else None
+            if model is not None:
+                model.load_state_dict(state)
+
+        def write() -> None:
+            try:
+                model.save_pretrained(folder)
+            except (OSError, SafetensorError) as error:
+                raise TrainingError(
+                    f"{folder}: the model cannot be written ({error}); the last checkpoint is intact: make room, then "
+                    "the same command again writes it"
+                ) from None
+
+        return write
 
 
 def _check_same_run(store: CheckpointStore, facts: dict[str, Any]) -> None:
@@ -251,14 +354,3 @@ def _check_same_data(data: str | Path, store: CheckpointStore, facts: dict[str, 
             f"{data}: the latents are of the tokenizer {facts['tokenizer']}, and the run in {output} began with those "
             f"of {then['tokenizer']}; use that one, or choose another folder"
         )
-
-
-def _restore(trainer: Trainer, store: CheckpointStore, checkpoint: Checkpoint) -> None:
-    frozen, wanted = store.read_frozen(), trainer.frozen_state()
-    for name, parameter in wanted.items():
-        if name not in frozen or frozen[name].shape != parameter.shape:
-            raise CheckpointError(
-                f"{store.root / 'frozen.safetensors'}: {name} is missing or has another shape; start in another folder"
-            )
-        parameter.data.copy_(frozen[name])
-    trainer.restore(checkpoint)

@@ -16,9 +16,10 @@ from losatok_ext.training.corpus import Corpus
 from losatok_ext.training.data import Batch
 from losatok_ext.training.presets import starting_config, starting_model
 from losatok_ext.training.recordings import RecordingStage
+from losatok_ext.training.views import SemBoView
 
 
-class SemBoStage(RecordingStage):
+class SemBoStage(SemBoView, RecordingStage):
     """Trains the model's ``bottleneck`` on ``sembo_reconstruction`` and ``sembo_relation``; all else stays as it is.
 
     Weights: arXiv 2605.27840 (1000 times reconstruction plus relation).

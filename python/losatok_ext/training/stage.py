@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -53,3 +53,45 @@ class AdversarialStage(Protocol):
     def critic_losses(self) -> dict[str, Tensor]:
         """The critic's unweighted losses for the batch that :meth:`Stage.losses` saw last, of whose audio the stage
         kept a detached copy; empty where the critic is not trained yet."""
+
+
+@runtime_checkable
+class CountingStage(Protocol):
+    """A stage that knows what its losses are means over.
+
+    Where a batch is cut into parts (gradient accumulation, several processes) the loss of the whole is the mean of the
+    parts' weighted by what each counts. A loss that is not named counts samples (tokens of a corpus of latents).
+    """
+
+    def counts(self, batch: Batch, lengths: Tensor) -> Mapping[str, Tensor | None]:
+        """Loss name -> what it counts in each clip, [B], for clips of ``lengths`` [B] int64 in the unit of ``batch``,
+        which they are part of or hold. None: the loss of a batch with :attr:`Batch.whole` is weighed already."""
+
+
+class ClipLatents(NamedTuple):
+    """The latents of a batch: ``mean`` [B, T, d], ``logvar`` [B, T, d] or None, ``lengths`` [B] int64 tokens."""
+
+    mean: Tensor
+    logvar: Tensor | None
+    lengths: Tensor
+
+
+class Shown(NamedTuple):
+    """What a listener compares: a clip as it was given, and what the model makes of it; [N] float32 each."""
+
+    name: str
+    given: Tensor
+    made: Tensor
+    sample_rate: int
+
+
+@runtime_checkable
+class ShownStage(Protocol):
+    """A stage that validation can look into. Both are called without gradients, in eval mode, with the weights' moving
+    mean where there is one."""
+
+    def latents(self, batch: Batch) -> ClipLatents | None:
+        """The latents of a batch; None: the stage has none of its own."""
+
+    def show(self, batch: Batch) -> list[Shown]:
+        """What to hear of each clip of a batch; empty where the stage makes no audio."""

@@ -16,6 +16,7 @@ from losatok_ext.training.data import Batch
 from losatok_ext.training.presets import starting_config, starting_model
 from losatok_ext.training.recordings import RecordingStage
 from losatok_ext.training.statistics import measure
+from losatok_ext.training.views import semantic_tokens
 
 
 class TeacherStage(RecordingStage):
@@ -96,3 +97,9 @@ class TeacherStage(RecordingStage):
         """The loss of a batch."""
         options = self.config.masked_autoencoder
         return self.model(batch.audio, batch.lengths, options.mask_ratio, options.normalise)
+
+    def counts(self, batch: Batch, lengths: Tensor) -> dict[str, Tensor]:
+        """The loss counts the tokens that are hidden."""
+        tokens = semantic_tokens(batch, lengths, self.model.tokenizer.config)
+        hidden = (tokens * self.config.masked_autoencoder.mask_ratio).long()
+        return {"masked": torch.minimum(hidden, (tokens - 1).clamp(min=0))}

@@ -17,9 +17,10 @@ from losatok_ext.training.corpus import Corpus
 from losatok_ext.training.data import Batch
 from losatok_ext.training.folders import model_folder
 from losatok_ext.training.recordings import RecordingStage
+from losatok_ext.training.views import TokenizerView
 
 
-class TokenizerStage(RecordingStage):
+class TokenizerStage(TokenizerView, RecordingStage):
     """Trains all but the semantic branch on ``mel``, ``semantic_high``, ``semantic_low`` and ``kl``.
 
     Weights: arXiv 2605.27840 (45 mel + 45 (L_H + L_L) + 0.01 KL), without its adversarial terms. With a quantizer it
