@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +51,25 @@ Tensorboard = Annotated[
     bool | None, typer.Option("--tensorboard/--no-tensorboard", help="Write TensorBoard scalars.", show_default="no")
 ]
 
+Precision = Annotated[
+    str | None, typer.Option(help="float32, or bfloat16: the network under autocast.", show_default="float32")
+]
+Accumulate = Annotated[
+    int | None, typer.Option(help="Compute a step's batch in so many parts, in less memory.", show_default="1")
+]
+Ema = Annotated[
+    float | None,
+    typer.Option(help="Decay of a moving mean of the weights, such as 0.999.", show_default="none is kept"),
+]
+ValidationData = Annotated[
+    str | None,
+    typer.Option(
+        "--validation",
+        help="Folder or manifest to validate on, or a share of the data to hold out, such as 0.02.",
+        show_default="nothing",
+    ),
+]
+
 
 Preset = Annotated[str | None, typer.Option(help="Size of the model: tiny or base.", show_default="base")]
 Init = Annotated[str | None, typer.Option(help="Model folder to start from, instead of a preset.", show_default=False)]
@@ -69,9 +89,15 @@ def teacher(
     seed: Seed = None,
     device: Device = None,
     tensorboard: Tensorboard = None,
+    precision: Precision = None,
+    accumulate: Accumulate = None,
+    ema: Ema = None,
+    validation: ValidationData = None,
 ) -> None:
     """Train a semantic encoder on unlabelled recordings, as a masked autoencoder; then `train sembo --init OUTPUT`."""
-    options = _given({"preset": preset, "init": init}) | _common(steps, batch_size, lr, seed, device, tensorboard)
+    options = _given({"preset": preset, "init": init}) | _common(
+        steps, batch_size, lr, seed, device, tensorboard, precision, accumulate, ema, validation
+    )
     _run(train_teacher, data, output, TrainConfig.load(config, options, assignments or []))
 
 
@@ -96,10 +122,14 @@ def sembo(
     seed: Seed = None,
     device: Device = None,
     tensorboard: Tensorboard = None,
+    precision: Precision = None,
+    accumulate: Accumulate = None,
+    ema: Ema = None,
+    validation: ValidationData = None,
 ) -> None:
     """Train the semantic bottleneck (SemBo) under a frozen teacher."""
     options = {"preset": preset, "teacher": teacher, "init": init}
-    common = _common(steps, batch_size, lr, seed, device, tensorboard)
+    common = _common(steps, batch_size, lr, seed, device, tensorboard, precision, accumulate, ema, validation)
     _run(train_sembo, data, output, TrainConfig.load(config, {**_given(options), **common}, assignments or []))
 
 
@@ -119,9 +149,13 @@ def tokenizer(
     seed: Seed = None,
     device: Device = None,
     tensorboard: Tensorboard = None,
+    precision: Precision = None,
+    accumulate: Accumulate = None,
+    ema: Ema = None,
+    validation: ValidationData = None,
 ) -> None:
     """Train acoustic encoder, latent and decoder; the semantic branch stays frozen."""
-    common = _common(steps, batch_size, lr, seed, device, tensorboard)
+    common = _common(steps, batch_size, lr, seed, device, tensorboard, precision, accumulate, ema, validation)
     _run(
         train_tokenizer, data, output, TrainConfig.load(config, {**_given({"init": init}), **common}, assignments or [])
     )
@@ -161,12 +195,18 @@ def generator(
     seed: Seed = None,
     device: Device = None,
     tensorboard: Tensorboard = None,
+    precision: Precision = None,
+    accumulate: Accumulate = None,
+    ema: Ema = None,
+    validation: ValidationData = None,
 ) -> None:
     """Train a generator of a tokenizer's latents, told by text; the tokenizer stays frozen.
 
     A clip's text is "text" in the manifest, else "label", else "labels"; in a folder the name of the folder it lies in.
     """
-    options = _given({"preset": preset, "init": init}) | _common(steps, batch_size, lr, seed, device, tensorboard)
+    options = _given({"preset": preset, "init": init}) | _common(
+        steps, batch_size, lr, seed, device, tensorboard, precision, accumulate, ema, validation
+    )
     if model is not None:
         options["generator"] = {"tokenizer": model}
     _run(train_generator, data, output, TrainConfig.load(config, options, assignments or []))
@@ -183,16 +223,32 @@ def _common(
     seed: int | None,
     device: str | None,
     tensorboard: bool | None,
+    precision: str | None,
+    accumulate: int | None,
+    ema: float | None,
+    validation: str | None,
 ) -> dict[str, Any]:
-    options = _given({"steps": steps, "batch_size": batch_size, "seed": seed, "device": device})
-    if lr is not None:
-        options["optimizer"] = {"lr": lr}
+    options = _given({"steps": steps, "batch_size": batch_size, "seed": seed, "device": device, "precision": precision})
+    optimizer = _given({"lr": lr, "accumulate": accumulate, "ema_decay": ema})
+    if optimizer:
+        options["optimizer"] = optimizer
+    if validation is not None:
+        options["validation"] = _validation(validation)
     if tensorboard is not None:
         options["log"] = {"tensorboard": tensorboard}
     return options
 
 
+def _validation(text: str) -> dict[str, Any]:
+    """A share where ``text`` is a number, else the place of the data."""
+    try:
+        return {"share": float(text)}
+    except ValueError:
+        return {"data": text}
+
+
 def _run(train: Callable[..., TrainResult], data: Path, output: Path, config: TrainConfig) -> None:
+    # Of several processes the first one alone is told of starts and steps; the bars of the others stay empty.
     try:
         with TrainingProgress() as progress:
             result = train(data, output, config, on_start=progress.on_start, on_step=progress.on_step)
@@ -202,4 +258,6 @@ def _run(train: Callable[..., TrainResult], data: Path, output: Path, config: Tr
     for reason in result.unreadable:
         typer.echo(f"unreadable on the way, replaced by another clip: {reason}", err=True)
     skipped = f", {result.skipped} of them skipped as not finite" if result.skipped else ""
-    typer.echo(f"{result.model}: trained for {result.steps} steps{skipped}")
+    best = f"; best validation {result.best.total:.4g} at step {result.best.step}" if result.best else ""
+    if int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(f"{result.model}: trained for {result.steps} steps{skipped}{best}")
