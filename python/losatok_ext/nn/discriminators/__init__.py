@@ -1,0 +1,19 @@
+"""Networks that tell decoded audio from recorded audio, to train a decoder against."""
+
+from losatok_ext.nn.discriminators.base import Discriminator, Scores
+from losatok_ext.nn.discriminators.build import DISCRIMINATORS, Discriminators
+from losatok_ext.nn.discriminators.multi_frequency import MultiFrequencyDiscriminator
+from losatok_ext.nn.discriminators.multi_period import MultiPeriodDiscriminator
+from losatok_ext.nn.discriminators.multi_resolution import MultiResolutionDiscriminator
+from losatok_ext.nn.discriminators.multi_scale_stft import MultiScaleSTFTDiscriminator
+
+__all__ = [
+    "DISCRIMINATORS",
+    "Discriminator",
+    "Discriminators",
+    "MultiFrequencyDiscriminator",
+    "MultiPeriodDiscriminator",
+    "MultiResolutionDiscriminator",
+    "MultiScaleSTFTDiscriminator",
+    "Scores",
+]

@@ -1,0 +1,122 @@
+"""What the discriminators share: stacks of 2-D convolutions that hear nothing past a clip's end, and what they return.
+
+Every discriminator looks at planes [B, C, T, W]: T goes with time, W is frequency, or the place within a period. The
+published ones reflect at the ends of a batch; here all is zero beyond the ends of each clip, before every convolution,
+so that a clip is judged the same alone, in any batch and behind any padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from losatok_ext.audio.stft import valid_mask, zero_past
+
+
+class Scores(NamedTuple):
+    """What one view of the audio says of each clip; past a clip's own frames all is zero.
+
+    Attributes:
+        logits: [B, T', W'], high for what seems real.
+        maps: outputs of the layers before it, after their activation, [B, C, T_i, W_i] each.
+        lengths: valid T of each map and, last, of the logits, [B] int64 each; None: all are valid.
+    """
+
+    logits: Tensor
+    maps: list[Tensor]
+    lengths: list[Tensor] | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A 2-D convolution over (time, width) with as much zero padding as keeps a size at stride 1; kernels are odd."""
+
+    channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+
+
+class ConvStack(nn.Module):
+    """Weight-normalised convolutions, a leaky ReLU after each but the last, which gives one channel: the logits.
+
+    Args:
+        in_channels: of the planes.
+        layers: all but the last.
+        last: kernel of the last.
+        slope: of the leaky ReLU below zero.
+    """
+
+    def __init__(self, in_channels: int, layers: Sequence[Layer], last: tuple[int, int], slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+        self.strides = [layer.stride[0] for layer in layers] + [1]
+        self.convs = nn.ModuleList()
+        for layer in (*layers, Layer(1, last)):
+            time, width = (d * (k - 1) // 2 for k, d in zip(layer.kernel, layer.dilation, strict=True))
+            conv = nn.Conv2d(in_channels, layer.channels, layer.kernel, layer.stride, (time, width), layer.dilation)
+            self.convs.append(weight_norm(conv))
+            in_channels = layer.channels
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Scores:
+        """Judge planes ``x`` [B, C, T, W], of which those below ``lengths`` [B] along T are read (None: all)."""
+        x = _keep_valid(x, lengths)
+        maps: list[Tensor] = []
+        kept: list[Tensor] = []
+        for stride, conv in zip(self.strides, self.convs, strict=True):
+            x = conv(x)
+            x = F.leaky_relu(x, self.slope) if len(maps) + 1 < len(self.convs) else x
+            if lengths is not None:
+                lengths = (lengths + stride - 1).div(stride, rounding_mode="floor")
+                kept.append(lengths)
+            x = _keep_valid(x, lengths)
+            maps.append(x)
+        return Scores(maps.pop().squeeze(1), maps, None if lengths is None else kept)
+
+
+def _keep_valid(x: Tensor, lengths: Tensor | None) -> Tensor:
+    return x if lengths is None else zero_past(x, valid_mask(lengths, x.shape[2])[:, None, :, None])
+
+
+def scaled(channels: int, scale: float) -> int:
+    """``channels`` times ``scale``, at least one."""
+    return max(round(channels * scale), 1)
+
+
+class Discriminator(nn.Module):
+    """Base of the kinds: several views of the same audio, each judged by a network of its own in :attr:`parts`."""
+
+    parts: nn.ModuleList
+
+    def planes(self, index: int, audio: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What part ``index`` looks at: planes [B, C, T, W], and the valid T of each clip."""
+        raise NotImplementedError
+
+    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> list[Scores]:
+        """Judge clips.
+
+        Args:
+            audio: [B, N] floating point, samples in -1..1, N >= 1. Views are computed in float32 (float64 for float64),
+                whatever autocast does to the networks.
+            lengths: [B] int64 samples; None: all N. What lies past is not read, even NaN, and takes no gradient.
+
+        Returns:
+            The scores of each view.
+
+        Raises:
+            ValueError: ``audio`` is not [B, N] with samples in it.
+        """
+        if audio.dim() != 2 or audio.shape[1] == 0:
+            raise ValueError(f"audio should have shape [B, N] with N >= 1, got {list(audio.shape)}")
+        scores = []
+        for index, part in enumerate(self.parts):
+            with torch.autocast(audio.device.type, enabled=False):
+                planes, frames = self.planes(index, audio if audio.dtype == torch.float64 else audio.float(), lengths)
+            scores.append(part(planes, frames))
+        return scores
