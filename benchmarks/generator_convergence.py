@@ -130,6 +130,7 @@ def tokenizer(kind: Kind, data: Path, options: argparse.Namespace, seconds: floa
     def codec(steps: int, on_step: Any = None, output: Path = root / "tokenizer") -> None:
         weights = {} if kind.semantic else {"semantic_high": 0.0, "semantic_low": 0.0}
         settings = {"init": str(root / "start"), "tokenizer": weights, "optimizer": {"lr": 2e-3}}
+        settings["discriminator"] = {"kinds": []}
         config = TrainConfig.from_dict(common | settings | {"steps": steps, "data": {"crop_seconds": 0.64}})
         train_tokenizer(data, output, config, on_step=on_step)
 

@@ -28,6 +28,7 @@ MUSIC = str(sample_folder() / "music")
 @pytest.fixture
 def config(tmp_path):
     values = {"batch_size": 2, "data": {"crop_seconds": 0.4}, "device": "cpu", "log": {"every": 1}}
+    values["discriminator"] = {"channels": 0.03}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(values | {"model": MODEL}))
     return tmp_path

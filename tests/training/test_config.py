@@ -19,6 +19,9 @@ def test_the_defaults_are_the_papers():
     assert config.sembo.relation == 1
     assert (config.tokenizer.mel, config.tokenizer.semantic_high, config.tokenizer.semantic_low) == (45, 45, 45)
     assert config.tokenizer.kl == 1e-2
+    assert (config.tokenizer.feature_matching, config.tokenizer.adversarial) == (1, 1)
+    assert config.discriminator.kinds == ("mfd",)
+    assert (config.discriminator.channels, config.discriminator.loss) == (1, "hinge")
     assert config.optimizer.betas == (0.8, 0.99)
     assert config.optimizer.lr == 1e-4
 
@@ -43,6 +46,18 @@ def test_later_layers_win_and_the_result_survives_json(tmp_path):
         (["optimizer.lrr=1"], "--set: optimizer.lrr is not a key; did you mean optimizer.lr?"),
         (["crop_second=1"], "--set: crop_second is not a key; did you mean data.crop_seconds?"),
         (["sembo.qqq=1"], "--set: sembo.qqq is not a key; the keys here are sembo.reconstruction, sembo.relation"),
+        (
+            ["discriminator.kinds=[msd]"],
+            "--set: discriminator.kinds should hold any of 'mfd', 'mpd', 'mrd', 'msstft'",
+        ),
+        (["discriminator.kinds=[mfd, mfd]"], "--set: discriminator.kinds should hold each kind once"),
+        (["discriminator.kinds=mfd"], "--set: discriminator.kinds should be a list, each text, got 'mfd'"),
+        (["discriminator.channels=0"], "--set: discriminator.channels should be positive, got 0"),
+        (["discriminator.start_step=-1"], "--set: discriminator.start_step should not be negative, got -1"),
+        (["supervision.kl_floor=-1"], "--set: supervision.kl_floor should not be negative, got -1"),
+        (["sembo.prefixes=[8, 4]"], "--set: sembo.prefixes should ascend from at least 1, got [8, 4]"),
+        (["sembo.prefixes=[0]"], "--set: sembo.prefixes should ascend from at least 1, got [0]"),
+        (["sembo.prefixes=[1.5]"], "--set: sembo.prefixes[0] should be an integer, got 1.5"),
         (["optimizer.lr=fast"], "--set: optimizer.lr should be a finite number, got 'fast'"),
         (["optimizer.lr=.nan"], "--set: optimizer.lr should be a finite number"),
         (["steps=1.5"], "--set: steps should be an integer or null, got 1.5"),

@@ -34,6 +34,7 @@ def config(steps=4, **more):
         "device": "cpu",
         "data": {"crop_seconds": 0.4},
         "optimizer": {"lr": 1e-3},
+        "discriminator": {"kinds": []},
         "checkpoint": {"every": 2},
         "log": {"every": 1},
     }

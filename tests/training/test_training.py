@@ -15,41 +15,18 @@ from safetensors.torch import load_file
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.errors import CheckpointError, ConfigError, TrainingError
 from losatok_ext.models import LoSATok, LoSATokConfig
-from losatok_ext.training import TrainConfig, read_log, train_sembo, train_tokenizer
+from losatok_ext.training import read_log, train_sembo, train_tokenizer
 from losatok_ext.training.recipes import demo_recipe
-
-MODEL = {
-    "embed_dim": 32,
-    "depth": 1,
-    "num_heads": 2,
-    "latent_dim": 8,
-    "bottleneck_dim": 16,
-    "decoder_dim": 16,
-    "decoder_depth": 1,
-    "decoder_hidden": 32,
-    "mel_loss_windows": [128, 512],
-    "mel_loss_bins": [10, 20],
-}
-SPEECH = sample_folder() / "speech"
-
-
-def config(steps=6, **more):
-    values = {
-        "preset": "tiny",
-        "model": MODEL,
-        "steps": steps,
-        "batch_size": 3,
-        "device": "cpu",
-        "data": {"crop_seconds": 0.4},
-        "optimizer": {"lr": 1e-3},
-        "checkpoint": {"every": 3, "keep": 2},
-        "log": {"every": 1},
-    }
-    return TrainConfig.from_dict(values | more)
-
-
-def tokenizer_config(init, **more):
-    return config(preset=None, model={}, init=str(init), **more)
+from training_runs import (
+    SPEECH,
+    StoppedError,
+    assert_same_weights,
+    config,
+    killed_config,
+    stop_at,
+    tokenizer_config,
+    weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +35,6 @@ def trained(tmp_path_factory):
     output = tmp_path_factory.mktemp("sembo")
     train_sembo(SPEECH, output, config())
     return output
-
-
-def weights(output):
-    return load_file(output / "model" / "model.safetensors")
-
-
-def assert_same_weights(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
-
-
-class StoppedError(Exception):
-    pass
-
-
-def stop_at(step):
-    def on_step(report):
-        if report.step == step:
-            raise StoppedError
-
-    return on_step
 
 
 def train(stage, output, trained, on_step=None, **more):
@@ -128,7 +83,8 @@ def test_a_stage_changes_its_own_weights_and_no_others(stage, trained, tmp_path)
     assert changed == expected[stage]
     options = config().sembo if stage == "sembo" else config().tokenizer
     by_name = {f"sembo_{k}" if stage == "sembo" else k: w for k, w in dataclasses.asdict(options).items()}
-    by_name.pop("quantizer", None)  # which this model does not have
+    for absent in ("sembo_prefixes", "quantizer", "adversarial", "feature_matching", "label"):
+        by_name.pop(absent, None)  # what this model and run do not have
     for report in reports:
         assert report.total == pytest.approx(sum(w * report.losses[name] for name, w in by_name.items()), rel=1e-5)
         assert report.grad_norm > 0
@@ -141,29 +97,21 @@ def test_the_loss_falls(stage, trained, tmp_path):
     assert sum(totals[-10:]) < 0.8 * sum(totals[:10])
 
 
-def killed_config(init, steps):
-    """With all that has a state: accumulated parts, a moving mean, a held-out share."""
-    return tokenizer_config(
-        init,
-        steps=steps,
-        optimizer={"lr": 1e-3, "accumulate": 3, "ema_decay": 0.9},
-        validation={"share": 0.2, "every": 10, "clips": 3},
-        checkpoint={"every": 2, "keep": 2},
-    )
-
-
 SCRIPT = """
 import sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from test_training import SPEECH, killed_config, train_tokenizer
+from training_runs import SPEECH, killed_config
+from losatok_ext.training import train_tokenizer
 train_tokenizer(SPEECH, {output!r}, killed_config({init!r}, {steps}))
 """
 
 
 def start(output, init, steps):
-    code = SCRIPT.format(tests=os.path.dirname(__file__), output=str(output), init=str(init), steps=steps)
+    code = SCRIPT.format(
+        tests=os.path.dirname(os.path.dirname(__file__)), output=str(output), init=str(init), steps=steps
+    )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
 
 

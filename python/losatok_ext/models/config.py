@@ -45,6 +45,8 @@ class LoSATokConfig(StoredConfig):
         kl_clamp: nats per dimension and frame below which the KL loss does not push.
         mel_loss_windows: window lengths in samples of the multi-scale mel loss; the hop is a quarter of each.
         mel_loss_bins: mel bins at each of these scales.
+        nested_dims: sizes of the prefixes of a latent that are usable alone, ascending to ``latent_dim``; empty: only
+            the whole latent is.
         quantizer: what turns the latent into codes (a configuration of :mod:`losatok_ext.nn.quantizers`, or what its
             ``to_dict`` gave), or None for a continuous latent.
         semantic: the semantic encoder where it is one of Hugging Face transformers (what
@@ -79,6 +81,7 @@ class LoSATokConfig(StoredConfig):
     kl_clamp: float = 0.0
     mel_loss_windows: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
     mel_loss_bins: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
+    nested_dims: tuple[int, ...] = ()
     quantizer: QuantizerConfig | None = None
     semantic: dict[str, Any] | None = None
 
@@ -100,7 +103,8 @@ class LoSATokConfig(StoredConfig):
                 self._require(fits, field.name, f"a mapping of {', '.join(sorted(keys))}, or None", value)
             else:
                 numbers = isinstance(value, (list, tuple)) and all(type(v) is int and v > 0 for v in value)
-                self._require(numbers and len(value) > 0, field.name, "a list of positive whole numbers", value)
+                filled = numbers and (len(value) > 0 or field.name == "nested_dims")
+                self._require(filled, field.name, "a list of positive whole numbers", value)
                 object.__setattr__(self, field.name, tuple(value))
         self._check_fit()
 
@@ -142,6 +146,13 @@ class LoSATokConfig(StoredConfig):
             self._require(getattr(self, name) % 2 == 0, name, "even", getattr(self, name))
         self._require(
             all(w % 4 == 0 for w in self.mel_loss_windows), "mel_loss_windows", "multiples of 4", self.mel_loss_windows
+        )
+        nested = self.nested_dims
+        self._require(
+            not nested or (list(nested) == sorted(set(nested)) and nested[-1] == self.latent_dim),
+            "nested_dims",
+            f"empty, or ascend to latent_dim ({self.latent_dim})",
+            list(nested),
         )
         same = len(self.mel_loss_bins) == len(self.mel_loss_windows)
         self._require(
@@ -227,9 +238,11 @@ class LoSATokConfig(StoredConfig):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, as JSON has them (lists for tuples); without ``quantizer`` and ``semantic`` where there
-        is none."""
+        """All fields by name, as JSON has them (lists for tuples); without ``nested_dims``, ``quantizer`` and
+        ``semantic`` where there is none."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if not self.nested_dims:
+            del values["nested_dims"]
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         quantizer, semantic = values.pop("quantizer"), values.pop("semantic")
         if quantizer is not None:

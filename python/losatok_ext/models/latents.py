@@ -21,6 +21,8 @@ class Latents:
         lengths: [B] int64, tokens of each clip.
         codes: int64 codes of ``z``, [B, T], or [B, T, Q] where a token has several; -1 past a clip's tokens. None
             without a quantizer.
+        dims: [B] int64, dimensions that were kept of each clip: of ``z``, ``mu`` and ``logvar`` the rest is zero. None
+            where all were.
         semantic: [B, T, D], features of the semantic encoder at the token rate. This and what follows only when asked
             for.
         semantic_low: [B, T, d], the same through the bottleneck.
@@ -35,6 +37,7 @@ class Latents:
     logvar: Tensor
     lengths: Tensor
     codes: Tensor | None = None
+    dims: Tensor | None = None
     semantic: Tensor | None = None
     semantic_low: Tensor | None = None
     acoustic: Tensor | None = None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from losatok_ext.audio.stft import keep_valid
 from losatok_ext.errors import UserError
-from losatok_ext.models import checkpoint, precision, published
+from losatok_ext.models import checkpoint, nested, precision, published
 from losatok_ext.models.acoustic import AcousticEncoder
 from losatok_ext.models.config import LoSATokConfig
 from losatok_ext.models.dasheng import SemanticEncoder, init_semantic_encoder
@@ -26,9 +26,10 @@ from losatok_ext.models.huggingface_encoder import HuggingFaceEncoder
 from losatok_ext.models.inputs import as_batch, clip_lengths, require_finite, resample_clips
 from losatok_ext.models.latents import Latents
 from losatok_ext.models.quantization import code_sizes, quantizer_name
+from losatok_ext.models.reconstruction import Reconstruction
 from losatok_ext.nn import noise
 from losatok_ext.nn.bottleneck import Bottleneck, upsample_tokens
-from losatok_ext.nn.losses import MultiScaleMelLoss, kl_divergence, masked_mse
+from losatok_ext.nn.losses import SEMANTIC_DISTANCES, MultiScaleMelLoss, kl_divergence
 from losatok_ext.nn.quantizers import Quantizer, QuantizerConfig, build_quantizer
 
 INITIAL_LOGVAR = -4.0
@@ -120,6 +121,8 @@ class LoSATok(nn.Module):
         sample: bool = False,
         features: bool = False,
         generator: torch.Generator | None = None,
+        dims: int | Sequence[int] | Tensor | None = None,
+        target_error: float | None = None,
     ) -> Latents:
         """Encode clips to latents, without gradients.
 
@@ -130,6 +133,10 @@ class LoSATok(nn.Module):
             sample: draw z from the posterior instead of taking its mean.
             features: also return the high- and low-dimensional features of both encoders.
             generator: of the noise when ``sample``.
+            dims: dimensions to keep, of all clips or of each: one of ``config.nested_dims``, which a model has that was
+                trained for prefixes. The rest of ``z``, ``mu`` and ``logvar`` is zero.
+            target_error: keep of each clip the fewest dimensions from which the semantic bottleneck restores the
+                features of the semantic encoder with a mean ``1 - cosine`` of at most this; all where none does.
 
         Returns:
             Latents of B clips; T is the tokens of the longest. A clip of less than 3/4 of a token (480 samples in the
@@ -138,11 +145,26 @@ class LoSATok(nn.Module):
 
         Raises:
             TypeError: ``audio`` is not a floating-point tensor.
-            ValueError: a wrong shape, or ``lengths`` outside 0..N.
-            UserError: NaN or infinity within a clip.
+            ValueError: a wrong shape, ``lengths`` outside 0..N, ``dims`` that were not trained, or both ``dims`` and
+                ``target_error``.
+            UserError: NaN or infinity within a clip, or a model without nested latents is to cut them.
         """
         clips, counts = self._prepare(audio, sample_rate, lengths)
-        return self._quantized(self._encode(clips, counts, sample, high=features, generator=generator))
+        if dims is None and target_error is None:
+            return self._quantized(self._encode(clips, counts, sample, high=features, generator=generator))
+        if dims is not None and target_error is not None:
+            raise ValueError("dims and target_error should not both be given: the error decides the dimensions")
+        if dims is not None:
+            kept = nested.choose_dims(self, dims, len(clips))
+            return nested.truncate(self._encode(clips, counts, sample, high=features, generator=generator), kept)
+        assert target_error is not None
+        sizes = nested.require_nested(self, "target_error")
+        measure = nested.PrefixErrors(self.bottleneck, sizes)
+        teacher, tokens = self.semantic_encoder(clips, counts, None if features else measure)
+        low, errors = (measure(teacher) if features else teacher).split([self.config.latent_dim, len(sizes)], dim=-1)
+        branch = (teacher if features else low.to(self.fc_a.weight.dtype), tokens)
+        latents = self._encode(clips, counts, sample, high=features, generator=generator, teacher=branch)
+        return nested.truncate(latents, nested.least_dims(errors, tokens, sizes, target_error))
 
     @torch.no_grad()
     def decode(self, z: Tensor | Latents, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
@@ -262,7 +284,10 @@ class LoSATok(nn.Module):
         sembo: bool = False,
         features: tuple[Tensor, Tensor] | None = None,
         generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
+        semantic_distance: str = "mse",
+        dims: Tensor | None = None,
+        reconstruction: bool = False,
+    ) -> dict[str, Tensor] | tuple[dict[str, Tensor], Reconstruction]:
         """The losses of a batch, unweighted float32 scalars by name, with gradients to whatever takes gradients.
 
         Args:
@@ -272,13 +297,17 @@ class LoSATok(nn.Module):
             sembo: add the losses of :meth:`sembo_losses`.
             features: what :meth:`teacher` gave for this batch, to spare computing it again.
             generator: of the noise.
+            semantic_distance: ``"mse"``, or ``"cosine"`` for 1 - cosine.
+            dims: [B] int64, dimensions of each clip's z that the decoder hears; the rest is zero to it. None: all.
+            reconstruction: also return what was decoded.
 
         Returns:
-            ``mel``: multi-scale L1 mel between decoded and given audio; ``semantic_high``: MSE of acoustic to semantic
-            features [T, D]; ``semantic_low``: the same at d dimensions; ``kl``: in nats, clamped below at
+            ``mel``: multi-scale L1 mel between decoded and given audio; ``semantic_high``: distance of acoustic from
+            semantic features [T, D]; ``semantic_low``: the same at d dimensions; ``kl``: in nats, clamped below at
             ``config.kl_clamp`` per dimension. Semantic targets take no gradient. All are means over the valid frames of
             the whole batch. With a quantizer the decoder hears what it makes of z, and its own losses come with them as
-            their sum, ``quantizer`` (0 where it has none).
+            their sum, ``quantizer`` (0 where it has none). With ``reconstruction``, these and a
+            :class:`~losatok_ext.models.reconstruction.Reconstruction`.
         """
         audio = as_batch(audio).to(self.device, torch.float32)
         counts = clip_lengths(lengths, *audio.shape) if lengths is None or lengths.device.type == "cpu" else lengths
@@ -292,7 +321,7 @@ class LoSATok(nn.Module):
         assert semantic is not None
         assert acoustic_low is not None
         assert semantic_low is not None
-        z, own = latents.z, None
+        z, own = (latents if dims is None else nested.truncate(latents, dims)).z, None
         if self.quantizer is not None:
             z, _, parts = self.quantizer(z, tokens)
             own = sum(parts.values(), z.new_zeros((), dtype=torch.float32))
@@ -300,15 +329,18 @@ class LoSATok(nn.Module):
         size = min(decoded.shape[1], audio.shape[1])
         heard = None if lengths is None else torch.minimum(tokens * self.samples_per_token, counts.to(self.device))
         ragged = None if lengths is None else tokens
+        made = Reconstruction(latents, decoded[:, :size], audio[:, :size], heard)
+        distance = SEMANTIC_DISTANCES[semantic_distance]
         losses = {
-            "mel": self.mel_loss(decoded[:, :size], audio[:, :size], heard),
-            "semantic_high": masked_mse(acoustic, semantic, ragged),
-            "semantic_low": masked_mse(acoustic_low, semantic_low, ragged),
+            "mel": self.mel_loss(made.audio, made.target, heard),
+            "semantic_high": distance(acoustic, semantic, ragged),
+            "semantic_low": distance(acoustic_low, semantic_low, ragged),
             "kl": kl_divergence(latents.mu, latents.logvar, ragged, self.config.kl_clamp),
         }
         if own is not None:
             losses["quantizer"] = own
-        return {**losses, **self.sembo_losses(*features)} if sembo else losses
+        losses = {**losses, **self.sembo_losses(*features)} if sembo else losses
+        return (losses, made) if reconstruction else losses
 
     def sembo_losses(
         self,
@@ -317,8 +349,9 @@ class LoSATok(nn.Module):
         window: int | None = None,
         high_energy: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """``sembo_reconstruction`` and ``sembo_relation`` of features [B, T, D]; see :meth:`Bottleneck.losses`."""
-        return self.bottleneck.losses(features, lengths, window, high_energy)
+        """``sembo_reconstruction`` and ``sembo_relation`` of features [B, T, D], over the prefixes that the model has;
+        see :meth:`Bottleneck.losses`."""
+        return self.bottleneck.losses(features, lengths, window, high_energy, self.config.nested_dims)
 
     def train_only(self, stage: str) -> list[nn.Parameter]:
         """Let gradients flow to what ``stage`` (``"sembo"`` or ``"tokenizer"``) trains and to nothing else.

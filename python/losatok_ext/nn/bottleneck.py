@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -39,12 +41,18 @@ class Bottleneck(nn.Module):
         """features [..., D] to low [..., d]."""
         return self.down(features)
 
+    def restore(self, low: Tensor) -> Tensor:
+        """low [..., k] to restored features [..., D]; k below d are the first of d, as if the rest were zero."""
+        up = self.up
+        return ops.bottleneck_project(low, up.fc1.weight[:, : low.shape[-1]], up.fc1.bias, up.fc2.weight, up.fc2.bias)
+
     def losses(
         self,
         features: Tensor,
         lengths: Tensor | None = None,
         window: int | None = None,
         high_energy: Tensor | None = None,
+        prefixes: Sequence[int] = (),
     ) -> dict[str, Tensor]:
         """Both losses of SemBo, unweighted.
 
@@ -53,6 +61,8 @@ class Bottleneck(nn.Module):
             lengths: [B] int64 tokens, or None when all T are valid.
             window: keep only pairs of frames at most this far apart in the time relation (None: all pairs).
             high_energy: what ``ops.gram_energy(features, lengths, window)`` gave, if it is at hand.
+            prefixes: numbers of dimensions, each of which should do by itself: both losses are means over them. Empty:
+                all d.
 
         Returns:
             ``sembo_reconstruction``: mean squared difference of the L2-normalised restored and teacher features
@@ -61,13 +71,19 @@ class Bottleneck(nn.Module):
         features = features.detach()
         low = self.down(features)
         up = self.up
+        sizes = tuple(prefixes) or (low.shape[-1],)
+        reconstruction, relation = [], []
+        for size in sizes:
+            # The first columns of the weight do what zeros in the rest of the features would, in fewer products.
+            part = low[..., :size]
+            weights = up.fc1.weight[:, :size], up.fc1.bias, up.fc2.weight, up.fc2.bias
+            reconstruction.append(ops.normalized_reconstruction_loss(part, features, *weights, lengths=lengths))
+            relation.append(
+                ops.time_relation_loss(part, features, lengths=lengths, window=window, high_energy=high_energy)
+            )
         return {
-            "sembo_reconstruction": ops.normalized_reconstruction_loss(
-                low, features, up.fc1.weight, up.fc1.bias, up.fc2.weight, up.fc2.bias, lengths=lengths
-            ),
-            "sembo_relation": ops.time_relation_loss(
-                low, features, lengths=lengths, window=window, high_energy=high_energy
-            ),
+            "sembo_reconstruction": torch.stack(reconstruction).mean(),
+            "sembo_relation": torch.stack(relation).mean(),
         }
 
 

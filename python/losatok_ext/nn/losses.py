@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext.audio.constants import Constants, hann_window
@@ -30,6 +31,16 @@ def masked_mse(x: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tens
     """Mean squared difference of ``x`` and ``target`` [B, T, C] over valid frames; no gradient to ``target``."""
     difference = keep_valid(x.float() - target.detach().float(), lengths)
     return masked_mean(difference.square().mean(-1), lengths)
+
+
+def masked_cosine(x: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Mean of 1 - cosine of ``x`` and ``target`` [B, T, C] over valid frames; no gradient to ``target``."""
+    x, target = (F.normalize(keep_valid(side.float(), lengths), dim=-1) for side in (x, target.detach()))
+    return masked_mean(1.0 - (x * target).sum(-1), lengths)
+
+
+SEMANTIC_DISTANCES = {"mse": masked_mse, "cosine": masked_cosine}
+"""What can be asked for as the distance of acoustic from semantic features."""
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor, lengths: Tensor | None = None, clamp: float = 0.0) -> Tensor:

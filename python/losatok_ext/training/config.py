@@ -15,6 +15,7 @@ from losatok_ext.training import typed
 from losatok_ext.training.options import CheckpointConfig, DataConfig, LogConfig, OptimizerConfig
 from losatok_ext.training.stage_options import GeneratorOptions, SemBoWeights, TokenizerWeights
 from losatok_ext.training.teacher_options import MaskedAutoencoderOptions
+from losatok_ext.training.tokenizer_options import DiscriminatorOptions, SupervisionOptions
 from losatok_ext.training.typed import require
 from losatok_ext.training.validation_options import ValidationConfig
 
@@ -58,6 +59,8 @@ class TrainConfig:
     masked_autoencoder: MaskedAutoencoderOptions = field(default_factory=MaskedAutoencoderOptions)
     sembo: SemBoWeights = field(default_factory=SemBoWeights)
     tokenizer: TokenizerWeights = field(default_factory=TokenizerWeights)
+    discriminator: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
+    supervision: SupervisionOptions = field(default_factory=SupervisionOptions)
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from losatok_ext.errors import ConfigError
 from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.checkpoint import check_fit
 from losatok_ext.models.teachers import teacher_state
@@ -48,7 +50,18 @@ class SemBoStage(SemBoView, RecordingStage):
             ConfigError: ``model`` holds a key or value that does not fit.
             CheckpointError, UserError: ``init`` or ``teacher`` cannot be read.
         """
-        return starting_config(self.config) if self.config.teacher is None else self._teacher[0]
+        return self._nested(starting_config(self.config) if self.config.teacher is None else self._teacher[0])
+
+    def _nested(self, model: LoSATokConfig) -> LoSATokConfig:
+        """``model`` with the prefixes of the configuration, where it has some."""
+        prefixes = self.config.sembo.prefixes
+        if not prefixes:
+            return model
+        if prefixes[-1] > model.latent_dim:
+            raise ConfigError(
+                f"sembo.prefixes should lie within the {model.latent_dim} dimensions of the latent, got {prefixes[-1]}"
+            )
+        return dataclasses.replace(model, nested_dims=tuple(sorted({*prefixes, model.latent_dim})))
 
     def build(self, corpus: Corpus) -> LoSATok:
         """A model to start from: that of ``init``, or a new one of the preset, with ``teacher``'s weights if given.
@@ -56,6 +69,12 @@ class SemBoStage(SemBoView, RecordingStage):
         Raises:
             ConfigError, CheckpointError: as :meth:`model_config`; also where the weights of ``teacher`` do not fit.
         """
+        model = self._new()
+        model.config = self._nested(model.config)
+        return model
+
+    def _new(self) -> LoSATok:
+        """The model without a word of prefixes."""
         if self.config.teacher is None:
             return starting_model(self.config)
         model_config, state = self._teacher

@@ -16,19 +16,31 @@ class SemBoWeights:
 
     reconstruction: float = 1e3
     relation: float = 1.0
+    prefixes: tuple[int, ...] = ()
+    """Numbers of dimensions that should each do alone, such as [16, 32, 64] of 128 (all are one of them anyway): both
+    losses become means over them, and the model can cut its latents to them. Empty: only all dimensions together."""
 
     def __post_init__(self) -> None:
         check_weights("sembo", self)
+        require(
+            list(self.prefixes) == sorted(set(self.prefixes)) and all(size > 0 for size in self.prefixes),
+            f"sembo.prefixes should ascend from at least 1, got {list(self.prefixes)}",
+        )
 
 
 @dataclass(frozen=True)
 class TokenizerWeights:
-    """Weights of the tokenizer losses; the paper's by default (without its GAN)."""
+    """Weights of the tokenizer losses; the paper's by default."""
 
     mel: float = 45.0
     semantic_high: float = 45.0
     semantic_low: float = 45.0
     kl: float = 1e-2
+    feature_matching: float = 1.0
+    adversarial: float = 1.0
+    """Of what the decoder pays for being found out; this and feature matching where there are discriminators."""
+    label: float = 1.0
+    """Of the probe's cross-entropy, with ``supervision.labels``."""
     quantizer: float = 1.0
     """Of the losses of a quantizer, where the model has one; they are weighted among themselves by its own options."""
 
@@ -58,8 +70,8 @@ class GeneratorOptions:
 
 
 def check_weights(group: str, weights: Any) -> None:
-    """Raise ConfigError unless the dataclass ``weights`` holds numbers of at least 0, one of them above it."""
-    values = dataclasses.asdict(weights)
+    """Raise ConfigError unless the numbers in the dataclass ``weights`` are at least 0, one of them above it."""
+    values = {name: value for name, value in dataclasses.asdict(weights).items() if not isinstance(value, tuple)}
     for name, value in values.items():
         require(value >= 0, f"{group}.{name} should not be negative, got {value}")
     require(any(values.values()), f"{group}: every weight is 0, so there is nothing to train")

@@ -113,7 +113,11 @@ def _convert(value: Any, annotation: Any, key: str, source: str) -> Any:
             raise problem
         return value
     if origin is tuple:
-        if not isinstance(value, list | tuple) or len(value) != len(arguments):
+        if not isinstance(value, list | tuple):
+            raise problem
+        if arguments[-1] is Ellipsis:
+            arguments = arguments[:1] * len(value)
+        if len(value) != len(arguments):
             raise problem
         return tuple(
             _convert(v, a, f"{key}[{i}]", source) for i, (v, a) in enumerate(zip(value, arguments, strict=True))
@@ -150,6 +154,8 @@ def _describe(annotation: Any) -> str:
         return " or ".join("null" if a is type(None) else _describe(a) for a in arguments)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, arguments))
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a list, each {_describe(arguments[0])}"
     if origin is tuple:
         return f"a list of {len(arguments)}: " + ", ".join(_describe(a) for a in arguments)
     return "a mapping of keys to values"

@@ -1,0 +1,74 @@
+"""Short training runs of a very small model on the bundled speech, shared by tests."""
+
+import torch
+from safetensors.torch import load_file
+
+from losatok_ext.audio.samples import sample_folder
+from losatok_ext.training import TrainConfig
+
+MODEL = {
+    "embed_dim": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "latent_dim": 8,
+    "bottleneck_dim": 16,
+    "decoder_dim": 16,
+    "decoder_depth": 1,
+    "decoder_hidden": 32,
+    "mel_loss_windows": [128, 512],
+    "mel_loss_bins": [10, 20],
+}
+SPEECH = sample_folder() / "speech"
+
+
+def config(steps=6, **more):
+    values = {
+        "preset": "tiny",
+        "model": MODEL,
+        "steps": steps,
+        "batch_size": 3,
+        "device": "cpu",
+        "data": {"crop_seconds": 0.4},
+        "optimizer": {"lr": 1e-3},
+        "discriminator": {"kinds": []},
+        "checkpoint": {"every": 3, "keep": 2},
+        "log": {"every": 1},
+    }
+    return TrainConfig.from_dict(values | more)
+
+
+def tokenizer_config(init, **more):
+    return config(preset=None, model={}, init=str(init), **more)
+
+
+def killed_config(init, steps):
+    """With all that has a state: accumulated parts, a moving mean, a held-out share."""
+    return tokenizer_config(
+        init,
+        steps=steps,
+        optimizer={"lr": 1e-3, "accumulate": 3, "ema_decay": 0.9},
+        validation={"share": 0.2, "every": 10, "clips": 3},
+        checkpoint={"every": 2, "keep": 2},
+    )
+
+
+def weights(output):
+    return load_file(output / "model" / "model.safetensors")
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(step):
+    def on_step(report):
+        if report.step == step:
+            raise StoppedError
+
+    return on_step
