@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from losatok_ext import ops
 
+FACTORED_FRAMES = 128
+"""Beyond so many frames the time relation may be factored, which has a use for the teacher's energy."""
+
 
 class Projection(nn.Module):
     """Two linear layers with GELU (erf) between: ``[..., in] -> [..., hidden] -> [..., out]``, as one fused op."""
@@ -72,6 +75,8 @@ class Bottleneck(nn.Module):
         low = self.down(features)
         up = self.up
         sizes = tuple(prefixes) or (low.shape[-1],)
+        if high_energy is None and window is None and len(sizes) > 1 and low.shape[1] > FACTORED_FRAMES:
+            high_energy = ops.gram_energy(features, lengths)  # the same for every prefix
         reconstruction, relation = [], []
         for size in sizes:
             # The first columns of the weight do what zeros in the rest of the features would, in fewer products.
