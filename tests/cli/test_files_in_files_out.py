@@ -9,7 +9,7 @@ from losatok_ext.audio.files import audio_info, read_audio
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.inference.latent_files import load_latents
 from losatok_ext.models import LoSATok
-from small_models import tone
+from small_models import lively, small_config, tone
 
 
 def record(path, rate=16_000, seconds=0.5, channels=1):
@@ -225,3 +225,43 @@ def test_mistakes_are_one_sentence_and_code_2(losatok, tmp_path, model_folder, a
     assert says in result.err
     assert tree(tmp_path) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_nested_latents_are_cut_stored_and_decoded(losatok, tmp_path):
+    torch.manual_seed(0)
+    lively(LoSATok(small_config(nested_dims=(2, 4, 8)))).save_pretrained(tmp_path / "model")
+    source, out = sample_folder() / "speech" / "00001.flac", tmp_path / "latents"
+    assert losatok("encode", source, "-o", out, "-m", tmp_path / "model", "--dims", "4").code == 0
+    latents = load_latents(out / "00001.losatok")
+    assert (latents.header.dims, latents.header.latent_dim) == (4, 8)
+    assert latents.mu[:, :4].any()
+    assert not latents.mu[:, 4:].any()
+    assert losatok("decode", out, "-o", tmp_path / "audio", "-m", tmp_path / "model").code == 0
+    model = LoSATok.from_pretrained(tmp_path / "model")
+    audio = read_audio(source)
+    whole = torch.nn.functional.pad(audio, (0, model.config.covering_samples(len(audio)) - len(audio)))
+    cut = model.encode(whole, dims=4)
+    torch.testing.assert_close(latents.mu, cut.mu[0])
+    decoded = read_audio(tmp_path / "audio" / "00001.wav")
+    torch.testing.assert_close(decoded, model.decode(cut)[0, : len(audio)].clamp(-1, 1), rtol=0, atol=1e-4)
+    again = losatok("encode", source, "-o", out, "-m", tmp_path / "model")
+    assert again.code == 2
+    assert "exists and stores 4 dimensions; pass --overwrite or another folder" in again.err
+    for error, dims in (("2", 2), ("0", None)):
+        arguments = ("--overwrite", "--target-error", error)
+        assert losatok("encode", source, "-o", out, "-m", tmp_path / "model", *arguments).code == 0
+        assert load_latents(out / "00001.losatok").header.dims == dims
+
+
+def test_what_cannot_be_cut_is_said(losatok, tmp_path, model_folder):
+    torch.manual_seed(0)
+    LoSATok(small_config(nested_dims=(2, 4, 8))).save_pretrained(tmp_path / "nested")
+    for folder, arguments, says in (
+        (model_folder, ("--dims", "4"), "--dims: this model was not trained for prefixes of its latents"),
+        (tmp_path / "nested", ("--dims", "3"), "--dims is 3; this model has latents of 2, 4, 8 dimensions"),
+        (tmp_path / "nested", ("--target-error", "3"), "--target-error is 3; it is 1 - cosine, from 0 to 2"),
+        (tmp_path / "nested", ("--dims", "4", "--target-error", "1"), "--dims and --target-error were both given"),
+    ):
+        result = losatok("encode", record(tmp_path / "a.wav"), "-o", tmp_path / "out", "-m", folder, *arguments)
+        assert result.code == 2
+        assert says in result.err

@@ -81,6 +81,8 @@ VERSIONS = {
     "version_2_int8": 0.026,
     "version_2_int4": 0.43,
     "version_2_codes": None,
+    "version_3_float32": 0.0,
+    "version_3_int8": 0.026,
 }
 """The stored files, and how near their latents come back: half a step of a range of at most 12.75."""
 
@@ -89,6 +91,9 @@ VERSIONS = {
 def test_every_version_that_was_ever_written_is_read(data, name):
     read = load_latents(data / "latents" / f"{name}.losatok", "0123456789abcdef")
     mu, codes = known()
+    if name[8] == "3":
+        assert (read.header.dims, read.header.latent_dim) == (5, 8)
+        mu[:, 5:] = 0
     assert read.header.samples == 6 * 640 - 17
     assert read.header.source_name == "recording.flac"
     if VERSIONS[name] is None:
@@ -112,10 +117,52 @@ def test_the_newest_version_is_written_as_it_was(data, tmp_path, storage):
     assert (tmp_path / "a.losatok").read_bytes() == stored.read_bytes()
 
 
-@pytest.mark.parametrize("version", [0, 3, -1, "1", None, True, 1.0, [1] * 500])
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_cut_latents_are_written_as_they_were(data, tmp_path, storage):
+    mu, _ = known()
+    mu[:, 5:] = 0
+    made = latents(6, 8, True, "float32", source_name="recording.flac", source_samples=10_537, dims=5)
+    save_latents(tmp_path / "a.losatok", replace(made, mu=mu, logvar=-mu, storage=storage))
+    assert (tmp_path / "a.losatok").read_bytes() == (data / "latents" / f"version_3_{storage}.losatok").read_bytes()
+
+
+@pytest.mark.parametrize("storage", [s for s in STORAGES if s != "codes"])
+def test_only_the_dimensions_that_were_kept_are_stored(tmp_path, storage):
+    made = latents(300, 8, True, storage, dims=3)
+    mu = torch.where(torch.arange(8) < 3, made.mu, 0.0)
+    save_latents(tmp_path / "cut.losatok", replace(made, mu=mu, logvar=-mu))
+    read = load_latents(tmp_path / "cut.losatok")
+    assert read.header == made.header
+    assert read.header.stored_dims == 3
+    torch.testing.assert_close(read.mu, mu, rtol=0, atol=closeness(storage, mu))
+    assert not read.mu[:, 3:].any()
+    assert not read.logvar[:, 3:].any()
+    save_latents(tmp_path / "whole.losatok", replace(made, header=replace(made.header, dims=None)))
+    cut, whole = (describe(tmp_path / f"{name}.losatok")["latent_bits_per_second"] for name in ("cut", "whole"))
+    assert cut == pytest.approx(3 / 8 * whole)
+    with pytest.raises(ValueError, match="mu should be zero from dimension 3 on, which is what dims says"):
+        save_latents(tmp_path / "cut.losatok", made)
+    with pytest.raises(ValueError, match="codes should be zero from dimension 3 on"):
+        save_latents(tmp_path / "cut.losatok", latents(dims=3, storage="codes"))
+
+
+@pytest.mark.parametrize("dims", [0, 9, -1, None, True, "3", 2**70])
+def test_dimensions_that_cannot_be_are_refused(tmp_path, dims):
+    made = latents(dims=3)
+    save_latents(tmp_path / "a.losatok", replace(made, mu=torch.where(torch.arange(8) < 3, made.mu, 0.0)))
+    rewrite(tmp_path / "a.losatok", lambda head, entry: entry.update(dims=dims))
+    with pytest.raises(LatentFileError, match="damaged header: dims is"):
+        load_latents(tmp_path / "a.losatok")
+    save_latents(tmp_path / "b.losatok", latents(storage="codes"))
+    rewrite(tmp_path / "b.losatok", lambda head, entry: entry.update(version=3, dims=3))
+    with pytest.raises(LatentFileError, match="damaged header: dims is 3"):
+        load_latents(tmp_path / "b.losatok")
+
+
+@pytest.mark.parametrize("version", [0, 4, -1, "1", None, True, 1.0, [1] * 500])
 def test_an_unknown_version_is_refused_by_its_number(whole, version):
     rewrite(whole, lambda head, entry: entry.update(version=version))
-    with pytest.raises(LatentFileError, match=r"version .*reads versions 1 and 2.*upgrade") as caught:
+    with pytest.raises(LatentFileError, match=r"version .*reads versions 1 to 3.*upgrade") as caught:
         load_latents(whole)
     assert repr(version)[:50] in str(caught.value)
     assert len(str(caught.value)) < 400
@@ -226,7 +273,7 @@ def test_values_that_are_not_finite_are_refused_even_with_a_right_checksum(tmp_p
     path = tmp_path / "a.losatok"
     made = latents()
     entry = {**asdict(made.header), "code_sizes": [], "storage": "float32", "tensors": ["mu"]}
-    latent_container.write(path, entry, {"mu": torch.full((5, 8), torch.nan)})
+    latent_container.write(path, 2, entry, {"mu": torch.full((5, 8), torch.nan)})
     with pytest.raises(LatentFileError, match="mu holds NaN or infinite values"):
         load_latents(path)
 

@@ -37,6 +37,18 @@ def encode(
         ),
     ] = None,
     logvar: Annotated[bool, typer.Option("--logvar", help="Store the posterior's log variance too.")] = False,
+    dims: Annotated[
+        int | None,
+        typer.Option(help="Dimensions to keep and store, of a model with nested latents.", show_default="all"),
+    ] = None,
+    target_error: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep of each file the fewest dimensions that restore its semantic features with at most this error "
+            "(mean 1 - cosine), of a model with nested latents.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Encode audio files to latent files (.losatok), keeping the tree of a folder.
 
@@ -63,6 +75,8 @@ def encode(
                 overwrite=overwrite,
                 logvar=logvar,
                 storage=store,
+                dims=dims,
+                target_error=target_error,
                 progress=progress,
                 debug=ctx.obj["debug"],
             )

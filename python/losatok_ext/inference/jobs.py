@@ -26,6 +26,7 @@ from losatok_ext.inference.latent_files import (
 )
 from losatok_ext.inference.latent_storage import STORAGES
 from losatok_ext.inference.paths import Failure, Source
+from losatok_ext.models.nested import require_nested
 from losatok_ext.ops.dispatch import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -55,7 +56,13 @@ class Summary:
 
 
 def encode_clip(
-    model: LoSATok, audio: Tensor, info: AudioInfo, logvar: bool = False, storage: str = "float32"
+    model: LoSATok,
+    audio: Tensor,
+    info: AudioInfo,
+    logvar: bool = False,
+    storage: str = "float32",
+    dims: int | None = None,
+    target_error: float | None = None,
 ) -> LatentFile:
     """Encode a recording to what its latent file holds.
 
@@ -67,10 +74,13 @@ def encode_clip(
         info: of the file it was read from.
         logvar: keep the posterior's log variance too.
         storage: how it is to be stored, one of ``latent_storage.STORAGES``.
+        dims: dimensions to keep, of a model with nested latents; see :meth:`LoSATok.encode`.
+        target_error: keep the fewest dimensions that restore the semantic features with at most this error; likewise.
     """
     samples = audio.shape[-1]
     padded = F.pad(audio, (0, model.config.covering_samples(samples) - samples))
-    latents = model.encode(padded[None], sample_rate=model.sample_rate)
+    latents = model.encode(padded[None], sample_rate=model.sample_rate, dims=dims, target_error=target_error)
+    kept = None if latents.dims is None else int(latents.dims[0])
     mu = latents.mu[0].float().cpu()
     codes = None if latents.codes is None else latents.codes[0].cpu().reshape(mu.shape[0], -1)
     header = LatentHeader(
@@ -87,6 +97,7 @@ def encode_clip(
         quantizer=model.quantizer_fingerprint(),
         quantizer_name=model.quantizer_name,
         code_sizes=model.code_sizes,
+        dims=None if kept == mu.shape[1] else kept,
     )
     return LatentFile(header, mu, latents.logvar[0].float().cpu() if logvar else None, codes, storage)
 
@@ -152,6 +163,21 @@ def choose_storage(model: LoSATok, storage: str | None) -> str:
     return storage
 
 
+def check_cut(model: LoSATok, dims: int | None, target_error: float | None) -> None:
+    """Raise UserError unless latents of ``model`` can be cut as asked (None and None: not at all)."""
+    if dims is not None and target_error is not None:
+        raise UserError(
+            "--dims and --target-error were both given, and the error decides the dimensions: leave one out"
+        )
+    if dims is None and target_error is None:
+        return
+    sizes = require_nested(model, "--dims" if target_error is None else "--target-error")
+    if dims is not None and dims not in sizes:
+        raise UserError(f"--dims is {dims}; this model has latents of {', '.join(map(str, sizes))} dimensions")
+    if target_error is not None and not 0 <= target_error <= 2:
+        raise UserError(f"--target-error is {target_error:g}; it is 1 - cosine, from 0 to 2")
+
+
 def encode_files(
     model: LoSATok,
     sources: Sequence[Source],
@@ -160,6 +186,8 @@ def encode_files(
     overwrite: bool = False,
     logvar: bool = False,
     storage: str | None = None,
+    dims: int | None = None,
+    target_error: float | None = None,
     progress: Progress | None = None,
     debug: bool = False,
 ) -> Summary:
@@ -175,14 +203,17 @@ def encode_files(
         overwrite: encode again what exists.
         logvar: store the log variance too.
         storage: how to store latents; None as :func:`choose_storage` does.
+        dims: dimensions to keep of each, as for :func:`encode_clip`.
+        target_error: what decides them for each file, likewise.
         progress: called after each source.
         debug: let the first error through instead of collecting it.
 
     Raises:
         BackendUnavailableError: an op cannot run here, so no file could be encoded.
-        UserError: there is no such storage, or the model cannot store so.
+        UserError: there is no such storage, or the model cannot store so, or has no latents of ``dims``.
     """
     store = choose_storage(model, storage)
+    check_cut(model, dims, target_error)
     fingerprint = model.fingerprint()
 
     def kept(source: Source, output: Path) -> None:
@@ -197,9 +228,13 @@ def encode_files(
             raise LatentFileError(
                 f"{output} exists and stores {read_storage(output)}; pass --overwrite or another folder"
             )
+        if target_error is None and header.stored_dims != (dims or header.latent_dim):
+            raise LatentFileError(
+                f"{output} exists and stores {header.stored_dims} dimensions; pass --overwrite or another folder"
+            )
 
     def work(output: Path, loaded: tuple[Tensor, AudioInfo]) -> float:
-        save_latents(output, encode_clip(model, *loaded, logvar, store))
+        save_latents(output, encode_clip(model, *loaded, logvar, store, dims, target_error))
         return loaded[1].seconds
 
     def read(source: Source) -> tuple[Tensor, AudioInfo]:

@@ -19,8 +19,7 @@ from losatok_ext.errors import LatentFileError
 from losatok_ext.files import atomic_path
 
 FORMAT = "losatok-latents"
-VERSION = 2
-READABLE_VERSIONS = (1, 2)
+READABLE_VERSIONS = (1, 2, 3)
 
 _KEY = "losatok"
 _MAX_HEADER = 1 << 20  # bytes; a header takes one or two thousand
@@ -47,18 +46,19 @@ class Head:
     size: int
 
 
-def write(path: Path, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a file of the newest version, whole or not at all; equal content gives equal bytes.
+def write(path: Path, version: int, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of ``version``, whole or not at all; equal content gives equal bytes.
 
     Args:
         path: the file; parent folders are made.
+        version: one of :data:`READABLE_VERSIONS`.
         entry: the JSON object, without format, version and checksum.
         tensors: contiguous, on the CPU.
 
     Raises:
         LatentFileError: the file cannot be written.
     """
-    whole = {"format": FORMAT, "version": VERSION, **entry}
+    whole = {"format": FORMAT, "version": version, **entry}
     whole["crc32"] = checksum(whole, tensors)
     try:
         with atomic_path(path) as temporary:
@@ -102,7 +102,7 @@ def read_head(path: Path) -> Head:
             "pass a .losatok file that `losatok encode` wrote, or encode again"
         ) from error
     if type(version) is not int or version not in READABLE_VERSIONS:
-        known = " and ".join(map(str, READABLE_VERSIONS))
+        known = f"{READABLE_VERSIONS[0]} to {READABLE_VERSIONS[-1]}"
         raise LatentFileError(
             f"{path} is a latent file of version {shown(version)}; this losatok_ext reads versions {known}: "
             "upgrade losatok_ext, or write the file with this release"

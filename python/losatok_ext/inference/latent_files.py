@@ -2,9 +2,9 @@
 
 A safetensors file whose metadata has one entry, ``"losatok"``: a JSON object with the format's name and version, the
 fields of :class:`LatentHeader`, the names of the tensors and a CRC-32 of all of it. Version 2, which is written, stores
-latents as floating point, small integers or codes (:mod:`losatok_ext.inference.latent_storage`); version 1 had
-``"mu"`` and ``"logvar"`` in float32 or float16, and stays readable. docs/latent-files.md describes both in full. Equal
-latents give equal bytes.
+latents as floating point, small integers or codes (:mod:`losatok_ext.inference.latent_storage`), and version 3, which
+is written of nested latents that were cut, their first dimensions alone; version 1 had ``"mu"`` and ``"logvar"`` in
+float32 or float16, and stays readable. docs/latent-files.md describes all in full. Equal latents give equal bytes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def save_latents(path: str | os.PathLike[str], latents: LatentFile) -> None:
     entry.update(storage=latents.storage, tensors=sorted(tensors))
     if latents.storage in storages.INTEGER_BITS:
         entry["frames_per_scale"] = storages.FRAMES_PER_SCALE
-    container.write(Path(path), entry, tensors)
+    if header.dims is None:
+        del entry["dims"]
+    container.write(Path(path), 2 if header.dims is None else 3, entry, tensors)
 
 
 def _check_written(latents: LatentFile) -> None:
@@ -75,6 +77,8 @@ def _check_written(latents: LatentFile) -> None:
             )
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values; the model or its input is broken")
+        if header.dims is not None and (name == "codes" or tensor[:, header.dims :].any()):
+            raise ValueError(f"{name} should be zero from dimension {header.dims} on, which is what dims says")
 
 
 def load_latents(path: str | os.PathLike[str], fingerprint: str | None = None, force: bool = False) -> LatentFile:
@@ -170,6 +174,8 @@ def _read(path: Path) -> tuple[Head, LatentHeader, str, Layout]:
         raise _damaged(path, "frames_per_scale", block)
     if storage == "codes" and not header.code_sizes:
         raise _damaged(path, "code_sizes", header.code_sizes)
+    if storage == "codes" and header.dims is not None:
+        raise _damaged(path, "dims", header.dims)
     layout = storages.layout(header, storage, with_logvar, block)
     container.check_tensors(path, head, layout)
     return head, header, storage, layout
@@ -180,8 +186,11 @@ _KINDS = {
     "int": (int,),
     "float": (int, float),
     "str | None": (str, type(None)),
+    "int | None": (int,),
     "tuple[int, ...]": (list,),
 }
+_SINCE = {"quantizer": 2, "quantizer_name": 2, "code_sizes": 2, "dims": 3}
+"""The version that brought a field of the header."""
 _LARGEST = 2**63
 
 
@@ -189,7 +198,7 @@ def _header(path: Path, entry: dict[str, Any]) -> LatentHeader:
     values: dict[str, Any] = {}
     for field in fields(LatentHeader):
         value = entry.get(field.name)
-        if entry["version"] == 1 and field.name in ("quantizer", "quantizer_name", "code_sizes"):
+        if entry["version"] < _SINCE.get(field.name, 1):
             continue
         if type(value) not in _KINDS[str(field.type)] or (type(value) is int and abs(value) >= _LARGEST):
             raise _damaged(path, field.name, value)
@@ -199,6 +208,8 @@ def _header(path: Path, entry: dict[str, Any]) -> LatentHeader:
             raise _damaged(path, "code_sizes", values["code_sizes"])
         values["code_sizes"] = tuple(values["code_sizes"])
     header = LatentHeader(**values)
+    if header.dims is not None and not 0 < header.dims <= header.latent_dim:
+        raise _damaged(path, "dims", header.dims)
     positive = (
         header.frame_rate,
         header.samples_per_token,

@@ -25,6 +25,8 @@ class LatentHeader:
         quantizer: 16 hex digits that name the model's quantizer (:meth:`LoSATok.quantizer_fingerprint`), or None.
         quantizer_name: what people call it, such as ``"rvq 8x1024"``, or None.
         code_sizes: codes that there are at each of the Q places of a token; empty where the model has no quantizer.
+        dims: how many of the d dimensions were kept, of a model with nested latents; the rest is zero and not stored.
+            None: all.
     """
 
     fingerprint: str
@@ -40,6 +42,12 @@ class LatentHeader:
     quantizer: str | None = None
     quantizer_name: str | None = None
     code_sizes: tuple[int, ...] = ()
+    dims: int | None = None
+
+    @property
+    def stored_dims(self) -> int:
+        """Dimensions that a file has of each token."""
+        return self.latent_dim if self.dims is None else self.dims
 
     @property
     def seconds(self) -> float:
@@ -59,8 +67,8 @@ class LatentFile:
 
     Attributes:
         header: what belongs to it.
-        mu: [T, d] float32, mean of the posterior; None where codes were stored instead.
-        logvar: [T, d] float32, its log variance, or None.
+        mu: [T, d] float32, mean of the posterior, zero from ``dims`` on; None where codes were stored instead.
+        logvar: [T, d] float32, its log variance, likewise, or None.
         codes: [T, Q] int64 codes of the model's quantizer (Q = 1 for one code per token), or None.
         storage: how it is, or is to be, stored.
     """

@@ -7,6 +7,8 @@
 | ``int8``, ``int4`` | ``mu``, ``mu.scale``, ``mu.offset`` | within half a scale |
 | ``codes`` | ``codes``, a stream of bits | exactly, through the model's quantizer |
 
+Of latents that were cut to their first dimensions only these are stored, and d is their number.
+
 Integers share a scale and an offset per dimension and block of frames: ``mu`` uint8 [ceil(T bits / 8), d], of which a
 row holds one frame, or for 4 bits two (the first in the low half); ``mu.scale`` and ``mu.offset`` float32 [blocks, d].
 The log variance, where it is kept, is float32 beside float32 and float16 beside all else.
@@ -15,6 +17,7 @@ The log variance, where it is kept, is float32 beside float32 and float16 beside
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext import ops
@@ -37,15 +40,15 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16"}
 
 
 def layout(header: LatentHeader, storage: str, with_logvar: bool, frames_per_scale: int) -> Layout:
-    """The tensors that a version 2 file of ``storage`` holds; sizes only, nothing is allocated.
+    """The tensors that a file of version 2 or 3 and ``storage`` holds; sizes only, nothing is allocated.
 
     Args:
-        header: T, d and the sizes of the codes.
+        header: T, the stored dimensions and the sizes of the codes.
         storage: one of :data:`STORAGES`.
         with_logvar: whether it keeps the log variance.
         frames_per_scale: of integers; a multiple of 2.
     """
-    tokens, dim = header.tokens, header.latent_dim
+    tokens, dim = header.tokens, header.stored_dims
     expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
     if storage == "codes":
         expected = {"codes": (("U8",), (packed_bytes(tokens, header.code_sizes),))}
@@ -73,20 +76,20 @@ def pack(latents: LatentFile, place: str) -> dict[str, Tensor]:
         ValueError: a code out of range.
         LatentFileError: a value is too large for float16; ``place`` names the file.
     """
-    storage, sizes = latents.storage, latents.header.code_sizes
+    storage, sizes, kept = latents.storage, latents.header.code_sizes, latents.header.stored_dims
     tensors: dict[str, Tensor] = {}
     if storage == "codes":
         assert latents.codes is not None
         tensors["codes"] = pack_codes(latents.codes.detach().cpu().to(torch.int64), sizes)
     else:
         assert latents.mu is not None
-        mu = latents.mu.detach().to("cpu", torch.float32)
+        mu = latents.mu[:, :kept].detach().to("cpu", torch.float32)
         if storage in INTEGER_BITS:
             tensors["mu"], tensors["mu.scale"], tensors["mu.offset"] = _to_integers(mu, INTEGER_BITS[storage])
         else:
             tensors["mu"] = _to_float(mu, storage, place)
     if latents.logvar is not None:
-        tensors["logvar"] = _to_float(latents.logvar.detach().to("cpu", torch.float32), storage, place)
+        tensors["logvar"] = _to_float(latents.logvar[:, :kept].detach().to("cpu", torch.float32), storage, place)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
@@ -110,6 +113,8 @@ def unpack(
     for name, tensor in (("mu", mu), ("logvar", logvar)):
         if tensor is not None and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values")
+    absent = header.latent_dim - header.stored_dims
+    mu, logvar = (F.pad(tensor, (0, absent)) if tensor is not None and absent else tensor for tensor in (mu, logvar))
     return mu, logvar, codes
 
 
