@@ -9,10 +9,7 @@ DIR/<device>/<date>.json, which report.py reads; rows of the same day's earlier 
 from __future__ import annotations
 
 import json
-import os
 import platform
-import re
-import subprocess
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -21,6 +18,7 @@ import pytest
 import torch
 
 from ceiling import interleave, matrix_ceiling, peak_memory
+from machine import commit, device_slug, machine_name
 
 ROWS = pytest.StashKey[list]()
 
@@ -83,36 +81,12 @@ def compare(benchmark, request, device):
     return run
 
 
-def machine_name(device: str) -> str:
-    """The GPU's name, or the processor's and how many cores this process may use."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
-def _commit() -> str:
-    """The commit that was measured; with a + where the tree had changes."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    return described.stdout.strip() or "unknown"
-
-
 def keep(folder: Path, device: str, rows: list[dict], ceilings: dict[str, float]) -> Path:
     """Write ``rows`` to ``folder``/<device>/<date>.json, beside what the same day's earlier runs measured."""
-    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)|@.*|CPU", "", machine_name(device)).lower()).strip("-")
-    path = folder / slug / f"{date.today()}.json"
-    commit = _commit()
+    path = folder / device_slug(device) / f"{date.today()}.json"
+    measured = commit()
     before = json.loads(path.read_text())["rows"] if path.exists() else []
-    merged = {row["label"]: row for row in before} | {row["label"]: row | {"commit": commit} for row in rows}
+    merged = {row["label"]: row for row in before} | {row["label"]: row | {"commit": measured} for row in rows}
     result = {
         "machine": machine_name(device),
         "device": device,
@@ -120,7 +94,7 @@ def keep(folder: Path, device: str, rows: list[dict], ceilings: dict[str, float]
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "date": str(date.today()),
-        "commit": commit,
+        "commit": measured,
         "ceilings": ceilings,
         "rows": list(merged.values()),
     }

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from losatok_ext.nn.adversarial import discriminator_loss
 from losatok_ext.nn.discriminators import DISCRIMINATORS, Discriminators, MultiFrequencyDiscriminator
 
 KINDS = tuple(DISCRIMINATORS)
@@ -186,3 +187,19 @@ def test_what_does_not_fit_is_named():
         Discriminators(["mfd"], 0)
     with pytest.raises(ValueError, match=r"audio should have shape \[B, N\] with N >= 1, got \[2, 0\]"):
         small("mfd")(torch.zeros(2, 0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_learns_to_tell_tones_from_noise(kind):
+    model = Discriminators([kind], 1 / 8)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, betas=(0.8, 0.99))
+    time, losses = torch.arange(800) / 16000, []
+    while len(losses) < 80 and (not losses or losses[-1] > 1.5):
+        tones = 0.3 * torch.sin(2 * torch.pi * (200 + 600 * torch.rand(4, 1)) * time)
+        loss = discriminator_loss(model(tones), model(0.2 * torch.randn(4, 800)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(2.0, abs=0.1)  # it knows nothing
+    assert losses[-1] < 1.5
