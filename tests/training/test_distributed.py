@@ -57,6 +57,7 @@ def config(steps=4, optimizer=None, **more):
         "device": "cpu",
         "data": {"crop_seconds": 0.5},
         "optimizer": {"lr": 1e-2, "eps": 1e-3, "warmup_steps": 0, **(optimizer or {})},
+        "discriminator": {"kinds": []},
         "checkpoint": {"every": 2},
         "log": {"every": 1},
         **more,

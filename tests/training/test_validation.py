@@ -41,6 +41,7 @@ def config(optimizer=None, **more):
         "device": "cpu",
         "data": {"crop_seconds": 0.4},
         "optimizer": {"lr": 1e-3, **(optimizer or {})},
+        "discriminator": {"kinds": []},
         "checkpoint": {"every": 2},
         "log": {"every": 1},
     }

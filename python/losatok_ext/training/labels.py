@@ -18,7 +18,7 @@ class ClipLabels:
     """Class numbers by clip: ``"label"`` of the manifest, else the clip's text, which in a folder is its folder's name.
 
     Args:
-        data: folder or manifest that ``corpus`` was opened from.
+        data: folder, manifest or shard (of which the texts are taken) that ``corpus`` was opened from.
         corpus: the clips.
 
     Raises:
@@ -27,7 +27,7 @@ class ClipLabels:
 
     def __init__(self, data: str | Path, corpus: Corpus) -> None:
         labels = {clip.name: clip.text for clip in corpus.clips}
-        if Path(data).is_file():
+        if Path(data).is_file() and Path(data).suffix.lower() != ".tar":
             lines = Path(data).read_text(encoding="utf-8").splitlines()
             entries = [json.loads(line) for line in lines if line.strip()]
             labels |= {

@@ -15,6 +15,7 @@ from losatok_ext.models.checkpoint import read_config
 from losatok_ext.nn.adversarial import discriminator_loss, feature_matching_loss, generator_loss
 from losatok_ext.nn.discriminators import Discriminators
 from losatok_ext.nn.label_probe import LabelProbe
+from losatok_ext.nn.noise import integers
 from losatok_ext.nn.quantizers import QuantizerConfig, quantizer_config
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.corpus import Corpus
@@ -119,6 +120,14 @@ class TokenizerStage(TokenizerView, RecordingStage):
             model.config = dataclasses.replace(model.config, kl_clamp=floor)
         return model
 
+    def counts(self, batch: Batch, lengths: Tensor) -> dict[str, Tensor]:
+        """As the other losses' own; those of the label count clips (exactly, where all have one).
+
+        What the discriminators say counts samples: exact where all clips are as long.
+        """
+        clips = (lengths > 0).long()
+        return {**super().counts(batch, lengths), "label": clips, "label_probe": clips}
+
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The losses of a batch, unweighted; latents are sampled, unless they are quantized.
 
@@ -179,7 +188,7 @@ class TokenizerStage(TokenizerView, RecordingStage):
         nested = self.model.config.nested_dims
         if not nested or self.model.quantizer is not None:
             return None
-        return torch.tensor(nested)[torch.randint(len(nested), (clips,))].to(self.model.device)
+        return torch.tensor(nested)[integers(0, len(nested), (clips,))].to(self.model.device)
 
 
 class _Seen(NamedTuple):
