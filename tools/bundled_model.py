@@ -46,8 +46,8 @@ of {dims} dimensions per second of 16 kHz audio. Weights are stored in half prec
 **For** trying everything out offline, for tests, and as a start of one's own training. It is not the published model
 and not made for listening: it has heard nothing but synthetic recordings.
 
-**Data**: {hours:.1f} hours rendered by tools/make_corpus.py, seed {seed}: {clips} clips each of speech (espeak-ng, eight
-English voices), music (FluidR3 General MIDI sound font, twelve instruments) and environmental sounds (NumPy). No
+**Data**: {hours:.1f} hours rendered by tools/make_corpus.py, seed {seed}: {clips} clips each of speech (espeak-ng,
+eight English voices), music (FluidR3 General MIDI sound font, twelve instruments) and environmental sounds (NumPy). No
 recording of a person.
 
 **Training**: tools/bundled_model.py, on a CPU: a masked autoencoder as the teacher, the semantic bottleneck on it, then

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from losatok_ext import pretrained
 from losatok_ext.audio.files import read_audio
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.evaluation.spectra import log_band_score
-from losatok_ext.models import LoSATok, pretrained
+from losatok_ext.models import LoSATok
 from losatok_ext.training.folders import model_folder
 
 FOLDER = pretrained.resolve("tiny")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from losatok_ext.errors import UserError
-from losatok_ext.models.pretrained import DEFAULT, names, resolve
+from losatok_ext.pretrained import DEFAULT, names, resolve
 
 if TYPE_CHECKING:
     from losatok_ext.inference.jobs import Progress, Summary

@@ -22,7 +22,7 @@ from losatok_ext.inference.jobs import decode_clip, encode_clip, encode_files
 from losatok_ext.inference.latent_files import SUFFIX, load_latents, save_latents
 from losatok_ext.inference.paths import find_inputs, place_outputs
 from losatok_ext.models import LoSATok
-from losatok_ext.models.pretrained import DEFAULT
+from losatok_ext.pretrained import DEFAULT
 from losatok_ext.training import read_log, train_generator, train_sembo, train_tokenizer
 from losatok_ext.training.progress import TrainingProgress
 from losatok_ext.training.recipes import demo_generator_recipe, demo_recipe

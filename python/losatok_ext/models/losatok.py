@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losatok_ext import pretrained
 from losatok_ext.audio.stft import keep_valid
 from losatok_ext.errors import UserError
-from losatok_ext.models import checkpoint, precision, pretrained, published
+from losatok_ext.models import checkpoint, precision, published
 from losatok_ext.models.acoustic import AcousticEncoder
 from losatok_ext.models.config import LoSATokConfig
 from losatok_ext.models.dasheng import SemanticEncoder, init_semantic_encoder

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from losatok_ext import pretrained
 from losatok_ext.errors import CheckpointError, UserError
-from losatok_ext.models import checkpoint, huggingface_encoder, pretrained, published
+from losatok_ext.models import checkpoint, huggingface_encoder, published
 from losatok_ext.models.config import LoSATokConfig
 from losatok_ext.models.losatok import LoSATok
 

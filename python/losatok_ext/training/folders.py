@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from losatok_ext.models.pretrained import resolve
+from losatok_ext.pretrained import resolve
 
 MODEL = "model"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 DEFAULT = "tiny"
 """The model that a command takes when none is named."""
-_ROOT = Path(__file__).resolve().parent.parent / "pretrained"
+_ROOT = Path(__file__).resolve().parent
 
 
 def names() -> tuple[str, ...]:
