@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from losatok_ext.errors import UserError
+from losatok_ext.pretrained import DEFAULT, names, resolve
 
 if TYPE_CHECKING:
     from losatok_ext.inference.jobs import Progress, Summary
@@ -24,8 +25,8 @@ ModelOption = Annotated[
         "--model",
         "-m",
         envvar="LOSATOK_MODEL",
-        help="Model folder (config.json, model.safetensors).",
-        show_default=False,
+        help="Model folder (config.json, model.safetensors), or the name of a bundled model.",
+        show_default=f"{DEFAULT}, which is bundled",
     ),
 ]
 GeneratorOption = Annotated[
@@ -41,18 +42,20 @@ GeneratorOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write again what exists; otherwise it is kept.")]
 
-_NO_MODEL = (
-    "no model: pass --model DIR or set LOSATOK_MODEL; `make demo` (or `losatok demo`) makes a small one in demo/model, "
-    "`losatok train` trains one, and `losatok convert CHECKPOINT -o DIR` makes one from a published checkpoint"
-)
 
+def require_model(model: Path | None) -> Path:
+    """The folder of ``model``, a path or the name of a bundled model; None is the bundled default.
 
-def require_model(folder: Path | None) -> Path:
-    """``folder``, or a UserError that says how to come by one. Checked before any file is read."""
-    if folder is None:
-        raise UserError(_NO_MODEL)
+    Raises:
+        UserError: there is none; it says how to come by one. Checked before any file is read.
+    """
+    folder = resolve(model or DEFAULT)
     if not folder.exists():
-        raise UserError(f"the model folder {folder} does not exist; check --model, or {_NO_MODEL.partition('; ')[2]}")
+        raise UserError(
+            f"the model folder {folder} does not exist; check --model, leave it out for the bundled model "
+            f"({', '.join(names())}), train one with `losatok train`, or make one from a published checkpoint with "
+            "`losatok convert CHECKPOINT -o DIR`"
+        )
     return folder
 
 

@@ -1,4 +1,4 @@
-"""``losatok demo``: the whole path on the bundled recordings - train, tokenize, generate, edit - in a few minutes."""
+"""``losatok demo``: the whole path on the bundled recordings - tokenize, train, generate, edit - in a few minutes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from losatok_ext.inference.jobs import decode_clip, encode_clip, encode_files
 from losatok_ext.inference.latent_files import SUFFIX, load_latents, save_latents
 from losatok_ext.inference.paths import find_inputs, place_outputs
 from losatok_ext.models import LoSATok
+from losatok_ext.pretrained import DEFAULT
 from losatok_ext.training import read_log, train_generator, train_sembo, train_tokenizer
 from losatok_ext.training.progress import TrainingProgress
 from losatok_ext.training.recipes import demo_generator_recipe, demo_recipe
@@ -40,9 +41,12 @@ def demo(
     steps_scale: Annotated[
         float, typer.Option(min=0.001, help="Train for this many times the recipe's steps.", show_default="1")
     ] = 1.0,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train a tokenizer too, instead of taking the bundled one.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Train small models on the bundled recordings, then reconstruct, generate and edit.
+    """Tokenize and reconstruct with the bundled model, train a small generator on its latents, generate and edit.
 
     Leaves both models, a latent file, the reconstruction, a generated and an edited clip, and pictures in the folder.
     The same command again goes on where it was stopped.
@@ -54,20 +58,12 @@ def demo(
     device = pick_device(device)
     audio, info = read_audio_with_info(recording, 16000)  # a recording that cannot be read is said before the training
     began = time.monotonic()
-    sembo, tokenizer = demo_recipe(output / "sembo" / "model", device=device, scale=steps_scale)
-    typer.echo("1/5  the semantic bottleneck: what the frozen teacher hears, in few dimensions")
-    with TrainingProgress() as progress:
-        train_sembo(data, output / "sembo", sembo, on_start=progress.on_start, on_step=progress.on_step)
-    typer.echo("2/5  the tokenizer: acoustic encoder, latent and decoder")
-    with TrainingProgress() as progress:
-        result = train_tokenizer(
-            data, output / "tokenizer", tokenizer, on_start=progress.on_start, on_step=progress.on_step
-        )
-    typer.echo(f"3/5  {recording.name}: to tokens and back")
-    model = LoSATok.from_pretrained(result.model).to(device).eval()
+    trained = _train_tokenizer(data, output, device, steps_scale) if from_scratch else DEFAULT
+    typer.echo(f"1/3  {recording.name}: to tokens and back" + ("" if from_scratch else f", by the model {DEFAULT}"))
+    model = LoSATok.from_pretrained(trained).to(device).eval()
     model.save_pretrained(output / "model")
     summary = _reconstruct(model, audio, info, output)
-    typer.echo("4/5  the generator: a diffusion transformer on the tokens of all recordings")
+    typer.echo("2/3  the generator: a diffusion transformer on the tokens of all recordings")
     latents = _encode_all(model, data, output / "latents")
     with TrainingProgress() as progress:
         made = train_generator(
@@ -77,17 +73,16 @@ def demo(
             on_start=progress.on_start,
             on_step=progress.on_step,
         )
-    typer.echo(f"5/5  a clip from the text {PROMPT!r}, and {recording.name} with its middle made anew")
+    typer.echo(f"3/3  a clip from the text {PROMPT!r}, and {recording.name} with its middle made anew")
     models: dict[str, Any] = {"generator": made.model, "model": output / "model", "device": device}
     clip, new = output / "generated.wav", output / "edited.wav"
     generate(clip, PROMPT_SECONDS, PROMPT, plot=clip.with_suffix(".png"), **models)
     middle = f"{0.4 * info.seconds:.2f}:{0.65 * info.seconds:.2f}"
     edit(recording, new, span=[middle], text=text, plot=new.with_suffix(".png"), **models)
-    mels = [entry["mel"] for entry in read_log(output / "tokenizer")]
     flows = [entry["flow_matching"] for entry in read_log(output / "generator")]
     typer.echo(
-        f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes; mel distance {mels[0]:.2f} at first, "
-        f"{min(mels[-5:]):.2f} at last; flow matching {flows[0]:.2f} at first, {_mean(flows[-20:]):.2f} at last\n"
+        f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes; flow matching {flows[0]:.2f} at first, "
+        f"{_mean(flows[-20:]):.2f} at last\n"
         f"  {output / 'model'}, {made.model}: the models, for --model and --generator\n"
         f"{summary}"
         f"  {clip}, {clip.with_suffix('.png')}: the generated clip\n"
@@ -96,6 +91,22 @@ def demo(
         f"      losatok edit YOUR.wav --span 1:2 -o out.wav --plot out.png --model {output / 'model'} "
         f"--generator {made.model}"
     )
+
+
+def _train_tokenizer(data: Path, output: Path, device: str, scale: float) -> Path:
+    """Both stages of a small tokenizer on the recordings; its model folder."""
+    sembo, tokenizer = demo_recipe(output / "sembo" / "model", device=device, scale=scale)
+    typer.echo("     the semantic bottleneck: what the frozen teacher hears, in few dimensions")
+    with TrainingProgress() as progress:
+        train_sembo(data, output / "sembo", sembo, on_start=progress.on_start, on_step=progress.on_step)
+    typer.echo("     the tokenizer: acoustic encoder, latent and decoder")
+    with TrainingProgress() as progress:
+        result = train_tokenizer(
+            data, output / "tokenizer", tokenizer, on_start=progress.on_start, on_step=progress.on_step
+        )
+    mels = [entry["mel"] for entry in read_log(output / "tokenizer")]
+    typer.echo(f"     mel distance {mels[0]:.2f} at first, {min(mels[-5:]):.2f} at last")
+    return result.model
 
 
 def _reconstruct(model: LoSATok, audio: Tensor, info: AudioInfo, output: Path) -> str:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losatok_ext import pretrained
 from losatok_ext.audio.stft import keep_valid
 from losatok_ext.errors import UserError
 from losatok_ext.models import checkpoint, nested, precision, published
@@ -386,17 +387,21 @@ class LoSATok(nn.Module):
         """The model that :meth:`save_pretrained` wrote, in eval mode.
 
         Args:
-            folder: with ``config.json`` and ``model.safetensors``.
+            folder: with ``config.json`` and ``model.safetensors``, or the name of a bundled model: ``"tiny"``.
             device: where to put it.
             dtype: ``"bfloat16"`` halves the weights and, where the processor multiplies it, several times the speed;
                 what does not bear it stays in float32 (see :mod:`losatok_ext.models.precision`), as latents and audio
-                do. ``"float32"`` makes a model of any precision float32. None: as it was saved.
+                do. ``"float32"`` makes a model of any precision float32. None: as it was saved, a bundled model in
+                float32.
 
         Raises:
             CheckpointError: a file is missing or unreadable, or a tensor is missing, left over or of another shape.
             ValueError: another dtype.
         """
         chosen = None if dtype is None else precision.dtype_of(dtype)
+        folder = pretrained.resolve(folder)
+        if chosen is None and pretrained.is_bundled(folder):
+            chosen = torch.float32
         model = checkpoint.load(cls, folder)
         return (model if chosen is None else precision.cast(model, chosen)).to(device)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from losatok_ext import pretrained
 from losatok_ext.errors import CheckpointError, UserError
 from losatok_ext.models import checkpoint, huggingface_encoder, published
 from losatok_ext.models.config import LoSATokConfig
@@ -123,7 +124,7 @@ def teacher_state(name: str, config: LoSATokConfig | None = None) -> tuple[LoSAT
         semantic = huggingface_encoder.describe(source, int(layer) if layer else None)
         ours = dataclasses.replace(base, semantic=semantic, embed_dim=huggingface_encoder.width(semantic), num_heads=1)
         return ours, huggingface_encoder.pretrained_state(source)
-    path = _from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else Path(name)
+    path = _from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else pretrained.resolve(name)
     folder = path / "model" if (path / "model" / checkpoint.CONFIG_FILE).is_file() else path
     if _is_ours(folder):
         theirs = checkpoint.read_config(folder)

@@ -81,3 +81,56 @@ def demo_generator_recipe(tokenizer: str | Path, device: str = "auto", scale: fl
         ),
         checkpoint=CheckpointConfig(every=200, keep=1),
     )
+
+
+def tiny_recipe(folder: str | Path, device: str = "auto", scale: float = 1.0) -> dict[str, TrainConfig]:
+    """How the bundled ``tiny`` model was trained, on three hours of rendered speech, music and sounds.
+
+    Nothing but mel, semantic and KL losses: at this size discriminators cost more time than they give. See
+    ``tools/bundled_model.py``, which renders the recordings, trains, measures and exports.
+
+    Args:
+        folder: the runs' folder: ``folder/teacher``, ``folder/sembo`` and ``folder/tokenizer``.
+        device: to train on.
+        scale: trains for this many times the steps (at least one).
+
+    Returns:
+        The configurations of ``train_teacher``, ``train_sembo`` and ``train_tokenizer`` by name of the stage.
+    """
+
+    def data(crop_seconds: float) -> DataConfig:
+        return DataConfig(crop_seconds=crop_seconds, cache_megabytes=1000)
+
+    def steps(count: int) -> int:
+        return max(round(count * scale), 1)
+
+    folder, checkpoint = Path(folder), CheckpointConfig(every=500)
+    teacher = TrainConfig(
+        preset="tiny",
+        device=device,
+        steps=steps(8000),
+        batch_size=16,
+        data=data(2.56),
+        optimizer=OptimizerConfig(lr=1e-3),
+        checkpoint=checkpoint,
+    )
+    sembo = TrainConfig(
+        init=str(folder / "teacher"),
+        device=device,
+        steps=steps(1500),
+        batch_size=16,
+        data=data(2.56),
+        optimizer=OptimizerConfig(lr=4e-3),
+        checkpoint=checkpoint,
+    )
+    tokenizer = TrainConfig(
+        init=str(folder / "sembo"),
+        device=device,
+        precision="bfloat16",
+        steps=steps(14000),
+        batch_size=8,
+        data=data(1.28),
+        optimizer=OptimizerConfig(lr=2e-3),
+        checkpoint=checkpoint,
+    )
+    return {"teacher": teacher, "sembo": sembo, "tokenizer": tokenizer}

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""The paper's tables in miniature: teacher, bottlenecks and tokenizers, trained and measured for three seeds.
+
+    python tools/reproduce.py -o runs/reproduce [--scale 1]        # make reproduce
+
+Renders a corpus to train on and one to test on (tools/make_corpus.py: espeak-ng, fluidsynth). For each seed it trains a
+teacher on unlabelled clips (masked autoencoder), five bottlenecks on it, and six tokenizers on the first of them; what
+each makes of the test corpus is probed and set beside the paper's claims. The same command goes on where it stopped.
+Writes OUTPUT/figures.json and, with --docs, docs/reproduction.json and the tables of docs/reproduction.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reproduction import measure, plan, report
+
+from losatok_ext.evaluation.items import find_items
+from losatok_ext.files import atomic_path
+from losatok_ext.models import LoSATok
+
+DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- reproduced -->\n", "<!-- end -->\n"
+SPECTRA_CLIPS = 20
+"""Per domain, of the test corpus, that tokenizers reconstruct."""
+
+
+def of_seed(seed: int, output: Path, data: Path, items: list, scale: float) -> dict[str, Any]:
+    """Train and measure everything of one seed."""
+    folder = output / f"seed-{seed}"
+    kept = folder / "figures.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+
+    def trained(stage: str, name: str, changes: dict[str, Any], init: Path | None) -> LoSATok:
+        place = folder / f"{stage}-{name.replace(' ', '-').replace(',', '')}"
+        say(f"seed {seed}: {stage}, {name}")
+        path = plan.train(stage, data, place, plan.settings(stage, seed, scale, changes, init))
+        paths[stage, name] = path
+        return LoSATok.from_pretrained(path)
+
+    paths: dict[tuple[str, str], Path] = {}
+    d = plan.DIMS
+    trained("teacher", "own", {}, None)
+    figures: dict[str, Any] = {"compression": {}, "tokenizers": {}}
+    for variant in plan.BOTTLENECKS:
+        model = trained("sembo", variant.name, variant.changes, paths["teacher", "own"])
+        names = ["semantic_low"]
+        if variant is plan.BOTTLENECKS[0]:
+            names += ["semantic", f"semantic+merge:{d}", f"semantic+pca:{d}"]
+        features = measure.features_of(model, items, names, folder / "features")
+        found = measure.probes(features, names)
+        figures["compression"][variant.name] = {"probes": found["semantic_low"]}
+        if len(names) > 1:
+            for shown, name in zip((report.TEACHER, report.MERGE, report.PCA), names[1:], strict=True):
+                figures["compression"][shown] = {"probes": found[name]}
+            figures["ranks"] = measure.ranks(features, "semantic")
+    few = [i for domain in ("speech", "music", "environment") for i in items if i.domain == domain][:: len(items) // 60]
+    for variant in plan.TOKENIZERS:
+        init = paths["sembo", plan.BOTTLENECKS[0].name]
+        model = trained("tokenizer", variant.name, variant.changes, init)
+        features = measure.features_of(model, items, ["latents"], folder / "features")
+        probes = measure.probes(features, ["latents"])["latents"]
+        figures["tokenizers"][variant.name] = {"probes": probes, "spectra": measure.spectra(model, few)}
+    with atomic_path(kept) as temporary:
+        temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    return figures
+
+
+def say(text: str) -> None:
+    """One line, at once."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
+def keep(seeds: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write figures and tables into the documentation."""
+    setting = (
+        f"Trained on {3 * options.clips} rendered clips (seed {plan.TRAINING_SEED}), tested on "
+        f"{3 * options.test_clips} of seed {plan.TEST_SEED}; the `tiny` preset with d = {plan.DIMS}; steps: teacher "
+        f"{plan.STEPS['teacher'] * options.scale:g}, SemBo {plan.STEPS['sembo'] * options.scale:g}, tokenizer "
+        f"{plan.STEPS['tokenizer'] * options.scale:g}; {len(seeds)} seeds, each from the teacher up: mean ± standard "
+        f"deviation over them. torch {torch.__version__}, {time.strftime('%Y-%m-%d')}."
+    )
+    page = DOCS / "reproduction.md"
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    with atomic_path(page) as temporary:
+        temporary.write_text(before + BEGIN + report.write(seeds, setting) + END + after, encoding="utf-8")
+    with atomic_path(DOCS / "reproduction.json") as temporary:
+        temporary.write_text(json.dumps({"setting": setting, "seeds": seeds}, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument("--scale", type=float, default=1.0, help="train for this many times the steps")
+    parser.add_argument("--clips", type=int, default=200, help="per domain, to train on")
+    parser.add_argument("--test-clips", type=int, default=160, help="per domain, to test on")
+    parser.add_argument("--docs", action="store_true", help="write the tables of docs/reproduction.md")
+    options = parser.parse_args()
+    data = plan.corpus(options.output / "corpus", options.clips, plan.TRAINING_SEED)
+    test = plan.corpus(options.output / "test", options.test_clips, plan.TEST_SEED)
+    items, _ = find_items([test])
+    seeds = [of_seed(seed, options.output, data, items, options.scale) for seed in plan.SEEDS]
+    with atomic_path(options.output / "figures.json") as temporary:
+        temporary.write_text(json.dumps(seeds, indent=1), encoding="utf-8")
+    print(report.write(seeds, ""))
+    if options.docs:
+        keep(seeds, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What is measured of the trained models: probes of their features, spectra of what they reconstruct, ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from losatok_ext.audio.files import read_audio
+from losatok_ext.evaluation.features import FeatureSet, extract, parse_spec
+from losatok_ext.evaluation.items import Item
+from losatok_ext.evaluation.probe import evaluate_probe, find_task
+from losatok_ext.evaluation.rank import Moments, effective_rank, explained_variance
+from losatok_ext.evaluation.spectra import log_band_score
+from losatok_ext.models import LoSATok
+
+TASKS = ("digit", "voice", "instrument", "event")
+"""Labels of the corpus: the spoken digit (voices of the test are not those of the training), who speaks, what plays,
+what sounds."""
+SPLITS = (0, 1, 2)
+
+
+def probes(features: FeatureSet, names: Sequence[str], tasks: Sequence[str] = TASKS) -> dict[str, dict[str, float]]:
+    """Accuracy of a linear probe of each feature at clip level, by feature and task: a mean over splits."""
+    found: dict[str, dict[str, float]] = {name: {} for name in names}
+    specs = [parse_spec(name) for name in names]
+    for label in tasks:
+        task = find_task(features.items, label)
+        for row in evaluate_probe(features, task, specs, seeds=SPLITS).rows:
+            if row.probe == "linear":
+                found[row.feature][label] = row.accuracy.mean
+    return found
+
+
+def features_of(model: LoSATok, items: Sequence[Item], names: Sequence[str], folder: Path) -> FeatureSet:
+    """Features of all clips, kept in ``folder``."""
+    return extract(model, items, [parse_spec(name).base for name in names], folder)
+
+
+def ranks(features: FeatureSet, name: str) -> dict[str, dict[str, float]]:
+    """By domain: effective rank, and the share of the variance in the first tenth of the dimensions."""
+    moments: dict[str, Moments] = {}
+    for index, item in enumerate(features.items):
+        frames = features.load_one(index, name)
+        moments.setdefault(item.domain, Moments(frames.shape[1])).add(frames)
+    found = {}
+    for domain, values in moments.items():
+        variances = values.variances()
+        tenth = explained_variance(variances)[max(values.width // 10, 1) - 1]
+        found[domain] = {"effective_rank": effective_rank(variances), "tenth": float(tenth)}
+    return found
+
+
+def spectra(model: LoSATok, items: Sequence[Item]) -> float:
+    """Log-band distance of reconstructed clips to the originals, over that of a constant spectrum."""
+    pairs = []
+    with torch.inference_mode():
+        for item in items:
+            audio = read_audio(item.path, model.sample_rate)
+            pairs.append((model.reconstruct(audio)[0], audio))
+    return log_band_score(pairs).ratio

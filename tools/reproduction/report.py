@@ -1,0 +1,109 @@
+"""What the figures say, as Markdown: tables with their spread, and the paper's claims beside them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reproduction.measure import TASKS
+from reproduction.plan import BOTTLENECKS, DIMS, TOKENIZERS
+
+Figures = Mapping[str, Any]
+"""Of one seed: ``ranks``, ``compression``, ``tokenizers``."""
+MEAN = "mean"
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """``mean ± standard deviation`` over seeds."""
+    middle = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{middle:.{digits}f}"
+    return f"{middle:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def average(accuracies: Mapping[str, float]) -> float:
+    """Over the tasks."""
+    return statistics.fmean(accuracies[task] for task in TASKS)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of Markdown; names stand left, figures right."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def rank_table(seeds: Sequence[Figures]) -> list[str]:
+    """How compressible the teacher's features are."""
+    rows = []
+    for domain in seeds[0]["ranks"]:
+        found = [figures["ranks"][domain] for figures in seeds]
+        values = [spread([f["effective_rank"] for f in found], 1), spread([100 * f["tenth"] for f in found], 1) + " %"]
+        rows.append([domain, *values])
+    return table(["teacher's features (160 dimensions)", "effective rank", "variance in 16 dimensions"], rows)
+
+
+def probe_rows(seeds: Sequence[Figures], group: str, names: Sequence[str], more: str | None = None) -> list[list[str]]:
+    """A row of accuracies for each of ``names``, their mean, and figure ``more`` where one is asked for."""
+    rows = []
+    for name in names:
+        found = [figures[group][name] for figures in seeds]
+        row = [name, *(spread([f["probes"][task] for f in found]) for task in TASKS)]
+        row.append(spread([average(f["probes"]) for f in found]))
+        if more is not None:
+            row.append(spread([f[more] for f in found]))
+        rows.append(row)
+    return rows
+
+
+TEACHER, MERGE, PCA = "teacher (160 dimensions)", f"channel merge to {DIMS}", f"PCA to {DIMS}"
+COMPRESSIONS = (TEACHER, MERGE, PCA, *(variant.name for variant in BOTTLENECKS))
+BOTH, HIGH, LOW, NEITHER, SMALL_KL, NO_KL = (variant.name for variant in TOKENIZERS)
+
+
+def claim(text: str, differences: Sequence[float]) -> list[str]:
+    """A row: what the paper says, the difference here (positive agrees) and what follows."""
+    middle = statistics.fmean(differences)
+    deviation = statistics.stdev(differences) if len(differences) > 1 else 0.0
+    # Twice the standard error of the mean over seeds.
+    unsure = 2 * deviation / len(differences) ** 0.5
+    verdict = "not told apart from chance" if abs(middle) <= unsure else "agrees" if middle > 0 else "**contradicts**"
+    return [text, f"{middle:+.3f} ± {deviation:.3f}", verdict]
+
+
+def claims(seeds: Sequence[Figures]) -> list[list[str]]:
+    """The paper's claims that these runs can speak to; accuracies are means over the tasks."""
+
+    def gain(group: str, better: str, worse: str) -> list[float]:
+        return [average(f[group][better]["probes"]) - average(f[group][worse]["probes"]) for f in seeds]
+
+    def clearer(better: str, worse: str) -> list[float]:
+        return [f["tokenizers"][worse]["spectra"] - f["tokenizers"][better]["spectra"] for f in seeds]
+
+    low = [0.5 * 160 - max(d["effective_rank"] for d in f["ranks"].values()) for f in seeds]
+    return [
+        claim("the teacher's effective rank is under half of its dimensions (difference: 80 - rank)", low),
+        claim("SemBo tells more than channel merging", gain("compression", "SemBo", MERGE)),
+        claim("SemBo tells more than PCA", gain("compression", "SemBo", PCA)),
+        claim("the teacher tells more than SemBo", gain("compression", TEACHER, "SemBo")),
+        claim("the time-relation loss helps SemBo", gain("compression", "SemBo", "no time relation")),
+        claim("it matters more than reconstruction", gain("compression", "no reconstruction", "no time relation")),
+        claim("all pairs of frames do better than neighbours", gain("compression", "SemBo", BOTTLENECKS[3].name)),
+        claim("L_L helps understanding", gain("tokenizers", BOTH, HIGH)),
+        claim("L_H helps understanding", gain("tokenizers", BOTH, LOW)),
+        claim("both do better than neither", gain("tokenizers", BOTH, NEITHER)),
+        claim("a smaller KL weight reconstructs better (difference of spectra)", clearer(SMALL_KL, BOTH)),
+        claim("a smaller KL weight understands better", gain("tokenizers", SMALL_KL, BOTH)),
+    ]  # fmt: skip
+
+
+def write(seeds: Sequence[Figures], setting: str) -> str:
+    """The page."""
+    head = ["linear probe of", *TASKS, MEAN]
+    lines = [setting, "", "## How compressible the teacher is", "", *rank_table(seeds)]
+    lines += ["## Bottlenecks", "", *table(head, probe_rows(seeds, "compression", COMPRESSIONS))]
+    names = [variant.name for variant in TOKENIZERS]
+    more = probe_rows(seeds, "tokenizers", names, "spectra")
+    lines += ["## Tokenizers", "", *table([*head, "spectra"], more)]
+    lines += ["## Beside the paper", "", *table(["claim of the paper", "here", ""], claims(seeds))]
+    return "\n".join(lines)
