@@ -116,7 +116,8 @@ class LogBandScore(NamedTuple):
     Attributes:
         distance: log-band distance of the audio to its reference, in nepers.
         constant: the same of the corpus's constant spectrum.
-        ratio: ``distance / constant``: 0 is perfect, 1 no better than a constant spectrum.
+        ratio: ``distance / constant``: 0 is perfect, 1 no better than a constant spectrum; NaN where the references
+            are one.
     """
 
     distance: float
@@ -146,7 +147,13 @@ def log_band_score(pairs: Iterable[tuple[Tensor, Tensor]]) -> LogBandScore:
     count = sum(len(bands) for bands in kept)
     centre = sum((bands.double().sum(0) for bands in kept), torch.zeros(BANDS, dtype=torch.float64)) / count
     constant = sum(float((bands.double() - centre).abs().mean(-1).sum()) for bands in kept)
-    return LogBandScore(distance / count, constant / count, distance / constant if constant > 0 else float("nan"))
+    ratio = over_constant(distance / count, constant / count)
+    return LogBandScore(distance / count, constant / count, float("nan") if ratio is None else ratio)
+
+
+def over_constant(distance: float, constant: float) -> float | None:
+    """``distance / constant``; None where all frames are one constant spectrum, up to rounding (1e-5 nepers)."""
+    return distance / constant if constant > 1e-5 else None
 
 
 def stft_distance(
