@@ -27,8 +27,8 @@ def names(folder):
 
 
 def test_reconstruction_leaves_json_a_table_and_a_page(losatok, tmp_path, corpus, model_folder):
-    (corpus / "empty.wav").touch()
-    arguments = ["evaluate", "reconstruction", corpus / "manifest.jsonl", corpus / "empty.wav", "-m", model_folder]
+    (tmp_path / "empty.wav").touch()
+    arguments = ["evaluate", "reconstruction", corpus / "manifest.jsonl", tmp_path / "empty.wav", "-m", model_folder]
     options = ["--no-pesq", "--no-stoi", "--by", "height", "--examples", 2]
     result = losatok(*arguments, *options, "-o", tmp_path / "r")
     assert result.code == 2
@@ -66,3 +66,51 @@ def test_what_cannot_be_reconstructed_is_one_sentence(losatok, tmp_path, corpus,
     result = losatok("evaluate", "reconstruction", *words)
     assert (result.code, len(result.sentences)) == (2, 1), result.err
     assert says in result.err
+
+
+def test_probe_leaves_a_report_and_keeps_features(losatok, tmp_path, corpus, model_folder):
+    arguments = ["evaluate", "probe", corpus / "manifest.jsonl", "-m", model_folder, "--label", "height"]
+    result = losatok(*arguments, "--seeds", 2, "-o", tmp_path / "p")
+    assert (result.code, result.err) == (0, "")
+    assert names(tmp_path / "p") == ["features", "probe.html", "probe.json", "probe.md"]
+    assert len(names(tmp_path / "p" / "features")) == 12
+    (task,) = json.loads((tmp_path / "p" / "probe.json").read_text())["tasks"]
+    assert (task["source_key"], task["sources"], task["clips"]) == ("voice", 6, 12)
+    features = ["latents", "semantic", "semantic_low", "semantic+pca:8", "semantic+merge:8"]
+    assert [row["feature"] for row in task["rows"]] == [name for name in features for _ in range(2)]
+    assert "height, clip level" in result.out
+    frames = losatok(*arguments, "--level", "frame", "--feature", "pca:2", "--overwrite", "-o", tmp_path / "p")
+    assert "height, frame level" in frames.out
+
+
+def test_probe_of_files_needs_no_model(losatok, tmp_path, corpus, model_folder):
+    assert losatok("encode", corpus, "-o", tmp_path / "l", "-m", model_folder).code == 0
+    lines = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["path"] = line["path"].replace(".wav", ".losatok")
+    (tmp_path / "l" / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    result = losatok("evaluate", "probe", tmp_path / "l" / "m.jsonl", "--label", "height", "-o", tmp_path / "p")
+    assert (result.code, result.err) == (0, "")
+    assert "given" in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--label", "what"], "no clip has a 'what'; --label takes a key of the manifest: domain, height, voice"),
+        (["--label", "voice"], "'voice' has 0 classes with at least 3 sources"),
+        (["--label", "height", "--feature", "best"], "--feature is 'best'; it takes latents, semantic"),
+        (["--label", "height", "--feature", "pca:99"], "pca:99 needs as many dimensions, and these features have 32"),
+        (["--label", "height", "--level", "word"], "--level is 'word'; it takes clip or frame"),
+        (["--label", "height", "--pool", "max"], "--pool is 'max'; it takes mean or mean+std"),
+        (["--label", "height", "--segments"], "pass --level frame with it"),
+        (["--label", "height", "--source", "x"], "has a 'x'; --source takes a key of the manifest"),
+        ([], "Missing option '--label'"),
+    ],
+)
+def test_what_cannot_be_probed_is_one_sentence(losatok, tmp_path, corpus, model_folder, options, says):
+    arguments = ["evaluate", "probe", corpus / "manifest.jsonl", "-m", model_folder, "-o", tmp_path / "p"]
+    result = losatok(*arguments, *options)
+    assert (result.code, len(result.sentences)) == (2, 1), result.err
+    assert says in result.err
+    assert not (tmp_path / "p" / "probe.json").exists()
