@@ -114,3 +114,23 @@ def test_what_cannot_be_probed_is_one_sentence(losatok, tmp_path, corpus, model_
     assert (result.code, len(result.sentences)) == (2, 1), result.err
     assert says in result.err
     assert not (tmp_path / "p" / "probe.json").exists()
+
+
+def test_generation_leaves_a_report(losatok, tmp_path, corpus, model_folder):
+    for index in range(3):
+        write_audio(tmp_path / "made" / f"{index}.wav", tone(9_000, index), 16_000)
+    (tmp_path / "made" / "empty.wav").touch()
+    arguments = ["evaluate", "generation", corpus, tmp_path / "made", "-m", model_folder, "-o", tmp_path / "g"]
+    result = losatok(*arguments, "--samples", 5, "--examples", 1)
+    assert result.code == 2
+    assert "empty.wav is empty" in result.err
+    report = json.loads((tmp_path / "g" / "generation.json").read_text())
+    assert [(row["feature"], row["reference"], row["generated"]) for row in report["rows"]] == [
+        ("semantic", 12, 3),
+        ("latents", 12, 3),
+    ]
+    assert "3 rows of 32 dimensions: the Frechet distance is far too large" in result.out
+    assert names(tmp_path / "g") == ["features", "generation.html", "generation.json", "generation.md"]
+    assert "--level is 'word'" in losatok(*arguments, "--level", "word", "--overwrite").err
+    assert "no CLAP model can be loaded" in losatok(*arguments, "--clap", tmp_path, "--overwrite").err
+    assert "whole features" in losatok(*arguments, "--feature", "pca:4", "--overwrite").err

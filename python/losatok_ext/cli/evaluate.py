@@ -19,6 +19,7 @@ from losatok_ext.cli.common import (
     progress_bar,
     require_model,
 )
+from losatok_ext.cli.evaluate_generation import generation
 from losatok_ext.cli.evaluate_probe import probe
 from losatok_ext.cli.evaluate_reconstruction import reconstruction
 from losatok_ext.errors import UserError
@@ -39,7 +40,7 @@ def _group() -> None:
     """Measure a model on recordings."""
 
 
-for _command in (reconstruction, probe):
+for _command in (reconstruction, probe, generation):
     app.command(_command.__name__)(_command)
 
 
