@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from losatok_ext.audio.files import write_audio
@@ -134,3 +135,27 @@ def test_generation_leaves_a_report(losatok, tmp_path, corpus, model_folder):
     assert "--level is 'word'" in losatok(*arguments, "--level", "word", "--overwrite").err
     assert "no CLAP model can be loaded" in losatok(*arguments, "--clap", tmp_path, "--overwrite").err
     assert "whole features" in losatok(*arguments, "--feature", "pca:4", "--overwrite").err
+
+
+def test_analyze_leaves_a_report_and_a_picture(losatok, tmp_path, corpus, model_folder):
+    result = losatok("analyze", corpus / "manifest.jsonl", "-m", model_folder, "-o", tmp_path / "a", "--by", "height")
+    assert (result.code, result.err) == (0, "")
+    assert names(tmp_path / "a") == ["analysis.html", "analysis.json", "analysis.md", "analysis.png", "features"]
+    report = json.loads((tmp_path / "a" / "analysis.json").read_text())
+    groups = [(spectrum["feature"], spectrum["group"]) for spectrum in report["spectra"]]
+    assert groups == [(feature, group) for feature in ("semantic", "latents") for group in ("all", "high", "low")]
+    assert [(row["method"], row["dims"]) for row in report["reductions"]] == [
+        *(("pca", dims) for dims in (8, 16)),
+        *(("merge", dims) for dims in (8, 16)),
+        ("SemBo", 8),
+    ]
+    assert "semantic in fewer dimensions" in result.out
+
+
+def test_analyze_of_files_needs_no_model(losatok, tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(50, 12)))
+    assert losatok("analyze", tmp_path / "a.npy", "-o", tmp_path / "a").code == 0
+    result = losatok("analyze", tmp_path / "a.npy", "-o", tmp_path / "b", "--feature", "latents")
+    assert "these files hold features already" in result.err
+    assert "no model: pass --model" in losatok("analyze", tmp_path / "a.wav", "-o", tmp_path / "b").err
+    assert not (tmp_path / "b").exists()

@@ -31,6 +31,7 @@ _HEAVY = {
         "app",
         "Measure a model: `reconstruction`, `probe`, `generation`, `storage`.",
     ),
+    "analyze": ("losatok_ext.cli.analyze", "analyze", "Effective rank of features, and what reductions keep of them."),
     "profile": ("losatok_ext.cli.profile", "app", "Time the stages of encoding or decoding a file."),
     "demo": ("losatok_ext.cli.demo", "demo", "Train small models on the bundled recordings, then use them."),
 }

@@ -13,7 +13,7 @@ from losatok_ext.evaluation.rank import Moments
 
 
 class LinearReduction:
-    """Features of D dimensions in d, by an affine map that has a best way back.
+    """Features of D dimensions in d by a linear map, and the best affine way back.
 
     Args:
         dims: d.
@@ -46,14 +46,17 @@ class LinearReduction:
         return self
 
     def transform(self, frames: Tensor) -> Tensor:
-        """``frames`` [..., D] in d dimensions: [..., d] in their dtype."""
-        mean, down, _ = self._fitted()
-        return ((frames.double() - mean) @ down).to(frames.dtype)
+        """``frames`` [..., D] in d dimensions: [..., d] in their dtype.
+
+        Their mean is not taken off: it is nothing to a probe, and without it frames would stand at other angles.
+        """
+        _, down, _ = self._fitted()
+        return (frames.double() @ down).to(frames.dtype)
 
     def restore(self, reduced: Tensor) -> Tensor:
         """``reduced`` [..., d] back in D dimensions: [..., D] in its dtype."""
-        mean, _, up = self._fitted()
-        return (reduced.double() @ up + mean).to(reduced.dtype)
+        mean, down, up = self._fitted()
+        return ((reduced.double() - mean @ down) @ up + mean).to(reduced.dtype)
 
     def explained(self, moments: Moments) -> float:
         """Share of the variance of frames with these ``moments`` that is still there after :meth:`restore`.

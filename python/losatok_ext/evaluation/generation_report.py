@@ -54,8 +54,11 @@ def generation_report(found: GenerationResult, facts: Mapping[str, str], sample_
             BarChart(f"Frechet distance, {row.feature}", bars, "less is better; ± standard deviation of the bootstrap")
         )
     report.notes = [*(f"{row.feature}: {warning}." for row in found.rows for warning in row.warnings), *_NOTES]
-    for title, items in (("reference", found.reference), ("generated", found.generated)):
-        report.examples += [_example(title, item, sample_rate) for item in _spread(items, examples)]
+    sides = {"reference": found.reference, "generated": found.generated}
+    chosen = {title: _spread(items, examples) for title, items in sides.items()}
+    for index in range(max(map(len, chosen.values()))):
+        pair = [(title, items[index]) for title, items in chosen.items() if index < len(items)]
+        report.examples.append(_example(index + 1, pair, sample_rate))
     report.failures = found.failures
     return report
 
@@ -66,9 +69,13 @@ def _spread(items: Sequence[Item], count: int) -> list[Item]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def _example(title: str, item: Item, sample_rate: int) -> Example:
-    audio = read_audio(item.path, sample_rate)
-    return Example(f"{title}: {item.name}", item.values.get("text", ""), [make_sound(title, audio, sample_rate)])
+def _example(number: int, pair: Sequence[tuple[str, Item]], sample_rate: int) -> Example:
+    """A clip of each set side by side; that they stand together means nothing."""
+    sounds = [
+        make_sound(f"{title}: {item.name}", read_audio(item.path, sample_rate), sample_rate) for title, item in pair
+    ]
+    texts = (f"{title}: {item.values['text']}" for title, item in pair if item.values.get("text"))
+    return Example(str(number), " · ".join(texts), sounds)
 
 
 def _table(rows: Sequence[GenerationRow]) -> Table:

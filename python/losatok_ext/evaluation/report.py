@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class LineChart:
     """
 
     title: str
-    lines: dict[str, Sequence[tuple[float, float]]]
+    lines: Mapping[str, Sequence[tuple[float, float]]]
     x_label: str
     y_label: str
     x_log: bool = False
@@ -164,7 +164,7 @@ def report_places(folder: Path, name: str, overwrite: bool) -> dict[str, Path]:
 
 
 def write_report(report: Report, places: dict[str, Path]) -> None:
-    """Write JSON, Markdown and one self-contained page, each whole or not at all.
+    """Write JSON, Markdown and one self-contained page, each whole or not at all; other suffixes are passed over.
 
     Raises:
         UserError: a file cannot be written.
@@ -176,10 +176,11 @@ def write_report(report: Report, places: dict[str, Path]) -> None:
         "md": report.markdown(),
         "html": page(report),
     }
-    for suffix, place in places.items():
+    for suffix, text in texts.items():
+        place = places[suffix]
         try:
             with atomic_path(place) as path:
-                path.write_text(texts[suffix], encoding="utf-8")
+                path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
 
