@@ -47,7 +47,7 @@ def report():
         {"model": "<&>"},
         {"value": 1.0},
         [Figure("figure", "1", "note")],
-        [table],
+        [table, Table("Folded", ["", "b"], [["row", "2"]], folded=True)],
         [BARS, LINES],
         [Example("<clip>", "facts", sounds)],
         ["a note & more"],
@@ -81,6 +81,11 @@ def test_the_page_is_whole_and_asks_nobody(report):
         assert given not in text
         assert given.replace("<", "&lt;").replace(">", "&gt;") in text
     assert "prefers-color-scheme:dark" in text
+
+
+def test_a_folded_table_is_on_the_page_alone(report):
+    assert "<details><summary>Folded</summary>" in page(report)
+    assert "Folded" not in report.markdown()
 
 
 def test_players_hold_the_audio_and_pictures_the_spectrogram(report):

@@ -176,12 +176,19 @@ def test_which_perceptual_measures_are_made(monkeypatch):
 
 def test_the_report_has_every_figure(model, found, tmp_path):
     report = reconstruction_report(model, found, examples=4)
-    assert [table.title for table in report.tables] == ["All clips, and by domain", "All clips, and by take"]
+    assert [table.title for table in report.tables] == [
+        "All clips, and by domain",
+        "All clips, and by take",
+        "Clip by clip",
+    ]
     assert report.tables[0].columns == ["", "all", "music", "noise", "speech"]
     assert [row[0] for row in report.tables[0].rows][:2] == ["clips", "log bands ↓"]
     mel = found.overall.metrics["mel"]
     (row,) = [row for row in report.tables[0].rows if row[0] == "mel ↓"]
     assert row[1] == f"{mel.mean:.3f} ± {mel.spread:.3f}"
+    clips = report.tables[2]
+    assert clips.rows[0][0] == max(found.clips, key=lambda clip: clip.values["log_band"]).item.name
+    assert "Clip by clip" not in report.markdown()
     assert len(report.examples) == 4
     values = report.to_dict()
     assert {"log_band_ratio", "mel", "rtf"} <= values["groups"][0].keys()

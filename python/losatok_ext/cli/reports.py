@@ -81,7 +81,7 @@ def show(report: Report) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, _WIDE))
     console.print(" · ".join(f"{escape(name)} [bold]{escape(text)}[/]" for name, text in report.facts.items()))
-    for table in report.tables:
+    for table in (table for table in report.tables if not table.folded):
         console.print(_rich(table))
 
 

@@ -26,13 +26,14 @@ def page(report: Report) -> str:
     ]
     if report.figures:
         parts.append(f'<section class="figures">{"".join(map(_figure, report.figures))}</section>')
-    parts += [_table(table) for table in report.tables]
+    parts += [_table(table) for table in report.tables if not table.folded]
     if report.charts:
         charts = "".join(f"<figure><figcaption>{escape(c.title)}</figcaption>{svg(c)}</figure>" for c in report.charts)
         parts.append(f'<section class="charts">{charts}</section>')
     if report.examples:
         examples = "".join(map(_example, report.examples))
         parts.append(f'<section class="examples"><h2>Listen</h2>{examples}</section>')
+    parts += [_table(table) for table in report.tables if table.folded]
     if report.notes:
         notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
         parts.append(f"<section><h2>How it was measured</h2><ul>{notes}</ul></section>")
@@ -61,10 +62,10 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
-    return (
-        f'<section><h2>{escape(table.title)}</h2><div class="scroll"><table><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>{note}</section>"
-    )
+    body = f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
+    if table.folded:
+        return f"<section><details><summary>{escape(table.title)}</summary>{body}</details></section>"
+    return f"<section><h2>{escape(table.title)}</h2>{body}</section>"
 
 
 def _cell(text: str) -> str:

@@ -60,6 +60,7 @@ article{margin-bottom:16px}
 .mel img{width:100%;height:100%;display:block}
 .head{position:absolute;top:0;bottom:0;left:0;width:1.5px;background:#fff;opacity:0}
 audio{width:calc(100% - 32px);height:34px;margin:8px 0 0 32px}
+summary{font-size:17px;font-weight:600;margin:36px 0 10px;cursor:pointer}
 ul{margin:0;padding-left:20px;font-size:13px}
 li{margin:3px 0;overflow-wrap:anywhere}
 footer{padding-top:28px;padding-bottom:40px;font-size:12px}

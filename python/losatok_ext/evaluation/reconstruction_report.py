@@ -23,6 +23,7 @@ from losatok_ext.evaluation.sounds import loudest, make_sound
 from losatok_ext.models import LoSATok
 
 _COLUMNS = 5  # groups that stand side by side; more stand in rows
+_LISTED = 1000  # clips that the page lists
 _HEADLINES = ("log_band_ratio", "mel", "f0_cents", "pesq", "stoi", "rtf")
 
 
@@ -51,6 +52,7 @@ def reconstruction_report(model: LoSATok, found: Reconstruction, examples: int =
         report.tables.append(_across("All clips", [found.overall], present))
     report.tables += [_across(f"All clips, and by {key}", [found.overall, *wide[key]], present) for key in wide]
     report.tables += [_down(f"By {key}", by_key[key], present) for key in keys if key not in wide]
+    report.tables.append(_clips_table(found.clips, present))
     for key in keys:
         report.charts += _charts(key, by_key[key], present)
     report.examples = [_example(model, clip, place) for place, clip in choose_examples(found.clips, examples)]
@@ -142,6 +144,22 @@ def _down(title: str, groups: Sequence[Group], names: Sequence[str]) -> Table:
         for g in groups
     ]
     return Table(title, ["", "clips", *map(_head, names)], rows)
+
+
+def _clips_table(clips: Sequence[ClipResult], names: Sequence[str]) -> Table:
+    """A row per clip, from the worst log bands to the best."""
+    ranked = sorted(clips, key=lambda clip: -clip.known("log_band"))
+    rows = [
+        [
+            clip.item.name,
+            clip.item.domain,
+            f"{clip.seconds:.2f}",
+            *(shown(clip.values[name], METRICS[name].digits) for name in names),
+        ]
+        for clip in ranked[:_LISTED]
+    ]
+    note = "" if len(ranked) <= _LISTED else f"The worst {_LISTED} of {len(ranked)}; the JSON has all."
+    return Table("Clip by clip", ["", "domain", "seconds", *map(_head, names)], rows, note, folded=True)
 
 
 def _head(name: str) -> str:

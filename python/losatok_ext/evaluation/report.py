@@ -22,12 +22,14 @@ class Table:
         columns: heads; the first column holds names and stands left, the others figures, right.
         rows: cells, as many as columns.
         note: under it.
+        folded: whether the page shows it only when asked to, and terminals and Markdown not at all.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    folded: bool = False
 
     def markdown(self) -> str:
         """The table in Markdown, its title in bold."""
@@ -146,8 +148,8 @@ class Report:
     def markdown(self) -> str:
         """Tables and notes, for documents."""
         facts = "; ".join(f"{name}: {text}" for name, text in self.facts.items())
-        parts = [f"# {self.title}", "", facts, "", *(table.markdown() for table in self.tables), *self.notes]
-        return "\n".join([*parts, ""])
+        parts = [f"# {self.title}", "", facts, "", *(table.markdown() for table in self.tables if not table.folded)]
+        return "\n".join([*parts, *(f"- {note}" for note in self.notes), ""])
 
 
 def report_places(folder: Path, name: str, overwrite: bool) -> dict[str, Path]:
