@@ -78,6 +78,14 @@ def test_distances_of_a_batch_are_those_of_its_clips_alone(name):
     assert float(measure(audio[:1], audio[:1])) == 0
 
 
+def test_a_long_clip_is_compared_in_blocks(monkeypatch):
+    audio, reference = tone(30_000, 3)[None], tone(30_000, 1)[None]
+    whole = {name: float(measure(audio, reference)) for name, measure in FUNCTIONS.items()}
+    monkeypatch.setattr("losatok_ext.audio.stft.BLOCK_FRAMES", 18)
+    for name, measure in FUNCTIONS.items():
+        assert float(measure(audio, reference)) == pytest.approx(whole[name], rel=1e-6)
+
+
 def test_a_gain_shows_in_full():
     clip = (0.5 * torch.randn(1, 20_000)).clamp(-1, 1)  # noise: every bin lies far above the floors
     ten = 10 * clip

@@ -48,6 +48,19 @@ def test_perceptual_measures_rank_noise(measure, speech):
     assert function(speech, torch.zeros_like(speech), 16_000) is None
 
 
+@pytest.mark.parametrize("measure", ["pesq", "stoi"])
+def test_long_recordings_are_measured_in_parts(measure, speech):
+    if importlib.util.find_spec(waveform.PACKAGES[measure]) is None:
+        pytest.skip(f"{waveform.PACKAGES[measure]} is not installed: pip install 'losatok-ext[evaluate]'")
+    function = getattr(waveform, measure)
+    long = torch.cat([speech[:40_000]] * 10 + [torch.zeros(160_000)])  # 35 s: four parts, the last of them silent
+    heard = long + 0.02 * torch.randn(len(long))
+    parts = zip(heard.tensor_split(4), long.tensor_split(4), strict=True)
+    values = [value for value in (function(*pair, 16_000) for pair in parts) if value is not None]
+    assert len(values) == 3
+    assert function(heard, long, 16_000) == pytest.approx(sum(values) / 3, rel=1e-6)
+
+
 @pytest.mark.parametrize(("measure", "package"), waveform.PACKAGES.items())
 def test_a_missing_package_is_named(measure, package, speech, monkeypatch):
     real = builtins.__import__

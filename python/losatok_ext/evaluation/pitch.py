@@ -59,10 +59,10 @@ def track_pitch(audio: Tensor, sample_rate: int, lowest: float = LOWEST, highest
 
 def _periods(frames: Tensor, window: int, shortest: int, longest: int) -> tuple[Tensor, Tensor]:
     """Period in samples of each frame (0: none) and its RMS, both [F]."""
-    size = frames.shape[1]
-    spectrum = torch.fft.rfft(frames, 2 * size)
-    head = torch.fft.rfft(frames[:, :window], 2 * size)
-    correlation = torch.fft.irfft(spectrum * head.conj(), 2 * size)[:, : longest + 1]
+    size = 1 << (frames.shape[1] - 1).bit_length()  # no lag that is looked at wraps around in as many
+    spectrum = torch.fft.rfft(frames, size)
+    head = torch.fft.rfft(frames[:, :window], size)
+    correlation = torch.fft.irfft(spectrum * head.conj(), size)[:, : longest + 1]
     energy = F.pad(frames.square().cumsum(1), (1, 0))
     lags = torch.arange(longest + 1, device=frames.device)
     moved = energy[:, lags + window] - energy[:, lags]

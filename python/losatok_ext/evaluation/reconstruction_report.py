@@ -19,7 +19,7 @@ from losatok_ext.evaluation.report import (
     shown,
     with_spread,
 )
-from losatok_ext.evaluation.sounds import loudest, make_sound
+from losatok_ext.evaluation.sounds import LONGEST, loudest, make_sound
 from losatok_ext.models import LoSATok
 
 _COLUMNS = 5  # groups that stand side by side; more stand in rows
@@ -181,7 +181,7 @@ def _charts(key: str, groups: Sequence[Group], names: Sequence[str]) -> list[Bar
 
 
 def _example(model: LoSATok, clip: ClipResult, place: str) -> Example:
-    audio = read_audio(clip.item.path, model.sample_rate)
+    audio = read_audio(clip.item.path, model.sample_rate)[: round(2 * LONGEST * model.sample_rate)]
     decoded = model.reconstruct(audio[None])[0].cpu()
     peak = loudest(audio, model.sample_rate)
     sounds = [

@@ -5,7 +5,7 @@ Every function takes batches of clips of different lengths, and nothing past a c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,8 +53,9 @@ def log_bands(audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Ten
         means nothing.
     """
     filters = band_filters().to(audio.device)
-    bands, frames = _magnitudes(audio, lengths, BAND_N_FFT, BAND_HOP, filters)
-    return bands.clamp(min=BAND_FLOOR).log(), frames
+    return _magnitudes(
+        audio, lengths, BAND_N_FFT, BAND_HOP, lambda magnitudes: (magnitudes @ filters).clamp(min=BAND_FLOOR).log()
+    )
 
 
 def log_band_distance(audio: Tensor, reference: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -68,10 +69,8 @@ def log_band_distance(audio: Tensor, reference: Tensor, lengths: Tensor | None =
     Raises:
         ValueError: the shapes differ.
     """
-    _check_pair(audio, reference)
-    ours, frames = log_bands(audio, lengths)
-    theirs, _ = log_bands(reference, lengths)
-    return clip_means((ours - theirs).abs().mean(-1), frames)
+    filters = band_filters().to(audio.device)
+    return clip_means(*_compare(audio, reference, lengths, BAND_N_FFT, BAND_HOP, filters, _log_difference))
 
 
 def mean_log_bands(references: Iterable[Tensor]) -> Tensor:
@@ -137,10 +136,8 @@ def log_band_score(pairs: Iterable[tuple[Tensor, Tensor]]) -> LogBandScore:
     kept: list[Tensor] = []
     distance = 0.0
     for audio, reference in pairs:
-        _check_pair(audio[None], reference[None])
-        ours, _ = log_bands(audio[None])
-        theirs, _ = log_bands(reference[None])
-        distance += float((ours - theirs).abs().double().mean(-1).sum())
+        theirs, frames = log_bands(reference[None])
+        distance += float(log_band_distance(audio[None], reference[None])) * int(frames)
         kept.append(theirs[0].cpu())
     if not kept:
         raise ValueError("pairs should hold at least one clip, got none")
@@ -163,8 +160,8 @@ def stft_distance(
 
     1 is a factor of 10. Arguments and errors are those of :func:`log_band_distance`.
     """
-    _check_pair(audio, reference)
-    return sum((_log_distance(audio, reference, lengths, size, None) for size in windows), _zeros(audio)) / len(windows)
+    found = [_compare(audio, reference, lengths, size, size // 4, None, _log10_difference) for size in windows]
+    return torch.stack([clip_means(*each) for each in found]).mean(0)
 
 
 def mel_distance(
@@ -176,12 +173,11 @@ def mel_distance(
     bins: Sequence[int] = MEL_BINS,
 ) -> Tensor:
     """As :func:`stft_distance`, of magnitude mel spectrograms with ``bins`` (HTK) bins at each of ``windows``."""
-    _check_pair(audio, reference)
-    total = _zeros(audio)
+    found = []
     for size, mels in zip(windows, bins, strict=True):
         filters = mel_filter_bank(size, mels, sample_rate).to(audio.device)
-        total = total + _log_distance(audio, reference, lengths, size, filters)
-    return total / len(windows)
+        found.append(_compare(audio, reference, lengths, size, size // 4, filters, _log10_difference))
+    return torch.stack([clip_means(*each) for each in found]).mean(0)
 
 
 def spectral_convergence(
@@ -192,16 +188,12 @@ def spectral_convergence(
     Source: Arik, Jun and Diamos 2018, "Fast spectrogram inversion using multi-head convolutional neural networks".
     Arguments and errors are those of :func:`log_band_distance`.
     """
-    _check_pair(audio, reference)
-    total = _zeros(audio)
+    found = []
     for size in windows:
-        ours, frames = _magnitudes(audio, lengths, size, size // 4, None)
-        theirs, _ = _magnitudes(reference, lengths, size, size // 4, None)
-        valid = valid_mask(frames, ours.shape[1])[..., None]
-        off = torch.where(valid, ours - theirs, 0.0).double().square().sum((1, 2))
-        norm = torch.where(valid, theirs, 0.0).double().square().sum((1, 2))
-        total = total + torch.where(norm > 0, off / norm, torch.nan).sqrt()
-    return total / len(windows)
+        squares, frames = _compare(audio, reference, lengths, size, size // 4, None, _squares)
+        off, norm = (clip_means(squares[..., place], frames) for place in (0, 1))
+        found.append(torch.where(norm > 0, off / norm, torch.nan).sqrt())
+    return torch.stack(found).mean(0)
 
 
 def clip_means(per_frame: Tensor, frames: Tensor) -> Tensor:
@@ -210,40 +202,58 @@ def clip_means(per_frame: Tensor, frames: Tensor) -> Tensor:
     return torch.where(valid, per_frame.double(), 0.0).sum(1) / frames
 
 
-def _log_distance(
-    audio: Tensor, reference: Tensor, lengths: Tensor | None, size: int, filters: Tensor | None
-) -> Tensor:
-    ours, frames = _magnitudes(audio, lengths, size, size // 4, filters)
-    theirs, _ = _magnitudes(reference, lengths, size, size // 4, filters)
-    difference = ours.clamp(min=_FLOOR).log10() - theirs.clamp(min=_FLOOR).log10()
-    return clip_means(difference.abs().mean(-1), frames)
+Compare = Callable[[Tensor, Tensor], Tensor]
 
 
-def _magnitudes(
-    audio: Tensor, lengths: Tensor | None, size: int, hop: int, filters: Tensor | None
+def _log_difference(ours: Tensor, theirs: Tensor) -> Tensor:
+    return (ours.clamp(min=BAND_FLOOR).log() - theirs.clamp(min=BAND_FLOOR).log()).abs().mean(-1)
+
+
+def _log10_difference(ours: Tensor, theirs: Tensor) -> Tensor:
+    return (ours.clamp(min=_FLOOR).log10() - theirs.clamp(min=_FLOOR).log10()).abs().mean(-1)
+
+
+def _squares(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Squared norms of the difference and of ``theirs``, [..., 2]."""
+    return torch.stack([(ours - theirs).double().square().sum(-1), theirs.double().square().sum(-1)], -1)
+
+
+def _compare(
+    audio: Tensor,
+    reference: Tensor,
+    lengths: Tensor | None,
+    size: int,
+    hop: int,
+    filters: Tensor | None,
+    compare: Compare,
 ) -> tuple[Tensor, Tensor]:
-    """Magnitudes [B, F, n_fft // 2 + 1 or the filters' bands] in float32, and frame lengths [B]."""
-    if lengths is None:
-        lengths = torch.full((len(audio),), audio.shape[1], dtype=torch.int64)
-    window = hann_window(size).to(audio.device)
-    with torch.autocast(audio.device.type, enabled=False):
-        return stft_magnitude(
-            audio.float(),
-            lengths.to(audio.device),
-            window,
-            hop,
-            1.0,
-            (lambda magnitude: magnitude) if filters is None else (lambda magnitude: magnitude @ filters),
-        )
+    """``compare`` of the magnitudes of both signals, block of frames by block: ([B, F, ...], frame lengths [B]).
 
-
-def _zeros(audio: Tensor) -> Tensor:
-    return torch.zeros(len(audio), dtype=torch.float64, device=audio.device)
-
-
-def _check_pair(audio: Tensor, reference: Tensor) -> None:
+    So an hour of audio needs the memory of one block, and not that of its spectrograms.
+    """
     if audio.dim() != 2 or audio.shape != reference.shape:
         raise ValueError(
             f"audio and reference should be of one shape [B, N], got {list(audio.shape)} and {list(reference.shape)}; "
             "cut both to the shorter"
         )
+    clips = len(audio)
+
+    def both(magnitudes: Tensor) -> Tensor:
+        magnitudes = magnitudes if filters is None else magnitudes @ filters
+        found = compare(magnitudes[:clips], magnitudes[clips:])
+        return torch.cat([found, found])  # as many rows as there are signals
+
+    counts = None if lengths is None else torch.cat([lengths, lengths])
+    values, frames = _magnitudes(torch.cat([audio.float(), reference.float()]), counts, size, hop, both)
+    return values[:clips], frames[:clips]
+
+
+def _magnitudes(
+    audio: Tensor, lengths: Tensor | None, size: int, hop: int, transform: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """``transform`` of magnitudes [B, F, n_fft // 2 + 1] in float32, block by block, and frame lengths [B]."""
+    if lengths is None:
+        lengths = torch.full((len(audio),), audio.shape[1], dtype=torch.int64)
+    window = hann_window(size).to(audio.device)
+    with torch.autocast(audio.device.type, enabled=False):
+        return stft_magnitude(audio.float(), lengths.to(audio.device), window, hop, 1.0, transform)

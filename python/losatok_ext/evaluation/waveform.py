@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import warnings
@@ -52,7 +53,9 @@ def missing_package(measure: str) -> str | None:
 def pesq(audio: Tensor, reference: Tensor, sample_rate: int) -> float | None:
     """Wide-band PESQ (ITU-T P.862.2, -0.5 to 4.64) of ``audio`` [N], by the package ``pesq``.
 
-    None where it finds no speech in the reference, or less than a quarter of a second.
+    Recordings of more than 20 s are cut into equal parts of at most 10 s, and the mean of theirs is taken: the measure
+    is meant for about as much, and its code has room for so many utterances. None where there is no speech in the
+    reference, or less than a quarter of a second.
 
     Raises:
         UserError: the package is not installed.
@@ -61,17 +64,18 @@ def pesq(audio: Tensor, reference: Tensor, sample_rate: int) -> float | None:
         import pesq as package
     except ImportError as error:
         raise _missing("pesq", error) from error
-    ours, theirs = (resample(signal.float().cpu(), sample_rate, _RATE).numpy() for signal in (audio, reference))
-    try:
-        return float(package.pesq(_RATE, theirs, ours, "wb"))
-    except (package.NoUtterancesError, package.BufferTooShortError):
-        return None
+    ours, theirs = (resample(signal.float().cpu(), sample_rate, _RATE) for signal in (audio, reference))
+    values = []
+    for part, target in zip(_parts(ours, _RATE), _parts(theirs, _RATE), strict=True):
+        with contextlib.suppress(package.NoUtterancesError, package.BufferTooShortError):
+            values.append(float(package.pesq(_RATE, target.numpy(), part.numpy(), "wb")))
+    return sum(values) / len(values) if values else None
 
 
 def stoi(audio: Tensor, reference: Tensor, sample_rate: int) -> float | None:
     """Short-time objective intelligibility (Taal et al. 2011, 0 to 1) of ``audio`` [N], by the package ``pystoi``.
 
-    None where the reference is silent, or has too little that is not (it needs about 0.4 s).
+    Cut into parts as for :func:`pesq`. None where the reference is silent, or has too little that is not (about 0.4 s).
 
     Raises:
         UserError: the package is not installed.
@@ -80,15 +84,21 @@ def stoi(audio: Tensor, reference: Tensor, sample_rate: int) -> float | None:
         import pystoi
     except ImportError as error:
         raise _missing("stoi", error) from error
-    ours, theirs = (signal.double().cpu().numpy() for signal in (audio, reference))
-    if not theirs.any():
-        return None
+    ours, theirs = (_parts(signal.double().cpu(), sample_rate) for signal in (audio, reference))
+    values = []
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        try:
-            return float(pystoi.stoi(theirs, ours, sample_rate))
-        except RuntimeWarning:  # it warns and returns 1e-5
-            return None
+        for part, target in zip(ours, theirs, strict=True):
+            if target.any():
+                with contextlib.suppress(RuntimeWarning):  # it warns of too little, and returns 1e-5
+                    values.append(float(pystoi.stoi(target.numpy(), part.numpy(), sample_rate)))
+    return sum(values) / len(values) if values else None
+
+
+def _parts(audio: Tensor, sample_rate: int) -> tuple[Tensor, ...]:
+    """``audio`` [N] whole, or beyond 20 s in equal parts (to one sample) of at most 10 s."""
+    longest = 10 * sample_rate
+    return (audio,) if len(audio) <= 2 * longest else audio.tensor_split(-(-len(audio) // longest))
 
 
 def _missing(measure: str, error: ImportError) -> UserError:
