@@ -153,15 +153,13 @@ def perceptual_measures(pesq: bool | None, stoi: bool | None) -> tuple[list[str]
     for name, wanted in (("pesq", pesq), ("stoi", stoi)):
         package = waveform.missing_package(name)
         if wanted and package is not None:
-            raise UserError(f"--{name} needs {package}, which is not installed: pip install 'losatok-ext[evaluate]'")
+            raise UserError(f"--{name} needs {package}, which is not installed: pip install {package}")
         if wanted is False:
             continue
         if package is None:
             chosen.append(name)
         else:
-            notes[METRICS[name].title] = (
-                f"not measured, {package} is not installed: pip install 'losatok-ext[evaluate]'"
-            )
+            notes[METRICS[name].title] = f"not measured, {package} is not installed: pip install {package}"
     return chosen, notes
 
 

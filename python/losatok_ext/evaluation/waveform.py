@@ -14,7 +14,7 @@ from losatok_ext.audio.resample import resample
 from losatok_ext.errors import UserError
 
 PACKAGES = {"pesq": "pesq", "stoi": "pystoi"}
-"""Measure -> the package that computes it; both come with ``losatok-ext[evaluate]``."""
+"""Measure -> the package that computes it; both come with the extra ``evaluate``."""
 
 _RATE = 16_000  # of wide-band PESQ
 _LIMIT = 100.0  # dB either way: what lies beyond is rounding
@@ -102,7 +102,7 @@ def _parts(audio: Tensor, sample_rate: int) -> tuple[Tensor, ...]:
 
 
 def _missing(measure: str, error: ImportError) -> UserError:
-    return UserError(f"{measure} needs {PACKAGES[measure]} ({error}); pip install 'losatok-ext[evaluate]'")
+    return UserError(f"{measure} needs {PACKAGES[measure]} ({error}); pip install {PACKAGES[measure]}")
 
 
 def wait_for(device: torch.device) -> None:
