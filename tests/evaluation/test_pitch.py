@@ -52,13 +52,18 @@ def test_what_is_far_quieter_than_the_loudest_is_unvoiced():
 def test_errors_are_those_that_were_made():
     reference = voice(200.0)
     same = pitch_error(reference, reference, RATE)
-    assert (same.cents, same.gross, same.voicing, same.frames) == (0.0, 0.0, 0.0, 51)
+    assert (same.cents, same.fine, same.gross, same.voicing, same.frames) == (0.0, 0.0, 0.0, 0.0, 51)
     semitone = pitch_error(voice(200.0 * 2 ** (1 / 12)), reference, RATE)
     assert semitone.cents == pytest.approx(100, abs=6)
-    assert semitone.gross == 0
+    assert (semitone.gross, semitone.fine) == (0, semitone.cents)
     fifth = pitch_error(voice(300.0), reference, RATE)
     assert fifth.cents == pytest.approx(702, abs=15)
-    assert fifth.gross == 1
+    assert (fifth.gross, fifth.fine) == (1, None)
+    mixed = torch.cat([voice(210.0, 4_000), voice(300.0, 4_000)])
+    parts = pitch_error(mixed, reference, RATE)
+    assert parts.fine == pytest.approx(84.5, abs=8)
+    assert parts.gross == pytest.approx(0.5, abs=0.08)
+    assert parts.cents == pytest.approx((0.5 * 84.5**2 + 0.5 * 702**2) ** 0.5, rel=0.1)
     half = reference.clone()
     half[4_000:] = 0
     assert pitch_error(half, reference, RATE).voicing == pytest.approx(0.5, abs=0.06)

@@ -67,6 +67,7 @@ def test_figures_of_clips_are_as_defined(model, items, found):
             "voicing": pitch.voicing,
         }
         assert {name: clip.values[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert clip.values["f0_fine"] == pytest.approx(pitch.fine, abs=1e-3)
         assert clip.values["f0_cents"] == pytest.approx(pitch.cents, abs=1e-3)
         assert clip.values["rtf"] > 0
         assert (clip.values["pesq"], clip.values["stoi"]) == (None, None)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -85,7 +85,7 @@ def show(report: Report) -> None:
         console.print(_rich(table))
 
 
-def _rich(table: Table):
+def _rich(table: Table) -> Any:
     from rich import box
     from rich.markup import escape
     from rich.table import Table as RichTable

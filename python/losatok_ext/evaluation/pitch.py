@@ -85,13 +85,15 @@ class PitchError(NamedTuple):
     Attributes:
         cents: root mean square of the difference in cents (1200 to the octave) over the frames voiced in both; None
             where there is none.
-        gross: share of those frames that are off by more than 20 %; None likewise.
+        fine: the same without frames that are off by more than 20 %, mostly by octaves; None where no other is left.
+        gross: share of the frames voiced in both that are off by more than 20 %; None where there is none.
         voicing: share of all frames that are voiced in one and not in the other.
         voiced: frames voiced in both.
         frames: of the recording.
     """
 
     cents: float | None
+    fine: float | None
     gross: float | None
     voicing: float
     voiced: int
@@ -110,8 +112,9 @@ def pitch_error(audio: Tensor, reference: Tensor, sample_rate: int) -> PitchErro
     both = (ours > 0) & (theirs > 0)
     voicing = float(((ours > 0) != (theirs > 0)).double().mean())
     if not bool(both.any()):
-        return PitchError(None, None, voicing, 0, len(ours))
+        return PitchError(None, None, None, voicing, 0, len(ours))
     ratio = ours[both] / theirs[both]
-    cents = float((1200 * ratio.log2()).square().mean().sqrt())
-    gross = float(((ratio - 1).abs() > _GROSS).double().mean())
-    return PitchError(cents, gross, voicing, int(both.sum()), len(ours))
+    squares = (1200 * ratio.log2()).square()
+    gross = (ratio - 1).abs() > _GROSS
+    fine = None if bool(gross.all()) else float(squares[~gross].mean().sqrt())
+    return PitchError(float(squares.mean().sqrt()), fine, float(gross.double().mean()), voicing, len(ratio), len(ours))

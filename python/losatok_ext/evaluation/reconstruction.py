@@ -65,7 +65,10 @@ METRICS = {
         "SI-SDR, dB", "higher", 1, "scale-invariant signal-to-distortion ratio; of use where phase is kept"
     ),
     "f0_cents": Metric("F0, cents", "lower", 0, "RMSE of the pitch (YIN, 60 to 600 Hz) over the frames voiced in both"),
-    "f0_gross": Metric("F0 gross", "lower", 3, "share of those frames that are off by more than 20 %"),
+    "f0_fine": Metric("F0 fine, cents", "lower", 0, "the same without frames that are off by more than 20 %"),
+    "f0_gross": Metric(
+        "F0 gross", "lower", 3, "share of the frames voiced in both that are off by more than 20 %, mostly by octaves"
+    ),
     "voicing": Metric("voicing", "lower", 3, "share of all frames voiced in one and not in the other"),
     "pesq": Metric("PESQ", "higher", 2, "wide-band PESQ (ITU-T P.862.2), where there is speech for it"),
     "stoi": Metric("STOI", "higher", 3, "short-time objective intelligibility, where there is enough for it"),
@@ -258,6 +261,7 @@ def measure_clip(model: LoSATok, audio: Tensor, perceptual: Sequence[str] = ()) 
         "convergence": None if convergence != convergence else convergence,  # silence has none
         "si_sdr": waveform.si_sdr(ours, theirs),
         "f0_cents": pitch.cents,
+        "f0_fine": pitch.fine,
         "f0_gross": pitch.gross,
         "voicing": pitch.voicing,
         "rtf": spent * rate / len(audio),

@@ -24,7 +24,7 @@ from losatok_ext.models import LoSATok
 
 _COLUMNS = 5  # groups that stand side by side; more stand in rows
 _LISTED = 1000  # clips that the page lists
-_HEADLINES = ("log_band_ratio", "mel", "f0_cents", "pesq", "stoi", "rtf")
+_HEADLINES = ("log_band_ratio", "mel", "f0_fine", "pesq", "stoi", "rtf")
 
 
 def reconstruction_report(model: LoSATok, found: Reconstruction, examples: int = 9) -> Report:
@@ -43,6 +43,8 @@ def reconstruction_report(model: LoSATok, found: Reconstruction, examples: int =
         "latent": f"{model.config.latent_dim} dimensions at {model.frame_rate} Hz",
         "device": _device(model),
     }
+    if model.quantizer_name is not None:
+        facts["quantizer"] = model.quantizer_name
     report = Report("reconstruction", "Reconstruction", facts, _values(found))
     report.figures = [_figure(found, name) for name in _HEADLINES if name in present]
     keys = list(dict.fromkeys(group.key for group in found.groups[1:]))
@@ -120,7 +122,12 @@ def _device(model: LoSATok) -> str:
 def _figure(found: Reconstruction, name: str) -> Figure:
     metric, entry = METRICS[name], found.overall.metrics[name]
     note = "" if entry.spread is None else f"± {entry.spread:.{metric.digits}f} over {entry.clips} clips"
-    titles = {"log_band_ratio": "log bands, of a constant", "rtf": "real-time factor", "mel": "mel distance"}
+    titles = {
+        "log_band_ratio": "log bands, of a constant",
+        "rtf": "real-time factor",
+        "mel": "mel distance",
+        "f0_fine": "F0, fine, cents",
+    }
     return Figure(titles.get(name, metric.title), shown(entry.mean, metric.digits), note)
 
 
