@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from losatok_ext.audio.files import write_audio
+from small_clap import save_small_clap
 from small_models import tone
 
 
@@ -159,3 +160,18 @@ def test_analyze_of_files_needs_no_model(losatok, tmp_path):
     assert "these files hold features already" in result.err
     assert "no model: pass --model" in losatok("analyze", tmp_path / "a.wav", "-o", tmp_path / "b").err
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+def test_generation_with_clap_scores_texts(losatok, tmp_path, corpus, model_folder):
+    pytest.importorskip("transformers", reason="transformers is not installed (extra text)")
+    clap = save_small_clap(tmp_path / "clap")
+    lines = [{"path": str(corpus / f"{index}.wav"), "text": "a tone"} for index in range(4)]
+    (tmp_path / "made.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    arguments = ["evaluate", "generation", corpus, tmp_path / "made.jsonl", "-m", model_folder, "--clap", clap]
+    result = losatok(*arguments, "--samples", 5, "--examples", 0, "-o", tmp_path / "g")
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "g" / "generation.json").read_text())
+    assert [(row["feature"], row["dims"]) for row in report["rows"]] == [("semantic", 32), ("latents", 8), ("CLAP", 12)]
+    assert report["clap_score"]["clips"] == 4
+    assert -1 <= report["clap_score"]["mean"] <= 1
