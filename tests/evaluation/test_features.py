@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from losatok_ext.audio.files import read_audio, write_audio
+from losatok_ext.audio.files import read_audio, read_audio_with_info, write_audio
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation import features as module
 from losatok_ext.evaluation.features import FEATURES, GIVEN, Spec, extract, holds_features, parse_spec
@@ -91,14 +91,15 @@ def test_files_of_features_and_latents(model, items, tmp_path):
     assert found.load(GIVEN)[0].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert found.load(GIVEN)[1].tolist() == [[0, 1, 2]]
     assert found.frame_rate is None
-    info = module.read_audio(items[0].path)
-    from losatok_ext.audio.files import audio_info
-
-    latents = encode_clip(model, info, audio_info(items[0].path))
+    latents = encode_clip(model, *read_audio_with_info(items[0].path))
+    np.save(tmp_path / "wide.npy", np.zeros((3, 8)))
+    wide = find_items([tmp_path / "wide.npy"], module.SUFFIXES)[0]
     save_latents(tmp_path / "a.losatok", latents)
     found = extract(None, find_items([tmp_path / "a.losatok"], module.SUFFIXES)[0], [GIVEN], tmp_path / "f")
     assert found.frame_rate == 25
     torch.testing.assert_close(found.load(GIVEN)[0], latents.mu)
+    mixed = extract(None, [*find_items([tmp_path / "a.losatok"], module.SUFFIXES)[0], *wide], [GIVEN], tmp_path / "f")
+    assert "wide.npy has frames at an unknown rate and those before it at 25 Hz" in mixed.failures[0].message
     with pytest.raises(UserError, match=r"frames\.npy holds features and .*0\.wav is a recording"):
         holds_features([*given, *items])
 

@@ -31,6 +31,12 @@ def test_a_manifest_says_what_is_known_of_each_file(tmp_path):
     assert second.segments == (Segment(0.0, 0.5, "bark"), Segment(0.5, 1.0, "7"))
 
 
+def test_a_text_may_hold_any_line_break(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"path": "a.wav", "text": "one\u2028two"}\r\n', encoding="utf-8")
+    (item,), _ = find_items([tmp_path / "m.jsonl"])
+    assert item.values["text"] == "one\u2028two"
+
+
 def test_folders_give_domains_and_names_are_told_apart(tmp_path):
     for name in ("one/speech/a.wav", "one/b.wav", "two/speech/a.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

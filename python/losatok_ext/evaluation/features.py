@@ -141,8 +141,13 @@ def extract(
         try:
             if model is None:
                 values, rate = _given(item.path)
-                found.frame_rate, place = rate, item.path
-                _check_width(widths, {GIVEN: values}, item.path)
+                place = item.path
+                _check_width(widths, {GIVEN: values}, place)
+                if found.items and rate != found.frame_rate:
+                    raise UserError(
+                        f"{place} has frames at {_hertz(rate)} and those before it at {_hertz(found.frame_rate)}"
+                    )
+                found.frame_rate = rate
             else:
                 place = Path(folder) / f"{_digest(model, item)}.safetensors"
                 _check_width(widths, _of_model(model, item, names, place), item.path)
@@ -216,6 +221,10 @@ def _given(path: Path) -> tuple[Tensor, float | None]:
     if not torch.isfinite(frames).all():
         raise UserError(f"{path} holds NaN or infinite features; compute them again")
     return frames, None
+
+
+def _hertz(rate: float | None) -> str:
+    return "an unknown rate" if rate is None else f"{rate:g} Hz"
 
 
 def _check_width(widths: dict[str, int], values: dict[str, Tensor], path: Path) -> None:

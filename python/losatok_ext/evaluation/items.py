@@ -102,7 +102,7 @@ def _distinct(items: list[Item]) -> list[Item]:
 
 def _manifest(path: Path) -> list[Item]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other line breaks in its texts
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read the manifest: {error}") from None
     items = [_item(path, f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -184,7 +184,7 @@ def evaluate_probe(
     if level not in LEVELS or pool not in POOLS or not seeds:
         raise ValueError(f"level should be one of {LEVELS}, pool one of {POOLS}, seeds not empty; got {level}, {pool}")
     splits = [split_by_source(task.labels, task.sources, seed) for seed in seeds]
-    counts = None if not segments else [_segment_classes(features, task, clip) for clip in task.clips]
+    classes = [_segment_classes(features, task, clip, specs[0].base) for clip in task.clips] if segments else None
     scores: dict[tuple[str, str], list[Score]] = {}
     dims: dict[str, int] = {}
     common, rows, unseen = [], [], []
@@ -192,7 +192,7 @@ def evaluate_probe(
         clips = [features.load_one(clip, spec.base) for clip in task.clips]
         for seed, split in zip(seeds, splits, strict=True):
             reduced = _reduced(clips, spec, split, seed)
-            parts, missing = _parts(reduced, task, split, level, pool, counts, seed)
+            parts, missing = _parts(reduced, task, split, level, pool, classes, seed)
             train, validation, test = parts
             dims[str(spec)] = train.x.shape[1]
             if spec is specs[0]:
@@ -232,17 +232,13 @@ def _choose(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:MAX_FRAMES].sort().values
 
 
-def _segment_classes(features: FeatureSet, task: Task, clip: int) -> Tensor:
-    """The class of each of at most a day of frames by where its middle lies: [T] int64, -1 outside of all segments."""
-    item, rate = features.items[clip], features.frame_rate
-    if rate is None:
-        raise UserError(
-            "segments are in seconds, and these features have no frame rate; give recordings or latent files"
-        )
-    frames = int(max(segment.end for segment in item.segments) * rate) + 2
-    middles = (torch.arange(frames) + 0.5) / rate
-    classes = torch.full((frames,), -1, dtype=torch.int64)
-    for segment in item.segments:
+def _segment_classes(features: FeatureSet, task: Task, clip: int, base: str) -> Tensor:
+    """The class of each frame of a clip by where its middle lies: [T] int64, -1 outside of all segments."""
+    if features.frame_rate is None:
+        raise UserError("segments are in seconds, and .npy files have no frame rate; give recordings or latent files")
+    middles = (torch.arange(len(features.load_one(clip, base))) + 0.5) / features.frame_rate
+    classes = torch.full(middles.shape, -1, dtype=torch.int64)
+    for segment in features.items[clip].segments:
         classes[(middles >= segment.start) & (middles < segment.end)] = task.classes.index(segment.label)
     return classes
 
@@ -257,10 +253,8 @@ def _parts(
         x = clip.double() if level == "frame" else _pooled(clip, pool)
         y = torch.full((len(x),), task.labels[index], dtype=torch.int64)
         if segments is not None:
-            y = torch.full((len(x),), -1, dtype=torch.int64)
-            known = min(len(x), len(segments[index]))
-            y[:known] = segments[index][:known]
-            x, y = x[y >= 0], y[y >= 0]
+            known = segments[index] >= 0
+            x, y = x[known], segments[index][known]
         xs[place].append(x)
         ys[place].append(y)
     parts = []

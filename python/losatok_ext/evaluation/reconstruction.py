@@ -244,10 +244,10 @@ def measure_clip(model: LoSATok, audio: Tensor, perceptual: Sequence[str] = ()) 
     """Figures of one clip [N] of whole tokens: the metrics but ``log_band_ratio``; ``seconds``; log-band ``frames`` and
     the sum over them of the reference's log bands, ``band_sum``."""
     rate = model.sample_rate
-    waveform.wait_for(model.device)
+    _wait_for(model.device)
     start = time.perf_counter()
     decoded = model.reconstruct(audio[None])
-    waveform.wait_for(model.device)
+    _wait_for(model.device)
     spent = time.perf_counter() - start
     ours, theirs = decoded[0].float().cpu(), audio.float().cpu()
     pair = ours[None], theirs[None]
@@ -269,6 +269,12 @@ def measure_clip(model: LoSATok, audio: Tensor, perceptual: Sequence[str] = ()) 
     values |= {name: {"pesq": waveform.pesq, "stoi": waveform.stoi}[name](ours, theirs, rate) for name in perceptual}
     total = [round(value, 6) for value in bands[0].double().sum(0).tolist()]
     return {"seconds": len(audio) / rate, "frames": bands.shape[1], "band_sum": total, **values}
+
+
+def _wait_for(device: torch.device) -> None:
+    """Wait until ``device`` has done what was asked of it, so that a clock tells the time it took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _whole_tokens(model: LoSATok, item: Item) -> Tensor:

@@ -7,7 +7,6 @@ import importlib.util
 import math
 import warnings
 
-import torch
 from torch import Tensor
 
 from losatok_ext.audio.resample import resample
@@ -103,9 +102,3 @@ def _parts(audio: Tensor, sample_rate: int) -> tuple[Tensor, ...]:
 
 def _missing(measure: str, error: ImportError) -> UserError:
     return UserError(f"{measure} needs {PACKAGES[measure]} ({error}); pip install {PACKAGES[measure]}")
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until ``device`` has done what was asked of it, so that a clock tells the time it took."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
