@@ -119,6 +119,14 @@ def test_bars_are_drawn_to_scale():
     assert "one & two" in [text.text for text in root.iter("text")]
 
 
+def test_an_axis_ends_at_its_limit():
+    root = ElementTree.fromstring(svg(BarChart("c", [Bar("a", 90.0, 20.0)], limit=100.0)))
+    ends = [float(line.get("x2")) for line in root.iter("line")]
+    assert max(ends) == pytest.approx(640 - 78, abs=0.1)
+    assert "100" in [text.text for text in root.iter("text")]
+    assert "125" not in [text.text for text in root.iter("text")]
+
+
 def test_lines_are_drawn_to_scale():
     root = ElementTree.fromstring(svg(LINES))
     up, flat = (

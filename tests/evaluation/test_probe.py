@@ -180,4 +180,8 @@ def test_the_report(tmp_path):
     row = values["tasks"][0]["rows"][0]
     assert row["accuracy"]["mean"] == found.rows[0].accuracy.mean
     assert values["tasks"][0]["classes"] == {"a": 12, "b": 12}
-    assert report.charts[0].reference[1] == "majority"
+    assert [chart.title.partition(": ")[2] for chart in report.charts] == [
+        "accuracy of a linear probe",
+        "accuracy of nearest neighbours",
+    ]
+    assert report.charts[0].reference == (100 * found.majority.mean, "majority")

@@ -18,17 +18,20 @@ def svg(chart: BarChart | LineChart) -> str:
 
 
 def _bars(chart: BarChart) -> str:
-    left, right, row, top = 150, 78, 26, 8
+    left, right, row, top = 150, 78, 26, 24 if chart.reference else 8
     spread = [bar.value + (bar.spread or 0.0) for bar in chart.bars]
     highest = max([*spread, chart.reference[0] if chart.reference else 0.0, 1e-9])
     lowest = min([0.0, *(bar.value - (bar.spread or 0.0) for bar in chart.bars)])
     ticks = _ticks(lowest, highest)
     low, high = min(ticks[0], lowest), max(ticks[-1], highest)
+    if chart.limit is not None:
+        high = chart.limit
+        ticks = [tick for tick in ticks if tick <= high]
     height = top + row * len(chart.bars) + 40
     span = _WIDTH - left - right
 
     def x(value: float) -> float:
-        return left + span * (value - low) / (high - low)
+        return left + span * (min(value, high) - low) / (high - low)
 
     bottom = top + row * len(chart.bars)
     parts = [_open(height, chart.title)]
@@ -55,7 +58,7 @@ def _bars(chart: BarChart) -> str:
     if chart.reference is not None:
         value, meaning = chart.reference
         parts.append(f'<line class="mark" x1="{x(value):.1f}" y1="{top}" x2="{x(value):.1f}" y2="{bottom}"/>')
-        parts.append(_text(x(value), bottom + 32, meaning, "middle", "mark-text"))
+        parts.append(_text(x(value), top - 10, meaning, "middle", "mark-text"))
     return "".join([*parts, "</svg>"])
 
 

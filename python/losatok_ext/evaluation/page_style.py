@@ -23,7 +23,7 @@ h4 small,.facts,.note,footer,article p{color:var(--soft)}
 .note{margin-top:8px}
 button#theme{border:1px solid var(--rule);background:var(--card);color:var(--ink);border-radius:6px;font-size:16px;
 width:34px;height:34px;cursor:pointer}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:24px}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(160px,1fr));gap:12px;margin-top:24px}
 .figures div,figure,article{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:14px 16px}
 .figures span,.figures small{display:block;color:var(--soft);font-size:12px}
 .figures strong{display:block;font-size:25px;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3}
@@ -33,7 +33,7 @@ th,td{padding:6px 9px;text-align:right;white-space:nowrap;border-top:1px solid v
 thead th{border-top:0;color:var(--soft);font-weight:500}
 th:first-child{text-align:left;font-weight:500}
 td i{font-style:normal;color:var(--soft);font-size:12px}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:16px;margin-top:36px}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(440px,100%),1fr));gap:16px;margin-top:36px}
 figure{margin:0}
 figcaption{font-size:13px;font-weight:600;margin-bottom:8px}
 svg{width:100%;height:auto;display:block}

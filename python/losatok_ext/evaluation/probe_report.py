@@ -8,6 +8,7 @@ from typing import Any
 
 from losatok_ext.evaluation.features import FeatureSet
 from losatok_ext.evaluation.probe import ProbeResult, ProbeRow, class_counts
+from losatok_ext.evaluation.probes import PROBES
 from losatok_ext.evaluation.report import Bar, BarChart, Figure, Report, Table, with_spread
 
 _NOTES = (
@@ -45,20 +46,24 @@ def probe_report(
             )
         )
         report.tables.append(_table(result))
-        report.charts.append(
-            BarChart(
-                f"{result.task.label}: accuracy of a linear probe",
-                [
-                    Bar(row.feature, 100 * row.accuracy.mean, _percent(row.accuracy.spread))
-                    for row in result.rows
-                    if row.probe == "linear"
-                ],
-                "%; ± standard deviation over seeds",
-                (100 * result.majority.mean, "majority"),
-            )
-        )
+        report.charts += [_chart(result, probe) for probe in PROBES]
     report.notes, report.failures = list(_NOTES), features.failures
     return report
+
+
+def _chart(result: ProbeResult, probe: str) -> BarChart:
+    title = "a linear probe" if probe == "linear" else "nearest neighbours"
+    return BarChart(
+        f"{result.task.label}: accuracy of {title}",
+        [
+            Bar(row.feature, 100 * row.accuracy.mean, _percent(row.accuracy.spread))
+            for row in result.rows
+            if row.probe == probe
+        ],
+        "%; ± standard deviation over seeds",
+        (100 * result.majority.mean, "majority"),
+        limit=100.0,
+    )
 
 
 def _table(result: ProbeResult) -> Table:

@@ -57,12 +57,14 @@ class BarChart:
         bars: from top to bottom.
         unit: of the values, after the scale.
         reference: a value that is marked by a line, and what it means.
+        limit: where the axis ends, and spreads with it; None: where the bars want it to.
     """
 
     title: str
     bars: Sequence[Bar]
     unit: str = ""
     reference: tuple[float, str] | None = None
+    limit: float | None = None
 
 
 @dataclass(frozen=True)
