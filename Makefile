@@ -23,10 +23,13 @@ $(VENV)/.torch: Makefile
 	$(PIP) install -q "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.22" ninja
 	@touch $@
 
-# An isolated build would fetch a torch of its own, so the build tools are installed first and isolation is off.
+# An isolated build would fetch a torch of its own, so the build tools are installed first and isolation is off. pesq, on the
+# other hand, builds in isolation only. Of xares the tests need the encoder checker; what it depends on would bring another torch.
 $(VENV)/.build: $(VENV)/.torch pyproject.toml $(NATIVE)
 	@command -v $${CXX:-c++} >/dev/null || { echo "no C++ compiler: install g++ (Debian: apt-get install g++) or set CXX"; exit 1; }
 	$(PIP) install -q --no-build-isolation -e ".[dev]"
+	$(PIP) install -q "pesq>=0.0.4" "pystoi>=0.4"
+	$(PIP) install -q --no-deps "xares>=0.1.3"
 	@touch $@
 
 build: $(VENV)/.build  ## make .venv and build the native ops into it

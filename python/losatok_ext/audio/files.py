@@ -65,7 +65,12 @@ class AudioInfo:
         return self.frames / self.sample_rate
 
 
-def _import_soundfile() -> ModuleType:
+def import_soundfile() -> ModuleType:
+    """The module ``soundfile``.
+
+    Raises:
+        UserError: it is not installed; the message names the cure.
+    """
     try:
         import soundfile
     except (
@@ -117,7 +122,7 @@ def _check_regular(path: Path) -> None:
 
 def _open(path: Path):
     """An open ``soundfile.SoundFile``, with every reason why there is none told apart."""
-    soundfile = _import_soundfile()
+    soundfile = import_soundfile()
     _check_regular(path)
     kind = kind_by_first_bytes(path)
     if kind is None and path.suffix.lower() in (".mp3", ".raw"):
@@ -179,7 +184,7 @@ def read_audio_with_info(path: str | os.PathLike[str], sample_rate: int = 16_000
     if sample_rate <= 0:
         raise ValueError(f"sample_rate should be a positive number of Hz, got {sample_rate}")
     path = Path(path)
-    soundfile = _import_soundfile()
+    soundfile = import_soundfile()
     pieces: list[np.ndarray] = []
     decoded = 0
     with _open(path) as file:
@@ -251,7 +256,7 @@ def write_audio(path: str | os.PathLike[str], audio: Tensor, sample_rate: int) -
         UserError: soundfile is not installed.
     """
     path = Path(path)
-    soundfile = _import_soundfile()
+    soundfile = import_soundfile()
     container, encoding = check_writable(path, sample_rate)
     if not isinstance(audio, Tensor) or not audio.is_floating_point():
         kind = audio.dtype if isinstance(audio, Tensor) else type(audio).__name__

@@ -27,7 +27,8 @@ _N_FFT, _MELS, _HOP = (
     160,
 )  # samples, bins, samples; fewer bins would blur, more leave empty filters at the bottom
 _COLUMNS = 2400  # of a picture; longer recordings are shown with wider steps
-_RANGE = 80.0  # dB below the loudest mel bin of the input
+RANGE = 80.0
+"""dB below the loudest mel bin of the input that are drawn."""
 SILENCE = (
     -40.0
 )  # dB re 1 (a full-scale tone has about +48): a recording without anything louder is drawn black, not amplified
@@ -193,7 +194,7 @@ def draw_mel(axis: Any, decibels: Tensor, seconds: float, rate: int) -> Any:
         aspect="auto",
         interpolation="nearest",
         extent=(0, seconds, -0.5, _MELS - 0.5),
-        vmin=-_RANGE,
+        vmin=-RANGE,
         vmax=0,
         cmap="magma",
     )

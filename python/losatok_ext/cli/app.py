@@ -26,7 +26,12 @@ from losatok_ext.errors import UserError
 # Commands whose modules import torch: name -> module, attribute, and the line that --help shows without importing them.
 _HEAVY = {
     "train": ("losatok_ext.cli.train", "app", "Train a model: `sembo`, then `tokenizer`, then a `generator`."),
-    "evaluate": ("losatok_ext.cli.evaluate", "app", "Measure a model on recordings: `storage`."),
+    "evaluate": (
+        "losatok_ext.cli.evaluate",
+        "app",
+        "Measure a model: `reconstruction`, `probe`, `generation`, `storage`.",
+    ),
+    "analyze": ("losatok_ext.cli.analyze", "analyze", "Effective rank of features, and what reductions keep of them."),
     "profile": ("losatok_ext.cli.profile", "app", "Time the stages of encoding or decoding a file."),
     "demo": ("losatok_ext.cli.demo", "demo", "Train small models on the bundled recordings, then use them."),
 }

@@ -19,13 +19,16 @@ from losatok_ext.cli.common import (
     progress_bar,
     require_model,
 )
+from losatok_ext.cli.evaluate_generation import generation
+from losatok_ext.cli.evaluate_probe import probe
+from losatok_ext.cli.evaluate_reconstruction import reconstruction
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.storage import evaluate_storage
 from losatok_ext.evaluation.storage_plot import plot_storage
 from losatok_ext.files import atomic_path
 from losatok_ext.inference.paths import find_inputs
 
-app = typer.Typer(no_args_is_help=True, help="Measure a model on recordings: `storage`.")
+app = typer.Typer(no_args_is_help=True, help="Measure a model: `reconstruction`, `probe`, `generation`, `storage`.")
 
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for the report: JSON, Markdown, picture.", show_default=False)
@@ -35,6 +38,10 @@ Output = Annotated[
 @app.callback()
 def _group() -> None:
     """Measure a model on recordings."""
+
+
+for _command in (reconstruction, probe, generation):
+    app.command(_command.__name__)(_command)
 
 
 @app.command()
