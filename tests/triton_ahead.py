@@ -30,11 +30,13 @@ from triton.compiler import ASTSource
 
 from losatok_ext.triton_kernels import (
     bottleneck,
+    depthwise_conv_norm,
     dit_attention,
     gated_residual,
     launch,
     layer_norm_modulate,
     normalized_reconstruction_loss,
+    polar_istft,
     quantize,
     quantize_scalar,
     time_relation,
@@ -92,6 +94,7 @@ def run_ops(dtype: torch.dtype, model_sizes_only: bool) -> None:
         time_relation.time_relation_forward(latent, features, lengths, -1, algorithm, None, need_grad)
     run_quantize(empty, lengths)
     run_block_ops(empty, lengths, model_sizes_only)
+    run_vocoder(empty, lengths, model_sizes_only)
     if model_sizes_only:
         return
     run_quantize_variants(empty, lengths, dtype)
@@ -170,6 +173,22 @@ def run_block_ops(empty, lengths, model_sizes_only: bool) -> None:
     attend(4, 256, "rms", 128)
     modulate(1536, True)
     modulate(1000, False)
+
+
+def run_vocoder(empty, lengths, model_sizes_only: bool) -> None:
+    """The ops of the decoder, at the sizes of the published one and at others."""
+
+    def vocode(channels, taps, n_fft, hop, lengths, vector=True):
+        head, window = empty(4, 750, n_fft + 2), empty(n_fft, of=torch.float32)
+        audio = polar_istft.polar_istft_forward(head, window, hop, lengths)
+        polar_istft.polar_istft_backward(audio, head, window, hop, lengths)
+        x, weight, vector = empty(4, 750, channels), empty(channels, 1, taps), empty(channels) if vector else None
+        depthwise_conv_norm.depthwise_conv_norm_forward(x, weight, vector, vector, vector, 1e-6, lengths)
+        depthwise_conv_norm.depthwise_conv_norm_backward(x, x, weight, vector, vector, 1e-6, lengths, True, True)
+
+    vocode(1280, 7, 1280, 320, lengths)
+    if not model_sizes_only:
+        vocode(250, 3, 600, 100, None, vector=False)
 
 
 def describe(kernel, arguments, constants):

@@ -1,0 +1,404 @@
+// A depthwise convolution over time, then LayerNorm, channels last, in one pass; and its gradients in two.
+//
+// A block convolves a few frames at a time, a thread four channels of four of them: with seven taps it reads ten rows,
+// which the cache has for the next four, and the taps. What is convolved goes to shared memory, where a warp per frame
+// takes its mean and variance. So x is read once from memory and y written once; for the gradient x is convolved anew, and what
+// flows back through LayerNorm lies in memory once, in float32, between the two steps: a frame's neighbours need it.
+#include "cuda/depthwise_conv_norm.h"
+#include "cuda/rows.cuh"
+
+namespace losatok::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kPass = 4;  // frames whose sums a thread holds
+constexpr int kColumnThreads = 64;
+constexpr int64_t kManyFrames = 16384;
+
+// What a kernel is compiled for: taps (0: any, known at run time), frames at a time, and channels that fit.
+template <int kTaps_, int kFrames_, int kChannels_>
+struct ConvShape {
+  static constexpr int kTaps = kTaps_, kFrames = kFrames_, kChannels = kChannels_;
+  static_assert(kFrames <= kWarps && kFrames % kPass == 0);
+};
+
+template <typename Shape>
+struct ConvShared {
+  float rows[Shape::kFrames][Shape::kChannels];
+};
+
+// vector[c .. c + 4], or a constant where there is none.
+template <typename T>
+__device__ __forceinline__ void load_or(const void* vector, float otherwise, int64_t c, int64_t channels, bool four,
+                                        float (&out)[4]) {
+  if (vector != nullptr) {
+    load_four(static_cast<const T*>(vector), c, channels, four, out);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out[i] = otherwise;
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void load_frame(const Clips& x, int64_t b, int64_t t, int64_t length, int64_t c, bool four,
+                                           float (&out)[4]) {
+  if (t >= 0 && t < length) {
+    load_four(clip_row<T>(x, b, t), c, x.features, four, out);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out[i] = 0.f;
+  }
+}
+
+__device__ __forceinline__ void add_products(const float (&a)[4], const float (&b)[4], float (&sums)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sums[i] = fmaf(a[i], b[i], sums[i]);
+}
+
+// Frames first .. first + kPass of clip b convolved, channels c .. c + 4.
+template <typename T, int kTaps>
+__device__ __forceinline__ void convolve(const DepthwiseConv& p, int64_t b, int64_t first, int64_t length, int64_t c,
+                                         bool four, float (&sums)[kPass][4]) {
+  const int64_t channels = p.x.features;
+  const T* weight = static_cast<const T*>(p.weight);
+#pragma unroll
+  for (int f = 0; f < kPass; ++f) load_or<T>(p.bias, 0.f, c, channels, four, sums[f]);
+  if constexpr (kTaps > 0) {
+    float taps[kTaps][4];
+#pragma unroll
+    for (int j = 0; j < kTaps; ++j) load_four(weight + j * channels, c, channels, four, taps[j]);
+#pragma unroll
+    for (int r = 0; r < kPass + kTaps - 1; ++r) {
+      float x[4];
+      load_frame<T>(p.x, b, first + r - kTaps / 2, length, c, four, x);
+#pragma unroll
+      for (int f = 0; f < kPass; ++f) {
+        if (f <= r && r < f + kTaps) add_products(taps[r - f], x, sums[f]);
+      }
+    }
+  } else {
+    for (int64_t j = 0; j < p.taps; ++j) {
+      float tap[4];
+      load_four(weight + j * channels, c, channels, four, tap);
+#pragma unroll
+      for (int f = 0; f < kPass; ++f) {
+        float x[4];
+        load_frame<T>(p.x, b, first + f + j - p.taps / 2, length, c, four, x);
+        add_products(tap, x, sums[f]);
+      }
+    }
+  }
+}
+
+// The frames' convolution into shared rows. A thread has the same channels each time.
+template <typename T, typename Shape>
+__device__ __forceinline__ void convolve_rows(const DepthwiseConv& p, int64_t b, int64_t first, int64_t length,
+                                              bool four, float (&rows)[Shape::kFrames][Shape::kChannels]) {
+  for (int64_t c = threadIdx.x * 4; c < p.x.features; c += 4 * kThreads) {
+#pragma unroll 1  // more of them at once take registers that more warps make better use of
+    for (int from = 0; from < Shape::kFrames; from += kPass) {
+      float sums[kPass][4];
+      convolve<T, Shape::kTaps>(p, b, first + from, length, c, four, sums);
+#pragma unroll
+      for (int f = 0; f < kPass; ++f) store_four(rows[from + f], c, Shape::kChannels, true, sums[f]);
+    }
+  }
+}
+
+struct Statistics {
+  float mean, rstd;
+};
+
+// Of a row in shared memory, by one warp; valid in every lane.
+__device__ __forceinline__ Statistics row_statistics(const float* row, int64_t channels, float eps) {
+  const float share = 1.f / static_cast<float>(channels);
+  float sum = 0.f, rest = 0.f, square_sum = 0.f;
+  for (int64_t c = threadIdx.x % kWarp; c < channels; c += kWarp) sum += row[c];
+  const float mean = warp_sum(sum) * share;
+  for (int64_t c = threadIdx.x % kWarp; c < channels; c += kWarp) {
+    const float centred = row[c] - mean;
+    rest += centred;
+    square_sum = fmaf(centred, centred, square_sum);
+  }
+  rest = warp_sum(rest) * share;  // what rounding left of the mean, large where the mean is
+  const float variance = fmaxf(warp_sum(square_sum) * share - rest * rest, 0.f);
+  return {mean + rest, 1.f / sqrtf(variance + eps)};
+}
+
+// Block (clip, group of kFrames frames).
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(kThreads) conv_norm_kernel(const ConvNorm p, bool four) {
+  LOSATOK_SHARED(ConvShared<Shape>, shared);
+  const int64_t time = p.conv.frames.time, channels = p.conv.x.features;
+  const int64_t groups = ceil_div<int64_t>(time, Shape::kFrames), b = blockIdx.x / groups;
+  const int64_t first = blockIdx.x % groups * Shape::kFrames, length = valid_length(p.conv.frames, b);
+  if (first < length) convolve_rows<T, Shape>(p.conv, b, first, length, four, shared.rows);
+  __syncthreads();
+  const int f = threadIdx.x / kWarp;
+  const int64_t t = first + f;
+  if (f >= Shape::kFrames || t >= time) return;  // a whole warp; no barrier follows
+  T* y = static_cast<T*>(p.y) + (b * time + t) * channels;
+  const bool valid = t < length;
+  const Statistics of = valid ? row_statistics(shared.rows[f], channels, p.eps) : Statistics{0.f, 0.f};
+  for (int64_t c = threadIdx.x % kWarp * 4; c < channels; c += 4 * kWarp) {
+    float x[4] = {}, gain[4], shift[4];
+    if (valid) {
+      load_four(shared.rows[f], c, Shape::kChannels, true, x);
+      load_or<T>(p.gain, 1.f, c, channels, four, gain);
+      load_or<T>(p.shift, 0.f, c, channels, four, shift);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[i] = fmaf((x[i] - of.mean) * of.rstd, gain[i], shift[i]);
+    }
+    store_four(y, c, channels, four, x);
+  }
+}
+
+// What a frame's gradient through LayerNorm needs beside its channels.
+struct Along {
+  Statistics of;
+  float one, normal;  // means of g and of g * normal, g the gradient by what is normal
+};
+
+template <typename Shape>
+struct GradientShared {
+  float rows[Shape::kFrames][Shape::kChannels];
+  float sums[2][Shape::kChannels];
+  Along along[Shape::kFrames];
+};
+
+// By one warp, of a row in shared memory.
+template <typename T>
+__device__ __forceinline__ Along along_of(const float* row, const T* grad, const void* gain, int64_t channels,
+                                          float eps, bool four) {
+  const Statistics of = row_statistics(row, channels, eps);
+  float one = 0.f, normal = 0.f;
+  for (int64_t c = threadIdx.x % kWarp * 4; c < channels; c += 4 * kWarp) {
+    float g[4], factor[4];
+    load_four(grad, c, channels, four, g);
+    load_or<T>(gain, 1.f, c, channels, four, factor);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (c + i >= channels) continue;
+      const float by_normal = g[i] * factor[i];
+      one += by_normal;
+      normal = fmaf(by_normal, (row[c + i] - of.mean) * of.rstd, normal);
+    }
+  }
+  return {of, warp_sum(one) / static_cast<float>(channels), warp_sum(normal) / static_cast<float>(channels)};
+}
+
+// Which frames of which clip a block of the gradient has, clip * chunks + chunk along x: t0 .. t1, valid below `last`.
+struct Chunk {
+  int64_t b, t0, t1, length, last;
+};
+
+__device__ __forceinline__ Chunk chunk_of(const Frames& frames, int64_t chunks, int64_t size) {
+  const int64_t b = blockIdx.x / chunks, t0 = blockIdx.x % chunks * size, length = valid_length(frames, b);
+  const int64_t t1 = t0 + size < frames.time ? t0 + size : frames.time;
+  return {b, t0, t1, length, t1 < length ? t1 : length};
+}
+
+// Block (clip * chunks + chunk); grad_convolved, and the chunk's sums for gain and shift.
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(kThreads)
+    conv_norm_gradient_kernel(const ConvNormGradient p, int64_t chunks, int64_t size, bool four) {
+  LOSATOK_SHARED(GradientShared<Shape>, shared);
+  const int64_t channels = p.conv.x.features;
+  const Chunk own = chunk_of(p.conv.frames, chunks, size);
+  for (int64_t c = threadIdx.x * 4; c < channels; c += 4 * kThreads) {
+    const float zeros[4] = {};
+    store_four(shared.sums[0], c, Shape::kChannels, true, zeros);
+    store_four(shared.sums[1], c, Shape::kChannels, true, zeros);
+  }
+  for (int64_t first = own.t0; first < own.last; first += Shape::kFrames) {
+    convolve_rows<T, Shape>(p.conv, own.b, first, own.length, four, shared.rows);
+    __syncthreads();
+    const int warp = threadIdx.x / kWarp;
+    if (warp < Shape::kFrames && first + warp < own.last) {
+      const Along along = along_of<T>(shared.rows[warp], clip_row<T>(p.grad, own.b, first + warp), p.gain, channels,
+                                      p.eps, four);
+      if (threadIdx.x % kWarp == 0) shared.along[warp] = along;
+    }
+    __syncthreads();
+    for (int64_t c = threadIdx.x * 4; c < channels; c += 4 * kThreads) {
+      float gain[4], gain_sum[4], shift_sum[4];
+      load_or<T>(p.gain, 1.f, c, channels, four, gain);
+      load_four(shared.sums[0], c, Shape::kChannels, true, gain_sum);
+      load_four(shared.sums[1], c, Shape::kChannels, true, shift_sum);
+      for (int f = 0; f < Shape::kFrames && first + f < own.last; ++f) {
+        const Along along = shared.along[f];
+        float x[4], g[4];
+        load_four(shared.rows[f], c, Shape::kChannels, true, x);
+        load_four(clip_row<T>(p.grad, own.b, first + f), c, channels, four, g);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float normal = (x[i] - along.of.mean) * along.of.rstd;
+          shift_sum[i] += g[i];
+          gain_sum[i] = fmaf(g[i], normal, gain_sum[i]);
+          x[i] = along.of.rstd * (g[i] * gain[i] - along.one - normal * along.normal);
+        }
+        store_four(p.grad_convolved + (own.b * p.conv.frames.time + first + f) * channels, c, channels, four, x);
+      }
+      store_four(shared.sums[0], c, Shape::kChannels, true, gain_sum);
+      store_four(shared.sums[1], c, Shape::kChannels, true, shift_sum);
+    }
+  }
+  if (p.parts == nullptr) return;
+  float* parts = p.parts + (blockIdx.x * (p.conv.taps + 3) + p.conv.taps + 1) * channels;
+  for (int64_t c = threadIdx.x * 4; c < channels; c += 4 * kThreads) {  // a thread's own channels: no barrier
+    float sums[4];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      load_four(shared.sums[k], c, Shape::kChannels, true, sums);
+      store_four(parts + k * channels, c, channels, four, sums);
+    }
+  }
+}
+
+// Block (clip * chunks + chunk, 4 * kColumnThreads channels); a thread goes along the chunk with four channels. With
+// h the gradient by what is convolved: grad_x[t] = sum over j of weight[j] h[t + half - j], and weight[j] gets
+// x[t] h[t + half - j] from every t.
+template <typename T, int kTaps>
+__global__ void __launch_bounds__(kColumnThreads)
+    conv_gradient_kernel(const ConvGradient p, int64_t chunks, int64_t size, bool four) {
+  const int64_t channels = p.conv.x.features, time = p.conv.frames.time, taps = kTaps > 0 ? kTaps : p.conv.taps;
+  const int64_t c = (static_cast<int64_t>(blockIdx.y) * kColumnThreads + threadIdx.x) * 4, half = taps / 2;
+  if (c >= channels) return;  // no barrier follows
+  const Chunk own = chunk_of(p.conv.frames, chunks, size);
+  const Clips by{p.grad_convolved, channels, time * channels, channels};
+  const T* weight = static_cast<const T*>(p.conv.weight);
+  T* grad_x = p.grad_x == nullptr ? nullptr : static_cast<T*>(p.grad_x) + own.b * time * channels;
+  float* parts = p.parts == nullptr ? nullptr : p.parts + blockIdx.x * (taps + 3) * channels;
+  float bias_sum[4] = {};
+  if constexpr (kTaps > 0) {
+    float weights[kTaps][4], sums[kTaps][4] = {}, near[kTaps][4];  // near: h of frames t - half .. t + half
+#pragma unroll
+    for (int j = 0; j < kTaps; ++j) {
+      load_four(weight + j * channels, c, channels, four, weights[j]);
+      load_frame<float>(by, own.b, own.t0 - half - 1 + j, own.length, c, four, near[j]);
+    }
+    for (int64_t t = own.t0; t < own.last; ++t) {
+#pragma unroll
+      for (int j = 0; j + 1 < kTaps; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) near[j][i] = near[j + 1][i];
+      load_frame<float>(by, own.b, t + half, own.length, c, four, near[kTaps - 1]);
+      float x[4], sum[4] = {};
+      load_frame<T>(p.conv.x, own.b, t, own.length, c, four, x);
+#pragma unroll
+      for (int j = 0; j < kTaps; ++j) {
+        add_products(weights[j], near[kTaps - 1 - j], sum);
+        add_products(x, near[kTaps - 1 - j], sums[j]);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bias_sum[i] += near[kTaps / 2][i];
+      if (grad_x != nullptr) store_four(grad_x + t * channels, c, channels, four, sum);
+    }
+#pragma unroll
+    for (int j = 0; j < kTaps; ++j) {
+      if (parts != nullptr) store_four(parts + j * channels, c, channels, four, sums[j]);
+    }
+  } else {
+    for (int64_t t = own.t0; t < own.last; ++t) {
+      float sum[4] = {}, h[4];
+      for (int64_t j = 0; j < taps; ++j) {
+        float tap[4];
+        load_four(weight + j * channels, c, channels, four, tap);
+        load_frame<float>(by, own.b, t + half - j, own.length, c, four, h);
+        add_products(tap, h, sum);
+      }
+      load_frame<float>(by, own.b, t, own.length, c, four, h);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bias_sum[i] += h[i];
+      if (grad_x != nullptr) store_four(grad_x + t * channels, c, channels, four, sum);
+    }
+    for (int64_t j = 0; parts != nullptr && j < taps; ++j) {
+      float sum[4] = {};
+      for (int64_t t = own.t0; t < own.last; ++t) {
+        float x[4], h[4];
+        load_frame<T>(p.conv.x, own.b, t, own.length, c, four, x);
+        load_frame<float>(by, own.b, t + half - j, own.length, c, four, h);
+        add_products(x, h, sum);
+      }
+      store_four(parts + j * channels, c, channels, four, sum);
+    }
+  }
+  if (parts != nullptr) store_four(parts + taps * channels, c, channels, four, bias_sum);
+  const float zeros[4] = {};
+  for (int64_t t = own.t0 > own.length ? own.t0 : own.length; grad_x != nullptr && t < own.t1; ++t) {
+    store_four(grad_x + t * channels, c, channels, four, zeros);
+  }
+}
+
+// Calls body.template operator()<Shape>() for what fits: one table for both launchers.
+template <typename Body>
+cudaError_t for_shape(const DepthwiseConv& conv, Body&& body) {
+  if (conv.x.features > kMaxConvChannels) return cudaErrorInvalidValue;
+  if (conv.x.features > 1280) return body.template operator()<ConvShape<0, 4, kMaxConvChannels>>();
+  if (conv.taps == 7) return body.template operator()<ConvShape<7, 8, 1280>>();
+  return body.template operator()<ConvShape<0, 8, 1280>>();
+}
+
+template <typename T>
+bool conv_reads_four(const DepthwiseConv& conv) {
+  const int64_t channels = conv.x.features;
+  return clips_read_four<T>(conv.x) && reads_four<T>(conv.weight, channels, channels) &&
+         reads_four<T>(conv.bias, channels, channels);
+}
+
+}  // namespace
+
+cudaError_t conv_norm(DType dtype, const ConvNorm& a, cudaStream_t stream) {
+  const Frames& frames = a.conv.frames;
+  return for_dtype(dtype, [&]<typename T>() {
+    return for_shape(a.conv, [&]<typename Shape>() {
+      const int64_t channels = a.conv.x.features, blocks = frames.batch * ceil_div<int64_t>(frames.time, Shape::kFrames);
+      if (!fits_grid(blocks)) return cudaErrorInvalidValue;
+      bool four = conv_reads_four<T>(a.conv);
+      for (const void* vector : {a.gain, a.shift, static_cast<const void*>(a.y)}) {
+        four = four && reads_four<T>(vector, channels, channels);
+      }
+      return launch(conv_norm_kernel<T, Shape>, dim3(static_cast<unsigned>(blocks)), kThreads, sizeof(ConvShared<Shape>),
+                    stream, a, four);
+    });
+  });
+}
+
+// Few frames a chunk where there are few: to occupy the device. Many of them where the sums would be as large as x.
+int64_t conv_chunk_frames(const Frames& frames) { return frames.batch * frames.time > kManyFrames ? 64 : 16; }
+
+int64_t conv_chunks(const Frames& frames) {
+  return std::max<int64_t>(1, ceil_div(frames.time, conv_chunk_frames(frames)));
+}
+
+cudaError_t conv_norm_gradient(DType dtype, const ConvNormGradient& a, cudaStream_t stream) {
+  const int64_t chunks = conv_chunks(a.conv.frames), blocks = a.conv.frames.batch * chunks;
+  if (!fits_grid(blocks)) return cudaErrorInvalidValue;
+  return for_dtype(dtype, [&]<typename T>() {
+    return for_shape(a.conv, [&]<typename Shape>() {
+      const int64_t channels = a.conv.x.features;
+      const bool four = conv_reads_four<T>(a.conv) && clips_read_four<T>(a.grad) &&
+                        reads_four<T>(a.gain, channels, channels) && reads_four<float>(a.parts, channels, channels) &&
+                        reads_four<float>(a.grad_convolved, channels, channels);
+      return launch(conv_norm_gradient_kernel<T, Shape>, dim3(static_cast<unsigned>(blocks)), kThreads,
+                    sizeof(GradientShared<Shape>), stream, a, chunks, conv_chunk_frames(a.conv.frames), four);
+    });
+  });
+}
+
+cudaError_t conv_gradient(DType dtype, const ConvGradient& a, cudaStream_t stream) {
+  const int64_t channels = a.conv.x.features, chunks = conv_chunks(a.conv.frames), x = a.conv.frames.batch * chunks;
+  const int64_t y = ceil_div<int64_t>(channels, 4 * kColumnThreads);
+  if (!fits_grid(x) || y > 65535) return cudaErrorInvalidValue;
+  return for_dtype(dtype, [&]<typename T>() {
+    const bool four = conv_reads_four<T>(a.conv) && reads_four<T>(a.grad_x, channels, channels) &&
+                      reads_four<float>(a.parts, channels, channels) &&
+                      reads_four<float>(a.grad_convolved, channels, channels);
+    const auto kernel = a.conv.taps == 7 ? conv_gradient_kernel<T, 7> : conv_gradient_kernel<T, 0>;
+    return launch(kernel, dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)), kColumnThreads, 0, stream, a,
+                  chunks, conv_chunk_frames(a.conv.frames), four);
+  });
+}
+
+}  // namespace losatok::cuda
