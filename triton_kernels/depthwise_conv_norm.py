@@ -17,7 +17,7 @@ from losatok_ext.triton_kernels import launch as L
 from losatok_ext.triton_kernels.rows import clip_length, frame_chunks, frames_of_chunk
 
 HELD = 8192
-"""Elements of float32 that a program holds of what is convolved."""
+"""Elements of float32 that a program holds of what is convolved; half as many backward, which has gradients to hold."""
 
 COLUMNS = 128
 """Channels of a program of the second step backward."""
@@ -35,7 +35,7 @@ def normalized_frames(
     v = tl.zeros([ROWS, BLOCK], tl.float32)
     if bias is not None:
         v += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    for j in tl.static_range(TAPS):
+    for j in range(TAPS):
         t = frame + (j - TAPS // 2)
         w = tl.load(weight + j * features + columns, mask=inside, other=0.0).to(tl.float32)
         v += w * tl.load(x + t * stride + columns, mask=inside & (t >= 0) & (t < last), other=0.0).to(tl.float32)
@@ -148,11 +148,13 @@ def conv_gradient_kernel(
             tl.store(at + j * features, tl.sum(total, 0), mask=feature < features)
 
 
-def _frame_blocks(features: int) -> dict[str, int]:
-    """The launch configuration of a kernel that holds ROWS whole frames of ``features``, BLOCK elements each."""
+def _frame_blocks(features: int, held: int) -> dict[str, int]:
+    """The launch configuration of a kernel that holds ROWS whole frames of ``features``, BLOCK elements each, ``held``
+    in all where they fit.
+    """
     block = L.tile(features)
-    rows = min(max(HELD // block, 1), 16)
-    return {"ROWS": rows, "BLOCK": block, "num_warps": min(max(block * rows // 512, 4), 16)}
+    rows = min(max(held // block, 1), 16)
+    return {"ROWS": rows, "BLOCK": block, "num_warps": min(max(block * rows // 512, 4), 32)}
 
 
 def _by_taps(conv_weight: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ def depthwise_conv_norm_forward(
     x = L.rows_contiguous(x)
     clips, time, features = x.shape
     y = x.new_empty((clips, time, features))
-    blocks = _frame_blocks(features)
+    blocks = _frame_blocks(features, HELD)
     groups = L.ceil_div(time, blocks["ROWS"])
     with L.on_device(x):
         L.launch(
@@ -206,7 +208,7 @@ def depthwise_conv_norm_backward(
     L.check_dtype("x", x)
     grad, x = L.rows_contiguous(grad), L.rows_contiguous(x)
     (clips, time, features), taps = x.shape, conv_weight.shape[2]
-    blocks = _frame_blocks(features)
+    blocks = _frame_blocks(features, HELD // 2)
     chunks, frames = frame_chunks(clips, time, blocks["ROWS"], x.device)
     weight = _by_taps(conv_weight)
     by = x.new_empty((clips, time, features), dtype=torch.float32)

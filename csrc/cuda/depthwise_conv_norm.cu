@@ -1,8 +1,8 @@
 // A depthwise convolution over time, then LayerNorm, channels last, in one pass; and its gradients in two.
 //
-// A block convolves a few frames at a time, a thread four channels of four of them: with seven taps it reads ten rows,
-// which the cache has for the next four, and the taps. What is convolved goes to shared memory, where a warp per frame
-// takes its mean and variance. So x is read once from memory and y written once; for the gradient x is convolved anew, and what
+// A block convolves a few frames at a time. A thread goes along them with four channels of the taps' frames in
+// registers: with seven taps it reads 15 rows for 8 frames. What is convolved goes to shared memory, where a warp per
+// frame takes its mean and variance. So x is read once from memory and y written once; for the gradient x is convolved anew, and what
 // flows back through LayerNorm lies in memory once, in float32, between the two steps: a frame's neighbours need it.
 #include "cuda/depthwise_conv_norm.h"
 #include "cuda/rows.cuh"
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kPass = 4;  // frames whose sums a thread holds
+constexpr int kBlocks = 2;  // on a multiprocessor at least
 constexpr int kColumnThreads = 64;
 constexpr int64_t kManyFrames = 16384;
 
@@ -20,7 +20,7 @@ constexpr int64_t kManyFrames = 16384;
 template <int kTaps_, int kFrames_, int kChannels_>
 struct ConvShape {
   static constexpr int kTaps = kTaps_, kFrames = kFrames_, kChannels = kChannels_;
-  static_assert(kFrames <= kWarps && kFrames % kPass == 0);
+  static_assert(kFrames <= kWarps);
 };
 
 template <typename Shape>
@@ -56,52 +56,84 @@ __device__ __forceinline__ void add_products(const float (&a)[4], const float (&
   for (int i = 0; i < 4; ++i) sums[i] = fmaf(a[i], b[i], sums[i]);
 }
 
-// Frames first .. first + kPass of clip b convolved, channels c .. c + 4.
+// Four channels of kTaps frames next to each other, going along time: what lies before and past a clip is zero.
 template <typename T, int kTaps>
-__device__ __forceinline__ void convolve(const DepthwiseConv& p, int64_t b, int64_t first, int64_t length, int64_t c,
-                                         bool four, float (&sums)[kPass][4]) {
-  const int64_t channels = p.x.features;
-  const T* weight = static_cast<const T*>(p.weight);
+struct Near {
+  float x[kTaps][4], next[4];
+
+  // All but the last of the frames about `first`, and the last as the next.
+  __device__ __forceinline__ Near(const Clips& clips, int64_t b, int64_t first, int64_t length, int64_t c, bool four) {
 #pragma unroll
-  for (int f = 0; f < kPass; ++f) load_or<T>(p.bias, 0.f, c, channels, four, sums[f]);
-  if constexpr (kTaps > 0) {
-    float taps[kTaps][4];
-#pragma unroll
-    for (int j = 0; j < kTaps; ++j) load_four(weight + j * channels, c, channels, four, taps[j]);
-#pragma unroll
-    for (int r = 0; r < kPass + kTaps - 1; ++r) {
-      float x[4];
-      load_frame<T>(p.x, b, first + r - kTaps / 2, length, c, four, x);
-#pragma unroll
-      for (int f = 0; f < kPass; ++f) {
-        if (f <= r && r < f + kTaps) add_products(taps[r - f], x, sums[f]);
-      }
+    for (int j = 1; j < kTaps; ++j) {
+      load_frame<T>(clips, b, first - kTaps / 2 - 1 + j, length, c, four, x[j]);
     }
-  } else {
-    for (int64_t j = 0; j < p.taps; ++j) {
-      float tap[4];
-      load_four(weight + j * channels, c, channels, four, tap);
+    load_frame<T>(clips, b, first + kTaps / 2, length, c, four, next);
+  }
+
+  // To the frames about t; what comes after them is asked for while they are worked on.
+  __device__ __forceinline__ void go_to(const Clips& clips, int64_t b, int64_t t, int64_t length, int64_t c,
+                                        bool four) {
 #pragma unroll
-      for (int f = 0; f < kPass; ++f) {
-        float x[4];
-        load_frame<T>(p.x, b, first + f + j - p.taps / 2, length, c, four, x);
-        add_products(tap, x, sums[f]);
-      }
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j + 1 < kTaps; ++j) x[j][i] = x[j + 1][i];
+      x[kTaps - 1][i] = next[i];
     }
+    load_frame<T>(clips, b, t + 1 + kTaps / 2, length, c, four, next);
+  }
+};
+
+template <typename T, int kTaps>
+__device__ __forceinline__ void load_taps(const void* weight, int64_t c, int64_t channels, bool four,
+                                          float (&taps)[kTaps][4]) {
+#pragma unroll
+  for (int j = 0; j < kTaps; ++j) {
+    load_four(static_cast<const T*>(weight) + j * channels, c, channels, four, taps[j]);
   }
 }
 
-// The frames' convolution into shared rows. A thread has the same channels each time.
+// Frames first .. first + kFrames of clip b convolved, into shared rows. A thread has the same channels each time.
 template <typename T, typename Shape>
 __device__ __forceinline__ void convolve_rows(const DepthwiseConv& p, int64_t b, int64_t first, int64_t length,
                                               bool four, float (&rows)[Shape::kFrames][Shape::kChannels]) {
-  for (int64_t c = threadIdx.x * 4; c < p.x.features; c += 4 * kThreads) {
-#pragma unroll 1  // more of them at once take registers that more warps make better use of
-    for (int from = 0; from < Shape::kFrames; from += kPass) {
-      float sums[kPass][4];
-      convolve<T, Shape::kTaps>(p, b, first + from, length, c, four, sums);
+  constexpr int kTaps = Shape::kTaps;
+  const int64_t channels = p.x.features;
+  for (int64_t c = threadIdx.x * 4; c < channels; c += 4 * kThreads) {
+    float bias[4];
+    load_or<T>(p.bias, 0.f, c, channels, four, bias);
+    if constexpr (kTaps > 0) {
+      float taps[kTaps][4];
+      load_taps<T>(p.weight, c, channels, four, taps);
+      Near<T, kTaps> near(p.x, b, first, length, c, four);
+#pragma unroll 1
+      for (int f = 0; f < Shape::kFrames; ++f) {
+        near.go_to(p.x, b, first + f, length, c, four);
+        float sum[4];
 #pragma unroll
-      for (int f = 0; f < kPass; ++f) store_four(rows[from + f], c, Shape::kChannels, true, sums[f]);
+        for (int i = 0; i < 4; ++i) sum[i] = bias[i];
+#pragma unroll
+        for (int j = 0; j < kTaps; ++j) add_products(taps[j], near.x[j], sum);
+        store_four(rows[f], c, Shape::kChannels, true, sum);
+      }
+    } else {
+      float sums[Shape::kFrames][4];
+#pragma unroll
+      for (int f = 0; f < Shape::kFrames; ++f)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[f][i] = bias[i];
+#pragma unroll 1
+      for (int64_t j = 0; j < p.taps; ++j) {
+        float tap[4];
+        load_four(static_cast<const T*>(p.weight) + j * channels, c, channels, four, tap);
+#pragma unroll
+        for (int f = 0; f < Shape::kFrames; ++f) {
+          float x[4];
+          load_frame<T>(p.x, b, first + f + j - p.taps / 2, length, c, four, x);
+          add_products(tap, x, sums[f]);
+        }
+      }
+#pragma unroll
+      for (int f = 0; f < Shape::kFrames; ++f) store_four(rows[f], c, Shape::kChannels, true, sums[f]);
     }
   }
 }
@@ -128,7 +160,7 @@ __device__ __forceinline__ Statistics row_statistics(const float* row, int64_t c
 
 // Block (clip, group of kFrames frames).
 template <typename T, typename Shape>
-__global__ void __launch_bounds__(kThreads) conv_norm_kernel(const ConvNorm p, bool four) {
+__global__ void __launch_bounds__(kThreads, kBlocks) conv_norm_kernel(const ConvNorm p, bool four) {
   LOSATOK_SHARED(ConvShared<Shape>, shared);
   const int64_t time = p.conv.frames.time, channels = p.conv.x.features;
   const int64_t groups = ceil_div<int64_t>(time, Shape::kFrames), b = blockIdx.x / groups;
@@ -201,7 +233,7 @@ __device__ __forceinline__ Chunk chunk_of(const Frames& frames, int64_t chunks, 
 
 // Block (clip * chunks + chunk); grad_convolved, and the chunk's sums for gain and shift.
 template <typename T, typename Shape>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     conv_norm_gradient_kernel(const ConvNormGradient p, int64_t chunks, int64_t size, bool four) {
   LOSATOK_SHARED(GradientShared<Shape>, shared);
   const int64_t channels = p.conv.x.features;
@@ -226,6 +258,7 @@ __global__ void __launch_bounds__(kThreads)
       load_or<T>(p.gain, 1.f, c, channels, four, gain);
       load_four(shared.sums[0], c, Shape::kChannels, true, gain_sum);
       load_four(shared.sums[1], c, Shape::kChannels, true, shift_sum);
+#pragma unroll 1
       for (int f = 0; f < Shape::kFrames && first + f < own.last; ++f) {
         const Along along = shared.along[f];
         float x[4], g[4];
@@ -267,32 +300,25 @@ __global__ void __launch_bounds__(kColumnThreads)
   if (c >= channels) return;  // no barrier follows
   const Chunk own = chunk_of(p.conv.frames, chunks, size);
   const Clips by{p.grad_convolved, channels, time * channels, channels};
-  const T* weight = static_cast<const T*>(p.conv.weight);
   T* grad_x = p.grad_x == nullptr ? nullptr : static_cast<T*>(p.grad_x) + own.b * time * channels;
   float* parts = p.parts == nullptr ? nullptr : p.parts + blockIdx.x * (taps + 3) * channels;
   float bias_sum[4] = {};
   if constexpr (kTaps > 0) {
-    float weights[kTaps][4], sums[kTaps][4] = {}, near[kTaps][4];  // near: h of frames t - half .. t + half
-#pragma unroll
-    for (int j = 0; j < kTaps; ++j) {
-      load_four(weight + j * channels, c, channels, four, weights[j]);
-      load_frame<float>(by, own.b, own.t0 - half - 1 + j, own.length, c, four, near[j]);
-    }
+    float weight[kTaps][4], sums[kTaps][4] = {};
+    load_taps<T>(p.conv.weight, c, channels, four, weight);
+    Near<float, kTaps> near(by, own.b, own.t0, own.length, c, four);
+#pragma unroll 1
     for (int64_t t = own.t0; t < own.last; ++t) {
-#pragma unroll
-      for (int j = 0; j + 1 < kTaps; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) near[j][i] = near[j + 1][i];
-      load_frame<float>(by, own.b, t + half, own.length, c, four, near[kTaps - 1]);
+      near.go_to(by, own.b, t, own.length, c, four);
       float x[4], sum[4] = {};
       load_frame<T>(p.conv.x, own.b, t, own.length, c, four, x);
 #pragma unroll
       for (int j = 0; j < kTaps; ++j) {
-        add_products(weights[j], near[kTaps - 1 - j], sum);
-        add_products(x, near[kTaps - 1 - j], sums[j]);
+        add_products(weight[j], near.x[kTaps - 1 - j], sum);
+        add_products(x, near.x[kTaps - 1 - j], sums[j]);
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) bias_sum[i] += near[kTaps / 2][i];
+      for (int i = 0; i < 4; ++i) bias_sum[i] += near.x[kTaps / 2][i];
       if (grad_x != nullptr) store_four(grad_x + t * channels, c, channels, four, sum);
     }
 #pragma unroll
@@ -304,7 +330,7 @@ __global__ void __launch_bounds__(kColumnThreads)
       float sum[4] = {}, h[4];
       for (int64_t j = 0; j < taps; ++j) {
         float tap[4];
-        load_four(weight + j * channels, c, channels, four, tap);
+        load_four(static_cast<const T*>(p.conv.weight) + j * channels, c, channels, four, tap);
         load_frame<float>(by, own.b, t + half - j, own.length, c, four, h);
         add_products(tap, h, sum);
       }
