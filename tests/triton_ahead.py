@@ -230,8 +230,8 @@ def record(target: str, dtype_name: str, model_sizes_only: bool = False):
     return list(launches.values())
 
 
-def registers_and_spills(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory (what was spilled), both per thread, as the compiled kernel declares them."""
+def registers_and_stack(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory, both per thread, as the compiled kernel declares them."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"losatok-{os.getpid()}-{id(cubin)}.cubin"
     path.write_bytes(cubin)
@@ -244,12 +244,21 @@ def registers_and_spills(cubin: bytes) -> tuple[int, int]:
     return int(used[1]), int(used[2])
 
 
+def local_arrays(ptx: str) -> int:
+    """Bytes of local memory, in eights, that the code itself asks for: sines keep the digits of 2 / pi there that a
+    large argument takes. What the stack has beyond is spilled.
+    """
+    sizes = re.findall(r"\.local \.align \d+ \.b8\s+\w+\[(\d+)\]", ptx)
+    return sum(-(-int(size) // 8) * 8 for size in sizes)
+
+
 def compile_one(target: str, dtype_name: str, item) -> dict:
     kernel, signature, constants, attributes, options = item
     _, capability, limit = TARGETS[target]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, spilled = registers_and_spills(compiled.asm["cubin"])
+    registers, stack = registers_and_stack(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
     shown = {k: v for k, v in constants.items() if k.isupper() and k not in ("PRECISION", "ACTIVATION")}
     row = {
         "target": target,
@@ -259,9 +268,11 @@ def compile_one(target: str, dtype_name: str, item) -> dict:
         "warps": compiled.metadata.num_warps,
         "stages": compiled.metadata.num_stages,
         "registers": registers,
-        "spilled_bytes": spilled,
+        "stack": stack,
+        "spilled": max(0, stack - local_arrays(ptx)),
         "shared": compiled.metadata.shared,
-        "wgmma": "wgmma.mma_async" in compiled.asm["ptx"],
+        "matrix": len(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b", ptx)),
+        "wgmma": "wgmma.mma_async" in ptx,
         "failures": [],
     }
     if not compiled.asm["cubin"]:
@@ -294,7 +305,7 @@ def main() -> int:
     for row in rows:
         print(
             "{target:6} {dtype:9} {kernel:24} {warps} warps {stages} stages {registers:4} registers "
-            "{spilled_bytes:5} spilled {shared:7} shared {mark:6} {constants}".format(
+            "{spilled:5} spilled {shared:7} shared {mark:6} {constants}".format(
                 mark="wgmma" if row["wgmma"] else "", **row
             )
         )

@@ -27,6 +27,8 @@ CACHE = ROOT / "build" / "host_shim"
 KERNELS = tuple(sorted((CSRC / "cuda").glob("*.cu")))
 BINDINGS = tuple(sorted((CSRC / "cuda").glob("bindings*.cpp")))
 
+_INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)', re.MULTILINE)
+
 SANITIZERS = {
     "": [],
     "asan": ["-fsanitize=address,undefined", "-fsanitize=bounds-strict", "-fno-sanitize-recover=all", "-g", "-O1"],
@@ -81,20 +83,29 @@ def _version(compiler: str) -> str:
     return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
 
 
-@cache
-def _headers(*suffixes: str) -> bytes:
-    digest = hashlib.sha256()
-    for folder in (CSRC / "cuda", SHIM):
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in suffixes):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.digest()
+def sources_of(source: Path) -> list[Path]:
+    """``source`` and what it includes of this repository where there is no host shim."""
+    return [source, *(path for path in _included(source) if CSRC in path.parents)]
+
+
+def _included(source: Path) -> list[Path]:
+    """The headers of this repository that ``source`` includes, and those that they do."""
+    found: dict[Path, None] = {}
+    waiting = [source]
+    while waiting:
+        for name in _INCLUDE.findall(waiting.pop().read_text()):
+            path = next((f / name for f in (CSRC, SHIM, SHIM / "include") if (f / name).is_file()), None)
+            if path is not None and path not in found:
+                found[path] = None
+                waiting.append(path)
+    return sorted(found)
 
 
 def _key(command: list[str], source: Path) -> str:
-    device_code = source.suffix == ".cu" or source.parent == SHIM
-    headers = _headers(".h", ".cuh") if device_code else _headers(".h")
-    parts = [_version(command[0]).encode(), " ".join(command).encode(), source.read_bytes(), headers]
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:20]
+    read = (source, *_included(source)) if "-DLOSATOK_HOST_SHIM" in command else sources_of(source)
+    texts = [path.read_bytes() for path in read]
+    parts = [_version(command[0]).encode(), " ".join(command).encode(), *texts]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
 def compile_object(command: list[str], source: Path) -> tuple[Path, str]:

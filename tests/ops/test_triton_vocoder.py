@@ -16,6 +16,7 @@ from ops.vocoder_cases import (
     ISTFT_CASES,
     check_conv_norm,
     check_istft,
+    check_past_two_billion_elements,
     conv_inputs,
     conv_norm,
     istft,
@@ -148,6 +149,14 @@ def test_views_of_larger_tensors(device):
         transposed = tensors[0].transpose(1, 2).contiguous().transpose(1, 2)
         for other in (viewed, evaluate(op, [transposed, *tensors[1:], lengths], need, "triton")):
             assert all(a.equal(b) for a, b in zip(plain, other, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gradients", [False, True])
+def test_rows_past_two_billion_elements(gradients):
+    if torch.cuda.mem_get_info()[0] < 60 << 30:
+        pytest.skip("needs 60 GiB of free device memory")
+    check_past_two_billion_elements(torch.ops.losatok_triton, gradients)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
