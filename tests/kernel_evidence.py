@@ -79,7 +79,7 @@ def _tool(name: str) -> str:
 
 
 def _matrix_instructions(source: Path, compiled: Path) -> Mapping[str, int]:
-    """Matrix instructions by mangled kernel, kept beside the object; none are looked for where no code asks for them."""
+    """Matrix instructions by mangled kernel, kept beside the object; not looked for where no source asks for them."""
     if not any("mma_sync" in path.read_text() for path in build.sources_of(source)):
         return defaultdict(int)
     kept = compiled.with_suffix(".matrix.json")
@@ -256,21 +256,32 @@ def spilling(evidence: Mapping) -> str:
     return "\n".join(lines) if len(lines) > 2 else "None."
 
 
-def write(evidence: Mapping) -> None:
-    """Write docs/kernels.json, and the tables between the marks of docs/kernels.md."""
+def page(evidence: Mapping, text: str) -> str:
+    """``text`` with the tables of ``evidence`` between its marks.
+
+    Raises:
+        SystemExit: a mark or its end is missing.
+    """
     blocks = {
         "compilers": ", ".join(f"{name} {version}" for name, version in evidence["compilers"].items()),
         "spilling": spilling(evidence),
     }
     for compiler in ("nvcc", "triton"):
         blocks[compiler] = "\n\n".join(f"### {key}\n\n{table(rows)}" for key, rows in evidence[compiler].items())
-    text = PAGE.read_text()
     for name, block in blocks.items():
         mark = rf"(<!-- evidence: {name} -->\n).*?(<!-- end -->)"
         text, count = re.subn(mark, lambda m, block=block: f"{m[1]}{block}\n{m[2]}", text, flags=re.DOTALL)
         if count != 1:
             raise SystemExit(f"{PAGE} should have one mark 'evidence: {name}' with its 'end', it has {count}")
-    for path, content in ((KEPT, json.dumps(evidence, indent=1) + "\n"), (PAGE, text)):
+    return text
+
+
+def write(evidence: Mapping) -> None:
+    """Write docs/kernels.json, and the tables of docs/kernels.md."""
+    for path, content in (
+        (PAGE, page(evidence, PAGE.read_text())),
+        (KEPT, json.dumps(evidence, indent=1) + "\n"),
+    ):
         temporary = path.with_suffix(".new")
         temporary.write_text(content)
         temporary.replace(path)
@@ -281,8 +292,7 @@ def main() -> int:
     reason = build.missing()
     if reason is not None:
         raise SystemExit(f"the kernels cannot be compiled here: {reason}")
-    evidence = collect()
-    write(evidence)
+    write(collect())
     print(f"wrote {KEPT} and {PAGE}")
     return 0
 

@@ -112,9 +112,9 @@ def conv_gradient_kernel(
     by, x, weight, lengths, grad_x, parts, time, features, chunks, frames, clip_stride, stride,
     TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """With h = ``by`` the gradient by what is convolved: grad_x[t] = sum over j of weight[j] h[t + half - j], zeros past
-    a length; weight[j] gets x[t] h[t + half - j] from every t, and the bias h[t]: rows 0 .. TAPS of parts. Either may be
-    None. Grid (clips x chunks, blocks of channels).
+    """With h = ``by`` the gradient by what is convolved: grad_x[t] = sum over j of weight[j] h[t + half - j], zeros
+    past a length; weight[j] gets x[t] h[t + half - j] from every t, and the bias h[t]: rows 0 .. TAPS of parts. Either
+    may be None. Grid (clips x chunks, blocks of channels).
     """
     clip, first, end = frames_of_chunk(time, chunks, frames)
     last = clip_length(lengths, clip, time)
@@ -221,8 +221,9 @@ def depthwise_conv_norm_backward(
             grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), eps, TAPS=taps, **blocks,
         )  # fmt: skip
         L.launch(
-            conv_gradient_kernel, (clips * chunks, L.ceil_div(features, COLUMNS)), by, x, weight, lengths, grad_x, parts,
-            time, features, chunks, frames, x.stride(0), x.stride(1), TAPS=taps, ROWS=16, BLOCK=COLUMNS, num_warps=4,
+            conv_gradient_kernel, (clips * chunks, L.ceil_div(features, COLUMNS)), by, x, weight, lengths, grad_x,
+            parts, time, features, chunks, frames, x.stride(0), x.stride(1),
+            TAPS=taps, ROWS=16, BLOCK=COLUMNS, num_warps=4,
         )  # fmt: skip
     none = x.new_empty((0,))
     if parts is None:

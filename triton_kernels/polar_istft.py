@@ -1,11 +1,11 @@
 """The inverse STFT from log magnitudes and phases on a GPU: Triton kernels around the transforms of cuFFT.
 
-At n samples a frame, a frame moves 4 n bytes of float32 for each of: reading the head, writing the spectrum, cuFFT's own
-copy of it (read and written), its transform (read and written), reading the frames once for the overlap-add; beside n
-bytes of audio where hop is n / 4. The transform as a matrix product would save 3 of these 7 and cost 2 n (n + 2)
-operations a frame: at n = 1280 in float32, five times as long as all 37 KB take on an H200, and on the matrix units it
-would lose precision that the waveform has. So the transform stays cuFFT's, and everything else is fused around it:
-windowing, overlap-add, envelope, trimming and the division by n cost no traffic of their own.
+A frame of n samples moves 4 n bytes of float32 for each of: reading the head, writing the spectrum, cuFFT's own copy of
+it (read and written), its transform (read and written), reading the frames once for the overlap-add; beside n bytes of
+audio where hop is n / 4. The transform as a matrix product would save three of these seven and cost 2 n (n + 2)
+operations a frame: at n = 1280 in float32, by the data sheet of an H200, five times as long as all 37 KB take, and on
+the matrix units it would lose precision that the waveform has. So the transform stays cuFFT's, and everything else is
+fused around it: windowing, overlap-add, envelope, trimming and the division by n cost no traffic of their own.
 
 Frames go through in chunks of one workspace of spectra. Sums over frames are gathered by the sample that they meet in:
 a fixed order, nothing atomic.

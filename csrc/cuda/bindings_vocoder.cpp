@@ -165,8 +165,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv_norm_backward_
   const Tensor grad_x = empty(need_x ? x.sizes() : at::IntArrayRef{0});
   float* by = static_cast<float*>(data(grad_convolved));
   float* sums = static_cast<float*>(data(parts));
-  check(conv_norm_gradient(op.dtype,
-                           {op.conv, data(op.gain), static_cast<float>(eps), make_rows(grad), by, sums}, stream()));
+  check(conv_norm_gradient(op.dtype, {op.conv, data(op.gain), static_cast<float>(eps), make_rows(grad), by, sums},
+                           stream()));
   check(conv_gradient(op.dtype, {op.conv, by, data(grad_x), sums}, stream()));
   if (!need_parameters) return {grad_x, empty({0}), empty({0}), empty({0}), empty({0})};
   const Tensor total = empty({(taps + 3) * channels});

@@ -2,8 +2,9 @@
 //
 // A block convolves a few frames at a time. A thread goes along them with four channels of the taps' frames in
 // registers: with seven taps it reads 15 rows for 8 frames. What is convolved goes to shared memory, where a warp per
-// frame takes its mean and variance. So x is read once from memory and y written once; for the gradient x is convolved anew, and what
-// flows back through LayerNorm lies in memory once, in float32, between the two steps: a frame's neighbours need it.
+// frame takes its mean and variance. So x is read once from memory and y written once; for the gradient x is convolved
+// anew, and what flows back through LayerNorm lies in memory once, in float32, between the two steps: a frame's
+// neighbours need it.
 #include "cuda/depthwise_conv_norm.h"
 #include "cuda/rows.cuh"
 
@@ -248,8 +249,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     __syncthreads();
     const int warp = threadIdx.x / kWarp;
     if (warp < Shape::kFrames && first + warp < own.last) {
-      const Along along = along_of<T>(shared.rows[warp], clip_row<T>(p.grad, own.b, first + warp), p.gain, channels,
-                                      p.eps, four);
+      const Along along =
+          along_of<T>(shared.rows[warp], clip_row<T>(p.grad, own.b, first + warp), p.gain, channels, p.eps, four);
       if (threadIdx.x % kWarp == 0) shared.along[warp] = along;
     }
     __syncthreads();
@@ -379,14 +380,15 @@ cudaError_t conv_norm(DType dtype, const ConvNorm& a, cudaStream_t stream) {
   const Frames& frames = a.conv.frames;
   return for_dtype(dtype, [&]<typename T>() {
     return for_shape(a.conv, [&]<typename Shape>() {
-      const int64_t channels = a.conv.x.features, blocks = frames.batch * ceil_div<int64_t>(frames.time, Shape::kFrames);
+      const int64_t channels = a.conv.x.features,
+                    blocks = frames.batch * ceil_div<int64_t>(frames.time, Shape::kFrames);
       if (!fits_grid(blocks)) return cudaErrorInvalidValue;
       bool four = conv_reads_four<T>(a.conv);
       for (const void* vector : {a.gain, a.shift, static_cast<const void*>(a.y)}) {
         four = four && reads_four<T>(vector, channels, channels);
       }
-      return launch(conv_norm_kernel<T, Shape>, dim3(static_cast<unsigned>(blocks)), kThreads, sizeof(ConvShared<Shape>),
-                    stream, a, four);
+      return launch(conv_norm_kernel<T, Shape>, dim3(static_cast<unsigned>(blocks)), kThreads,
+                    sizeof(ConvShared<Shape>), stream, a, four);
     });
   });
 }

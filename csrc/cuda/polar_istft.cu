@@ -1,12 +1,12 @@
 // The inverse STFT from log magnitudes and phases, around the transforms of cuFFT: a warp per frame. Sums over frames
 // are gathered by the sample that they meet in, in a fixed order.
 //
-// Why cuFFT stays in the middle. At n = 1280, hop 320, a frame moves 4 n bytes of float32 for each of: reading the head,
-// writing the spectrum, cuFFT's own copy of it (read and written), its transform (read and written), reading the frames
-// once for the overlap-add; and n bytes of audio: 7.25 * 4 n = 37 KB, 8.7 ns at the 4.3 TB/s of an H200. The transform as
-// a matrix product instead would save 3 of the 7 and cost 2 n (n + 2) = 3.3 MFLOP, 49 ns in float32 at 67 TFLOP/s; on
-// the matrix units, in less precision than the waveform has. Windowing, overlap-add, the envelope, trimming and 1 / n
-// cost no traffic of their own: the window is read from the cache for the product, and its squares with it.
+// Why cuFFT stays in the middle. At n = 1280, hop 320, a frame moves 4 n bytes of float32 for each of: reading the
+// head, writing the spectrum, cuFFT's own copy of it (read and written), its transform (read and written), reading the
+// frames once for the overlap-add; and n bytes of audio: 7.25 * 4 n = 37 KB, 8.7 ns at the 4.3 TB/s of an H200. The
+// transform as a matrix product instead would save 3 of the 7 and cost 2 n (n + 2) = 3.3 MFLOP, 49 ns in float32 at 67
+// TFLOP/s; on the matrix units, in less precision than the waveform has. Windowing, overlap-add, the envelope, trimming
+// and 1 / n cost no traffic of their own: the window is read from the cache for the product, and its squares with it.
 #include "cuda/polar_istft.h"
 #include "cuda/rows.cuh"
 
@@ -94,9 +94,9 @@ __global__ void __launch_bounds__(kThreads) overlap_frames_kernel(const OverlapF
   for (int i = threadIdx.x % kWarp; i < o.hop; i += kWarp) {
     float sum = 0.f, envelope = 0.f;
     if (at.valid()) {
-      envelope = for_meeting(
-          o, meeting(o, at.t, (o.size - o.hop) / 2 + i), at.length,
-          [&](int64_t f, int position, float w) { sum = fmaf(waves[f * o.size + position], w, sum); });
+      envelope =
+          for_meeting(o, meeting(o, at.t, (o.size - o.hop) / 2 + i), at.length,
+                      [&](int64_t f, int position, float w) { sum = fmaf(waves[f * o.size + position], w, sum); });
     }
     audio[i] = from_float<T>(envelope > kLeastEnvelope ? sum * share / envelope : 0.f);
   }
@@ -122,8 +122,9 @@ __global__ void __launch_bounds__(kThreads) cut_frames_kernel(const CutFrames p)
   }
 }
 
-// The frames are (Re S_0 + (-1)^j Re S_last + 2 sum of (Re S_k cos - Im S_k sin)(2 pi j k / n)) / n: the gradient by S_k
-// is 2 / n times the transform of theirs, real to real, imaginary to imaginary; 1 / n times its real part at both ends.
+// The frames are (Re S_0 + (-1)^j Re S_last + 2 sum of (Re S_k cos - Im S_k sin)(2 pi j k / n)) / n: the gradient by
+// S_k is 2 / n times the transform of theirs, real to real, imaginary to imaginary; 1 / n times its real part at both
+// ends.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) polar_gradient_kernel(const PolarGradient p) {
   const FramePlace at = frame_place(p.range);

@@ -1,6 +1,6 @@
 // Launchers of polar_istft: what goes before and after the transforms of cuFFT, forward and backward. Pointers are to
-// device memory. A call takes `rows` frames from `first` on of all B T, so that what lies between the steps stays small.
-// Every launcher returns the launch's error and waits for nothing.
+// device memory. A call takes `rows` frames from `first` on of all B T, so that what lies between the steps stays
+// small. Every launcher returns the launch's error and waits for nothing.
 #pragma once
 
 #include "cuda/launch_types.h"
@@ -27,9 +27,9 @@ struct PolarSpectrum {
 };
 cudaError_t polar_spectrum(DType dtype, const PolarSpectrum& arguments, cudaStream_t stream);
 
-// audio [B, hop T] of the range's frames: the sum of the frames that meet at a sample, times the window, over the sum of
-// its squares there and over size (the inverse transform did not divide). waves [*, size] begins with frame first_wave
-// and has every frame within the clip that meets the range.
+// audio [B, hop T] of the range's frames: the sum of the frames that meet at a sample, times the window, over the sum
+// of its squares there and over size (the inverse transform did not divide). waves [*, size] begins with frame
+// first_wave and has every frame within the clip that meets the range.
 struct OverlapFrames {
   const float* waves;
   int64_t first_wave;

@@ -163,7 +163,9 @@ def test_modulations_and_gradients(dtype, per_frame, sizes, op):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [*vocoder_cases.ISTFT_CASES, (8, 500, 1280, 320, [500, 1, 0, 499, 3, 2, 250, 77])], ids=str)
+@pytest.mark.parametrize(
+    "case", [*vocoder_cases.ISTFT_CASES, (8, 500, 1280, 320, [500, 1, 0, 499, 3, 2, 250, 77])], ids=str
+)
 def test_istft_and_gradient(dtype, case):
     vocoder_cases.check_istft(case, dtype, "native", "cuda")
 

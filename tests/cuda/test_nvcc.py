@@ -10,6 +10,7 @@ import kernel_evidence as evidence
 from host_shim import build
 from host_shim.ops import schemas
 
+
 @pytest.fixture(scope="module")
 def compilations():
     """By source and architecture, what will have come of compiling it: two at a time."""

@@ -274,7 +274,9 @@ def test_every_kernel_compiles_ahead_of_time_as_is_kept(run):
         pytest.skip(str(other))
     rows = evidence.triton_rows(table)
     spilling = {name: row["spilled"] for name, row in rows.items() if row["spilled"]}
-    more = [f"{name}: {spilt} bytes" for name, spilt in spilling.items() if spilt > kept.get(name, {}).get("spilled", 0)]
+    more = [
+        f"{name}: {spilt} bytes" for name, spilt in spilling.items() if spilt > kept.get(name, {}).get("spilled", 0)
+    ]
     assert not more, "\n".join(["registers are spilled to memory that were not:", *more])
     changed = evidence.differences(rows, kept)
     assert not changed, "\n".join([*changed, "docs/kernels.json has other figures; meant? make evidence"])

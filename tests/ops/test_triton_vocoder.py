@@ -68,7 +68,9 @@ def test_a_mean_far_from_zero_costs_no_precision(device):
 
 def test_frames_meet_over_the_edge_of_a_workspace(monkeypatch, device):
     """Clips end within a workspace of 64 frames, at its end and one frame after."""
-    inputs = [cast(istft_inputs(3, time, 40, 8, [time, time - 1, time // 2]), torch.float32, device) for time in (64, 65)]
+    inputs = [
+        cast(istft_inputs(3, time, 40, 8, [time, time - 1, time // 2]), torch.float32, device) for time in (64, 65)
+    ]
     whole = [evaluate(istft(8), each, [0], "triton") for each in inputs]
     monkeypatch.setattr(kernels, "WORKSPACE", 1)
     for each, expected in zip(inputs, whole, strict=True):
@@ -186,9 +188,9 @@ def test_float64_is_refused_with_the_cure(device):
     head, window, _ = cast(istft_inputs(1, 3, 16, 4, None), torch.float64, device)
     x, *parameters, _ = cast(conv_inputs(1, 3, 5, 7, None), torch.float64, device)
     with use_backend("triton"):
-        with pytest.raises(TypeError, match="head should be float32.*use_backend"):
+        with pytest.raises(TypeError, match=r"head should be float32.*use_backend"):
             ops.polar_istft(head, window, 4)
-        with pytest.raises(TypeError, match="window should be float32.*use_backend"):
+        with pytest.raises(TypeError, match=r"window should be float32.*use_backend"):
             ops.polar_istft(head.float(), window, 4)
-        with pytest.raises(TypeError, match="x should be float32.*use_backend"):
+        with pytest.raises(TypeError, match=r"x should be float32.*use_backend"):
             conv_norm(x, *parameters, None)
