@@ -4,9 +4,10 @@
 // Why cuFFT stays in the middle. At n = 1280, hop 320, a frame moves 4 n bytes of float32 for each of: reading the
 // head, writing the spectrum, cuFFT's own copy of it (read and written), its transform (read and written), reading the
 // frames once for the overlap-add; and n bytes of audio: 7.25 * 4 n = 37 KB, 8.7 ns at the 4.3 TB/s of an H200. The
-// transform as a matrix product instead would save 3 of the 7 and cost 2 n (n + 2) = 3.3 MFLOP, 49 ns in float32 at 67
-// TFLOP/s; on the matrix units, in less precision than the waveform has. Windowing, overlap-add, the envelope, trimming
-// and 1 / n cost no traffic of their own: the window is read from the cache for the product, and its squares with it.
+// transform as a matrix product instead would save four of the seven at best and cost 2 n (n + 2) = 3.3 MFLOP, 49 ns in
+// float32 at 67 TFLOP/s; on the matrix units, in less precision than the waveform has. Windowing, overlap-add, the
+// envelope, trimming and 1 / n cost no traffic of their own: the window is read from the cache for the product, and its
+// squares with it.
 #include "cuda/polar_istft.h"
 #include "cuda/rows.cuh"
 
