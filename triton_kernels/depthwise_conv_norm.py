@@ -110,42 +110,41 @@ def conv_norm_gradient_kernel(
 @triton.jit
 def conv_gradient_kernel(
     by, x, weight, lengths, grad_x, parts, time, features, chunks, frames, clip_stride, stride,
-    TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    TAPS: tl.constexpr, SUMS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """With h = ``by`` the gradient by what is convolved: grad_x[t] = sum over j of weight[j] h[t + half - j], zeros
     past a length; weight[j] gets x[t] h[t + half - j] from every t, and the bias h[t]: rows 0 .. TAPS of parts. Either
-    may be None. Grid (clips x chunks, blocks of channels).
+    may be None. SUMS > TAPS is a power of two. Grid (clips x chunks, blocks of channels).
     """
     clip, first, end = frames_of_chunk(time, chunks, frames)
     last = clip_length(lengths, clip, time)
+    stop = tl.minimum(end, last)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    which = tl.arange(0, SUMS)[:, None]
     by += clip * time * features
     x += clip * clip_stride
-    if grad_x is not None:
-        for start in range(first, end, ROWS):
-            frame = (start + tl.arange(0, ROWS)[:, None]).to(tl.int64)
-            total = tl.zeros([ROWS, BLOCK], tl.float32)
-            for j in tl.static_range(TAPS):
-                t = frame + (TAPS // 2 - j)
-                w = tl.load(weight + j * features + columns, mask=columns < features, other=0.0).to(tl.float32)
-                inside = (frame < last) & (t >= 0) & (t < last) & (columns < features)
-                total += w * tl.load(by + t * features + columns, mask=inside, other=0.0)
+    sums = tl.zeros([SUMS, BLOCK], tl.float32)
+    for start in range(first, end, ROWS):
+        frame = (start + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+        inside = (frame < stop) & (columns < features)
+        v = tl.load(x + frame * stride + columns, mask=inside, other=0.0).to(tl.float32)
+        total = tl.zeros([ROWS, BLOCK], tl.float32)
+        for j in tl.static_range(TAPS):
+            t = frame + (TAPS // 2 - j)
+            h = tl.load(by + t * features + columns, mask=inside & (t >= 0) & (t < last), other=0.0)
+            if grad_x is not None:
+                w = tl.load(weight + j * features + columns, mask=columns < features, other=0.0)
+                total += w.to(tl.float32) * h
+            if parts is not None:
+                sums += tl.where(which == j, tl.sum(v * h, 0, keep_dims=True), 0.0)
+                if j == TAPS // 2:
+                    sums += tl.where(which == TAPS, tl.sum(h, 0, keep_dims=True), 0.0)
+        if grad_x is not None:
             target = grad_x + (clip * time + frame) * features + columns
             tl.store(target, total.to(grad_x.dtype.element_ty), mask=(frame < end) & (columns < features))
     if parts is not None:
-        feature = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        at = parts + tl.program_id(0).to(tl.int64) * (TAPS + 3) * features + feature
-        stop = tl.minimum(end, last).to(tl.int32)
-        for j in range(TAPS + 1):  # the last is the bias
-            total = tl.zeros([ROWS, BLOCK], tl.float32)
-            for start in range(first, stop, ROWS):
-                frame = (start + tl.arange(0, ROWS)[:, None]).to(tl.int64)
-                t = tl.where(j < TAPS, frame + (TAPS // 2 - j), frame)
-                inside = (frame < stop) & (columns < features)
-                h = tl.load(by + t * features + columns, mask=inside & (t >= 0) & (t < last), other=0.0)
-                v = tl.load(x + frame * stride + columns, mask=inside & (j < TAPS), other=1.0).to(tl.float32)
-                total += v * h
-            tl.store(at + j * features, tl.sum(total, 0), mask=feature < features)
+        at = parts + (tl.program_id(0).to(tl.int64) * (TAPS + 3) + which) * features + columns
+        tl.store(at, sums, mask=(which <= TAPS) & (columns < features))
 
 
 def _frame_blocks(features: int, held: int) -> dict[str, int]:
@@ -223,7 +222,7 @@ def depthwise_conv_norm_backward(
         L.launch(
             conv_gradient_kernel, (clips * chunks, L.ceil_div(features, COLUMNS)), by, x, weight, lengths, grad_x,
             parts, time, features, chunks, frames, x.stride(0), x.stride(1),
-            TAPS=taps, ROWS=16, BLOCK=COLUMNS, num_warps=4,
+            TAPS=taps, SUMS=1 << taps.bit_length(), ROWS=8, BLOCK=COLUMNS, num_warps=8,
         )  # fmt: skip
     none = x.new_empty((0,))
     if parts is None:

@@ -55,7 +55,8 @@ def polar_spectrum_kernel(
     for k in range(0, bins, BLOCK):
         mask = k + columns < width
         size, cosine, sine, _ = polar(source + k, source + bins + k, mask)
-        value = tl.interleave(tl.where(mask, size * cosine, 0.0), tl.where(mask, size * sine, 0.0))
+        inner = mask & (k + columns > 0) & (k + columns < bins - 1)  # the ends are real: no library reads more there
+        value = tl.interleave(tl.where(mask, size * cosine, 0.0), tl.where(inner, size * sine, 0.0))
         tl.store(target + 2 * k, value, mask=(2 * k + both < 2 * bins) & (row < rows))
 
 

@@ -53,7 +53,8 @@ __global__ void __launch_bounds__(kThreads) polar_spectrum_kernel(const PolarSpe
     float2 value = {0.f, 0.f};
     if (at.valid()) {
       const Polar polar = polar_of(to_float(head[k]), to_float(head[bins + k]));
-      value = {polar.size * polar.cosine, polar.size * polar.sine};
+      const bool end = k == 0 || k == bins - 1;  // real by definition: what a library makes of the rest is its own
+      value = {polar.size * polar.cosine, end ? 0.f : polar.size * polar.sine};
     }
     spectrum[k] = value;
   }
