@@ -2,9 +2,9 @@
 
 A frame of n samples moves 4 n bytes of float32 for each of: reading the head, writing the spectrum, cuFFT's own copy of
 it (read and written), its transform (read and written), reading the frames once for the overlap-add; beside n bytes of
-audio where hop is n / 4. The transform as a matrix product would save four of these seven at best and cost
-2 n (n + 2) operations a frame: at n = 1280 in float32, by the data sheet of an H200, five times as long as all 37 KB
-take, and on the matrix units it would lose precision that the waveform has. So the transform stays cuFFT's, and everything else is
+audio where hop is n / 4. The transform as a matrix product would save four of these seven at best and cost 2 n (n + 2)
+operations a frame: at n = 1280 in float32, by the data sheet of an H200, five times as long as all 37 KB take, and on
+the matrix units it would lose precision that the waveform has. So the transform stays cuFFT's, and everything else is
 fused around it: windowing, overlap-add, envelope, trimming and the division by n cost no traffic of their own.
 
 Frames go through in chunks of one workspace of spectra. Sums over frames are gathered by the sample that they meet in:
