@@ -274,11 +274,17 @@ def page(evidence: Mapping, text: str) -> str:
     return text
 
 
+def as_json(evidence: Mapping) -> str:
+    """A line for each kernel, so that a change of one is a line of a diff."""
+    text = json.dumps(evidence, indent=1)
+    return re.sub(r"\{\s+(\"registers\"[^{}]+?)\s+\}", lambda m: "{" + re.sub(r"\s+", " ", m[1]) + "}", text) + "\n"
+
+
 def write(evidence: Mapping) -> None:
     """Write docs/kernels.json, and the tables of docs/kernels.md."""
     for path, content in (
         (PAGE, page(evidence, PAGE.read_text())),
-        (KEPT, json.dumps(evidence, indent=1) + "\n"),
+        (KEPT, as_json(evidence)),
     ):
         temporary = path.with_suffix(".new")
         temporary.write_text(content)

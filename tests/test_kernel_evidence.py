@@ -13,6 +13,14 @@ def test_the_page_is_of_the_figures():
     assert evidence.page(kept, text) == text, "docs/kernels.md and docs/kernels.json disagree: make evidence"
 
 
+def test_the_file_has_a_line_for_each_kernel():
+    text = evidence.KEPT.read_text()
+    kept = json.loads(text)
+    assert evidence.as_json(kept) == text
+    kernels = sum(len(rows) for compiler in ("nvcc", "triton") for rows in kept[compiler].values())
+    assert text.count('{"registers": ') == kernels
+
+
 def test_a_page_without_its_marks_is_refused():
     with pytest.raises(SystemExit, match="one mark 'evidence: compilers' with its 'end', it has 0"):
         evidence.page(json.loads(evidence.KEPT.read_text()), "no marks")
