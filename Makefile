@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(shell find csrc cmake CMakeLists.txt -type f 2>/dev/null)
 
-.PHONY: help build demo test lint format bench report gpu-check wheel clean
+.PHONY: help build demo test lint format bench report evidence gpu-check wheel clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
 
@@ -55,6 +55,9 @@ bench: build  ## measure the ops beside their peers (RESULTS=benchmarks/results 
 
 report: build  ## write the kept figures into README.md and docs/performance.md
 	$(BIN)/python benchmarks/report.py
+
+evidence: build  ## compile every GPU kernel and keep what the compilers say of it in docs/kernels.md
+	$(BIN)/python tests/kernel_evidence.py
 
 gpu-check:  ## on a machine with a GPU: build, test, sanitize and measure there, in parts (ARGS="--limit 560")
 	$(PYTHON) tools/gpu_check.py $(ARGS)

@@ -30,11 +30,13 @@ from triton.compiler import ASTSource
 
 from losatok_ext.triton_kernels import (
     bottleneck,
+    depthwise_conv_norm,
     dit_attention,
     gated_residual,
     launch,
     layer_norm_modulate,
     normalized_reconstruction_loss,
+    polar_istft,
     quantize,
     quantize_scalar,
     time_relation,
@@ -92,6 +94,7 @@ def run_ops(dtype: torch.dtype, model_sizes_only: bool) -> None:
         time_relation.time_relation_forward(latent, features, lengths, -1, algorithm, None, need_grad)
     run_quantize(empty, lengths)
     run_block_ops(empty, lengths, model_sizes_only)
+    run_vocoder(empty, lengths, model_sizes_only)
     if model_sizes_only:
         return
     run_quantize_variants(empty, lengths, dtype)
@@ -172,6 +175,22 @@ def run_block_ops(empty, lengths, model_sizes_only: bool) -> None:
     modulate(1000, False)
 
 
+def run_vocoder(empty, lengths, model_sizes_only: bool) -> None:
+    """The ops of the decoder, at the sizes of the published one and at others."""
+
+    def vocode(channels, taps, n_fft, hop, lengths, vector=True):
+        head, window = empty(4, 750, n_fft + 2), empty(n_fft, of=torch.float32)
+        audio = polar_istft.polar_istft_forward(head, window, hop, lengths)
+        polar_istft.polar_istft_backward(audio, head, window, hop, lengths)
+        x, weight, vector = empty(4, 750, channels), empty(channels, 1, taps), empty(channels) if vector else None
+        depthwise_conv_norm.depthwise_conv_norm_forward(x, weight, vector, vector, vector, 1e-6, lengths)
+        depthwise_conv_norm.depthwise_conv_norm_backward(x, x, weight, vector, vector, 1e-6, lengths, True, True)
+
+    vocode(1280, 7, 1280, 320, lengths)
+    if not model_sizes_only:
+        vocode(250, 3, 600, 100, None, vector=False)
+
+
 def describe(kernel, arguments, constants):
     """Signature, constants, alignment and options of a recorded launch, as just-in-time compilation sees them."""
     options = {k: v for k, v in constants.items() if k in ("num_warps", "num_stages", "enable_fp_fusion")}
@@ -211,8 +230,8 @@ def record(target: str, dtype_name: str, model_sizes_only: bool = False):
     return list(launches.values())
 
 
-def registers_and_spills(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory (what was spilled), both per thread, as the compiled kernel declares them."""
+def registers_and_stack(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory, both per thread, as the compiled kernel declares them."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"losatok-{os.getpid()}-{id(cubin)}.cubin"
     path.write_bytes(cubin)
@@ -225,12 +244,21 @@ def registers_and_spills(cubin: bytes) -> tuple[int, int]:
     return int(used[1]), int(used[2])
 
 
+def local_arrays(ptx: str) -> int:
+    """Bytes of local memory, in eights, that the code itself asks for: sines keep the digits of 2 / pi there that a
+    large argument takes. What the stack has beyond is spilled.
+    """
+    sizes = re.findall(r"\.local \.align \d+ \.b8\s+\w+\[(\d+)\]", ptx)
+    return sum(-(-int(size) // 8) * 8 for size in sizes)
+
+
 def compile_one(target: str, dtype_name: str, item) -> dict:
     kernel, signature, constants, attributes, options = item
     _, capability, limit = TARGETS[target]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, spilled = registers_and_spills(compiled.asm["cubin"])
+    registers, stack = registers_and_stack(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
     shown = {k: v for k, v in constants.items() if k.isupper() and k not in ("PRECISION", "ACTIVATION")}
     row = {
         "target": target,
@@ -240,9 +268,11 @@ def compile_one(target: str, dtype_name: str, item) -> dict:
         "warps": compiled.metadata.num_warps,
         "stages": compiled.metadata.num_stages,
         "registers": registers,
-        "spilled_bytes": spilled,
+        "stack": stack,
+        "spilled": max(0, stack - local_arrays(ptx)),
         "shared": compiled.metadata.shared,
-        "wgmma": "wgmma.mma_async" in compiled.asm["ptx"],
+        "matrix": len(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b", ptx)),
+        "wgmma": "wgmma.mma_async" in ptx,
         "failures": [],
     }
     if not compiled.asm["cubin"]:
@@ -275,7 +305,7 @@ def main() -> int:
     for row in rows:
         print(
             "{target:6} {dtype:9} {kernel:24} {warps} warps {stages} stages {registers:4} registers "
-            "{spilled_bytes:5} spilled {shared:7} shared {mark:6} {constants}".format(
+            "{spilled:5} spilled {shared:7} shared {mark:6} {constants}".format(
                 mark="wgmma" if row["wgmma"] else "", **row
             )
         )

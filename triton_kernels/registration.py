@@ -18,14 +18,17 @@ import losatok_ext.ops.gated_residual
 import losatok_ext.ops.layer_norm_modulate
 import losatok_ext.ops.quantize
 import losatok_ext.ops.quantize_scalar
-import losatok_ext.ops.time_relation  # noqa: F401 - all fill the table of fake implementations
+import losatok_ext.ops.time_relation
+import losatok_ext.ops.vocoder  # noqa: F401 - all fill the table of fake implementations
 from losatok_ext.ops.fakes import register_triton_fake
 from losatok_ext.triton_kernels import (
     bottleneck,
+    depthwise_conv_norm,
     dit_attention,
     gated_residual,
     layer_norm_modulate,
     normalized_reconstruction_loss,
+    polar_istft,
     quantize,
     quantize_scalar,
     time_relation,
@@ -124,6 +127,25 @@ SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         "Tensor? lengths, Tensor? key_lengths, Tensor out, Tensor lse, str norm, float eps, bool interleaved) -> "
         "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_q_weight, Tensor grad_k_weight)",
         dit_attention.dit_attention_backward,
+    ),
+    "polar_istft_forward": (
+        "(Tensor head, Tensor window, int hop, Tensor? lengths) -> Tensor waveform",
+        polar_istft.polar_istft_forward,
+    ),
+    "polar_istft_backward": (
+        "(Tensor grad, Tensor head, Tensor window, int hop, Tensor? lengths) -> Tensor grad_head",
+        polar_istft.polar_istft_backward,
+    ),
+    "depthwise_conv_norm_forward": (
+        "(Tensor x, Tensor conv_weight, Tensor? conv_bias, Tensor? norm_weight, Tensor? norm_bias, float eps, "
+        "Tensor? lengths) -> Tensor y",
+        depthwise_conv_norm.depthwise_conv_norm_forward,
+    ),
+    "depthwise_conv_norm_backward": (
+        "(Tensor grad, Tensor x, Tensor conv_weight, Tensor? conv_bias, Tensor? norm_weight, float eps, "
+        "Tensor? lengths, bool need_x, bool need_parameters) -> (Tensor grad_x, Tensor grad_conv_weight, "
+        "Tensor grad_conv_bias, Tensor grad_norm_weight, Tensor grad_norm_bias)",
+        depthwise_conv_norm.depthwise_conv_norm_backward,
     ),
 }
 """Schema and implementation of each raw op; the schemas are those of csrc/registration.cpp."""

@@ -28,6 +28,12 @@ def rows_of_clips(lengths, first, rows, time, features, ROWS: tl.constexpr):
     return row, clip, frame, width
 
 
+@triton.jit
+def clip_length(lengths, clip, time):
+    """How many frames of ``clip`` count: all ``time`` where there are no ``lengths``."""
+    return tl.minimum(tl.maximum(tl.load(lengths + clip), 0), time) if lengths is not None else time
+
+
 def row_blocks(rows: int, features: int) -> tuple[tuple[int], dict[str, int]]:
     """Grid and launch configuration of a kernel over ``rows`` of ``features``: ROWS of them per program, in pieces of
     BLOCK features.

@@ -12,7 +12,7 @@ from losatok_ext import ops
 from losatok_ext.ops import dispatch
 from losatok_ext.ops.reference import bottleneck as reference_bottleneck
 from losatok_ext.ops.reference import time_relation as reference_relation
-from ops import dit_cases
+from ops import dit_cases, vocoder_cases
 from ops.quantize_cases import HARD, assert_chain, assert_decides, assert_nearest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -162,6 +162,37 @@ def test_modulations_and_gradients(dtype, per_frame, sizes, op):
     dit_cases.check(op, inputs, dtype, "native", "cuda")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "case", [*vocoder_cases.ISTFT_CASES, (8, 500, 1280, 320, [500, 1, 0, 499, 3, 2, 250, 77])], ids=str
+)
+def test_istft_and_gradient(dtype, case):
+    vocoder_cases.check_istft(case, dtype, "native", "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [*vocoder_cases.CONV_CASES, (4, 500, 1280, 7, [500, 1, 333, 0])], ids=str)
+def test_conv_norm_and_gradients(dtype, case):
+    vocoder_cases.check_conv_norm(case, dtype, "native", "cuda")
+
+
+def test_an_hour_of_frames_keeps_one_workspace_of_spectra():
+    head, window = draw(torch.bfloat16, 1, 180_000, 1282), torch.hann_window(1280, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    audio = ops.polar_istft(head, window, 320)
+    extra = torch.cuda.max_memory_allocated() - before - audio.numel() * 4
+    assert extra < 512 << 20, f"{extra / 2**20:.0f} MiB"  # the spectrum alone would take 880 MiB
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_rows_past_two_billion_elements(gradients):
+    if torch.cuda.mem_get_info()[0] < 60 << 30:
+        pytest.skip("needs 60 GiB of free device memory")
+    vocoder_cases.check_past_two_billion_elements(torch.ops.losatok, gradients)
+
+
 def bottleneck_and_relation_calls(clips, time):
     x, parameters = draw(torch.bfloat16, clips * time, 1280), mlp(torch.bfloat16)
     z, target, restoring, lengths = loss_case(torch.bfloat16, clips, time)
@@ -223,6 +254,23 @@ def block_calls(clips, time):
     }
 
 
+def vocoder_calls(clips, time):
+    kernels = torch.ops.losatok
+    lengths = torch.randint(1, time + 1, (clips,), device="cuda")
+    head, window = draw(torch.bfloat16, clips, time, 1282), torch.hann_window(1280, device="cuda")
+    wave = draw(torch.float32, clips, 320 * time)
+    rows, other, weight = *(draw(torch.bfloat16, clips, time, 1280) for _ in range(2)), draw(torch.bfloat16, 1280, 1, 7)
+    bias, gain, shift = (draw(torch.bfloat16, 1280) for _ in range(3))
+    return {
+        "istft": lambda: (kernels.polar_istft_forward(head, window, 320, lengths),),
+        "istft backward": lambda: (kernels.polar_istft_backward(wave, head, window, 320, lengths),),
+        "conv": lambda: (kernels.depthwise_conv_norm_forward(rows, weight, bias, gain, shift, 1e-6, lengths),),
+        "conv backward": lambda: kernels.depthwise_conv_norm_backward(
+            other, rows, weight, bias, gain, 1e-6, lengths, True, True
+        ),
+    }
+
+
 CALLS = {
     bottleneck_and_relation_calls: ("project", "project backward", "loss", "tiled", "factored", "energy"),
     quantize_calls: (
@@ -230,6 +278,7 @@ CALLS = {
         *("levels", "levels backward", "levels back", "integers", "integers back"),
     ),
     block_calls: ("attention", "attention backward", "modulate", "modulate backward", "gate", "gate backward"),
+    vocoder_calls: ("istft", "istft backward", "conv", "conv backward"),
 }
 """Functions of clips and frames to calls that take device tensors only, by name."""
 
@@ -255,7 +304,7 @@ def test_runs_repeat_bit_for_bit_and_wait_for_nothing(name):
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        repeats = [call() for _ in range(20)]
+        repeats = [call() for _ in range(50)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for repeat in repeats:

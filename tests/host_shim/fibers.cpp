@@ -336,6 +336,8 @@ void set_order(Order new_order, uint64_t seed) {
 
 const char* last_error() { return error.c_str(); }
 
+LaunchListener on_launch = nullptr;
+
 unsigned lane() { return current % kLanes; }
 
 void fail(const std::string& message) {

@@ -24,6 +24,10 @@ void set_order(Order order, uint64_t seed);
 bool run(const std::function<void()>& body, Index grid, Index block, size_t shared_bytes);
 const char* last_error();
 
+// Called, where it is set, with each kernel that is launched and the shared memory that its launch asks for.
+using LaunchListener = void (*)(const void* kernel, size_t shared_bytes);
+extern LaunchListener on_launch;
+
 // Ends the launch with an error from inside a kernel.
 [[noreturn]] void fail(const std::string& message);
 

@@ -89,6 +89,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, unsigned block, siz
                    Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   if (grid.y > 65535 || grid.z > 65535 || shared_bytes > 163 * 1024) return cudaErrorInvalidConfiguration;  // sm_80
+  if (host_shim::on_launch) host_shim::on_launch(reinterpret_cast<const void*>(kernel), shared_bytes);
   const auto body = [&] { kernel(static_cast<Parameters>(arguments)...); };
   return host_shim::run(body, {grid.x, grid.y, grid.z}, {block, 1, 1}, shared_bytes) ? cudaSuccess
                                                                                      : cudaErrorLaunchFailure;

@@ -71,3 +71,26 @@ def check_istft(case, dtype, backend, device="cpu"):
 def check_conv_norm(case, dtype, backend, device="cpu", need=range(5), **options):
     """``depthwise_conv_norm`` on one of CONV_CASES, gradients included."""
     return check(conv_norm, conv_inputs(*case, **options), need, dtype, backend, device)
+
+
+def check_past_two_billion_elements(raw, gradients):
+    """On a GPU: by the ops of ``raw``, the last clip of a batch that 32-bit numbers cannot count is as it is alone."""
+
+    def draw(*shape):
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+    clips, time, channels, n_fft, hop = 4, 420_000, 1280, 1280, 320
+    x, weight, vector = draw(clips, time, channels), draw(channels, 1, 7), draw(channels)
+    assert x.numel() > 2**31
+    if gradients:
+        run = raw.depthwise_conv_norm_backward
+        last = run(x[3:], x[3:], weight, vector, vector, 1e-6, None, True, False)[0]
+        assert run(x, x, weight, vector, vector, 1e-6, None, True, True)[0][3:].equal(last)
+        return
+    last = raw.depthwise_conv_norm_forward(x[3:], weight, vector, vector, vector, 1e-6, None)
+    assert raw.depthwise_conv_norm_forward(x, weight, vector, vector, vector, 1e-6, None)[3:].equal(last)
+    head, window = draw(clips, time, n_fft + 2), torch.hann_window(n_fft, device="cuda")
+    audio = raw.polar_istft_forward(head, window, hop, None)
+    torch.testing.assert_close(audio[3:], raw.polar_istft_forward(head[3:], window, hop, None))
+    last = raw.polar_istft_backward(audio[3:].contiguous(), head[3:], window, hop, None)
+    torch.testing.assert_close(raw.polar_istft_backward(audio, head, window, hop, None)[3:], last)

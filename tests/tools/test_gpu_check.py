@@ -53,7 +53,7 @@ def test_what_needs_a_failed_part_is_left_out(check, tmp_path, capsys):
 def test_every_family_is_measured(check, tmp_path):
     names = [part.name for part in check.parts(tmp_path)]
     assert names[:3] == ["build", "native", "triton"]
-    assert {"bench-bottleneck", "bench-time_relation", "bench-quantize"} <= set(names)
+    assert {"bench-bottleneck", "bench-time_relation", "bench-quantize", "bench-vocoder"} <= set(names)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

@@ -206,8 +206,9 @@ def depthwise_conv_norm(
 
     Raises:
         TypeError: a dtype or kind of argument that is not taken; the message names the argument.
-        ValueError: shapes or devices that do not fit, an even k, a negative eps, or lengths outside 0..T (looked at on
-            the CPU only: on a GPU that would wait for the device).
+        ValueError: shapes or devices that do not fit, an even k, a negative eps, lengths outside 0..T (looked at on
+            the CPU only: on a GPU that would wait for the device), or more than 4096 channels in CUDA C++ (Triton,
+            which is the default there, takes more).
         BackendUnavailableError: the implementation asked for cannot run on x's device.
     """
     checks.floating("x", x)

@@ -1,0 +1,79 @@
+"""What is kept of the GPU kernels: the page is of the figures, and a figure that changes is told by kernel."""
+
+import json
+import shutil
+
+import pytest
+
+import kernel_evidence as evidence
+
+
+def test_the_page_is_of_the_figures():
+    kept, text = json.loads(evidence.KEPT.read_text()), evidence.PAGE.read_text()
+    assert evidence.page(kept, text) == text, "docs/kernels.md and docs/kernels.json disagree: make evidence"
+
+
+def test_the_file_has_a_line_for_each_kernel():
+    text = evidence.KEPT.read_text()
+    kept = json.loads(text)
+    assert evidence.as_json(kept) == text
+    kernels = sum(len(rows) for compiler in ("nvcc", "triton") for rows in kept[compiler].values())
+    assert text.count('{"registers": ') == kernels
+
+
+def test_a_page_without_its_marks_is_refused():
+    with pytest.raises(SystemExit, match="one mark 'evidence: compilers' with its 'end', it has 0"):
+        evidence.page(json.loads(evidence.KEPT.read_text()), "no marks")
+
+
+def test_no_kept_cuda_kernel_spills_and_matrix_kernels_use_the_matrix_units():
+    kept = json.loads(evidence.KEPT.read_text())["nvcc"]
+    assert set(kept) == {f"sm_{architecture}" for architecture in evidence.ARCHITECTURES}
+    for rows in kept.values():
+        assert not [name for name, row in rows.items() if row["spilled"]]
+        for kernel in ("dit_attention: forward_kernel<bfloat16, 64>", "dit_attention: forward_kernel<float16, 128>"):
+            assert rows[kernel]["matrix"] > 0
+
+
+def test_kernels_of_the_decoder_spill_nowhere():
+    kept = json.loads(evidence.KEPT.read_text())["triton"]
+    assert set(kept) == {evidence.ahead_name(*run) for run in evidence.AHEAD}
+    ours = ("polar_", "overlap_kernel", "cut_kernel", "conv_")
+    for rows in kept.values():
+        own = {name: row for name, row in rows.items() if name.startswith(ours)}
+        assert len(own) >= 7
+        assert not [name for name, row in own.items() if row["spilled"]]
+
+
+def test_differences_name_kernel_and_figure():
+    row = {"registers": 32, "stack": 0, "spilled": 0, "matrix": 8}
+    assert evidence.differences({"a": row}, {"a": row | {"shared": 64}}) == []
+    assert evidence.differences({"a": row | {"registers": 40, "matrix": 0}}, {"a": row}) == [
+        "a: registers 32 -> 40, matrix 8 -> 0"
+    ]
+    assert evidence.differences({"new": row}, {"old": row}) == ["new: not kept", "old: no longer there"]
+
+
+@pytest.mark.skipif(shutil.which("c++filt") is None, reason="needs c++filt")
+def test_names_are_those_one_writes():
+    mangled = [
+        "_ZN7losatok4cuda49_GLOBAL__N__6253dd89_16_time_relation_cu_ce36164215relation_kernelI6__halfLNS0_8RelationE2EEEv"
+        "NS1_18RelationParametersIT_EE",
+        "_ZN7losatok4cuda12_GLOBAL__N_116sum_terms_kernelEPKflPd",
+    ]
+    assert evidence.plain_names(mangled) == ["relation_kernel<float16, (Relation)2>", "sum_terms_kernel"]
+
+
+def test_alike_variants_are_numbered():
+    row = {"kernel": "k", "constants": "BLOCK=16", "warps": 4, "stages": 1, "registers": 1, "stack": 0, "spilled": 0}
+    rows = evidence.triton_rows([row | {"matrix": 0, "shared": n} for n in range(3)])
+    name = "k BLOCK=16 4 warps 1 stages"
+    assert {key: value["shared"] for key, value in rows.items()} == {name: 0, f"{name} #2": 1, f"{name} #3": 2}
+
+
+@pytest.mark.skipif(evidence.build.missing() is not None, reason=f"{evidence.build.missing()}")
+def test_figures_of_another_compiler_are_not_compared(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(evidence, "compilers", lambda: {"nvcc": "1.0", "triton": "1.0"})
+    with pytest.raises(evidence.OtherCompilerError, match=r"docs/kernels.json is of nvcc [\d.]+, this is 1.0"):
+        evidence.kept_rows("nvcc", "sm_90")
