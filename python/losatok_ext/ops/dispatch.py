@@ -37,10 +37,11 @@ OPS = (
     "dit_attention",
     "polar_istft",
     "depthwise_conv_norm",
+    "int8_linear",
 )
 """Every public op that has more than one implementation."""
 
-CPU_ONLY = frozenset({"polar_istft", "depthwise_conv_norm"})
+CPU_ONLY = frozenset({"polar_istft", "depthwise_conv_norm", "int8_linear"})
 """Ops whose kernels exist for the CPU only: on a GPU they run as the reference."""
 
 PREFERENCES: dict[str, tuple[str, ...]] = {
