@@ -13,7 +13,7 @@ from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from losatok_ext.models.precision import KEPT, cast, dtype_name
 from losatok_ext.nn.linear import Int8Linear, Linear
-from losatok_ext.nn.quantizers import RVQConfig
+from losatok_ext.nn.quantizers import ResidualVQConfig
 from small_models import tone
 
 
@@ -110,7 +110,7 @@ def test_it_has_the_name_of_the_model_it_was_made_from(model, int8, tmp_path):
     int8.save_pretrained(tmp_path / "again")
     assert LoSATok.from_pretrained(tmp_path / "again").fingerprint() == name
     assert copy.deepcopy(int8).fingerprint() == name
-    quantized = int8.with_quantizer(RVQConfig(codebook_size=4, num_quantizers=2))
+    quantized = int8.with_quantizer(ResidualVQConfig(codebook_size=4, stages=2))
     assert quantized.fingerprint() != name
     assert quantized.with_quantizer(None).fingerprint() == name
     assert LoSATok.from_pretrained(tmp_path / "again", dtype="float32").fingerprint() != name

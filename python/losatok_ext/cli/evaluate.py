@@ -19,6 +19,7 @@ from losatok_ext.cli.common import (
     progress_bar,
     require_model,
 )
+from losatok_ext.cli.evaluate_precision import precision
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.storage import evaluate_storage
 from losatok_ext.evaluation.storage_plot import plot_storage
@@ -85,3 +86,6 @@ def storage(
         print(f"losatok: {failure.message}", file=sys.stderr)
     if report.failures:
         raise typer.Exit(2)
+
+
+app.command("precision")(precision)

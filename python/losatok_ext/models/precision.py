@@ -56,13 +56,9 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def dtype_name(model: nn.Module) -> str:
-    """Which of :data:`DTYPES` the weights of ``model`` are in: that of most of them."""
-    sizes = dict.fromkeys(DTYPES, 0)
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    for parameter in model.parameters():
-        if parameter.dtype in names:
-            sizes[names[parameter.dtype]] += parameter.numel()
-    return max(sizes, key=lambda name: sizes[name])
+    """Which of :data:`DTYPES` ``model`` is in: the lowest that any of its weights has."""
+    found = {parameter.dtype for parameter in model.parameters()}
+    return next(name for name in reversed(DTYPES) if DTYPES[name] in found)
 
 
 def cast(model: LoSATok, dtype: torch.dtype) -> LoSATok:

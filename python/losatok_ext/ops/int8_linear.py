@@ -48,12 +48,12 @@ def int8_linear(
     if x.dim() == 0:
         raise ValueError("x should have shape [..., D], got []")
     checks.shape("weight", weight, (None, x.shape[-1]), "[M, D (last size of x)]")
-    for name, tensor in (("scale", scale), ("bias", bias)):
-        if tensor is not None or name == "scale":
-            checks.floating(name, tensor)
-            checks.shape(name, tensor, (weight.shape[0],), "[M (rows of weight)]")
-    for name, tensor in (("weight", weight), ("scale", scale), ("bias", bias)):
-        if tensor is not None and tensor.device != x.device:
+    vectors = [("scale", scale)] if bias is None else [("scale", scale), ("bias", bias)]
+    for name, vector in vectors:
+        checks.floating(name, vector)
+        checks.shape(name, vector, (weight.shape[0],), "[M (rows of weight)]")
+    for name, tensor in (("weight", weight), *vectors):
+        if tensor.device != x.device:
             raise ValueError(f"{name} should be on x's device {x.device}, got {tensor.device}")
     if activation not in ACTIVATIONS:
         known = ", ".join(map(repr, ACTIVATIONS))
