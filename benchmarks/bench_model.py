@@ -5,7 +5,7 @@ autocast`` is the same under bfloat16 autocast, ``ours bfloat16`` our own model 
 or decoder under ``torch.compile``. The share of the ceiling counts matrix products and convolutions alone, against the
 square products of the row's dtype, bfloat16 for int8.
 
-In pieces: ``-k "tiny"``, ``-k "base and encode and int8 and not 8-"``; the rows of compiled models are ``-k compiled``.
+In pieces: ``-k tiny``, ``-k "test_encode and base-int8-1"``; the rows of compiled models are ``-k test_compiled``.
 """
 
 import pytest
