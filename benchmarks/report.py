@@ -1,6 +1,7 @@
-"""Draw what was measured: tables for docs/performance.md and README.md, ratios for the ops' docstrings, a picture.
+"""Draw what was measured: tables for the documents and README.md, ratios for the ops' docstrings, a picture.
 
-``make bench RESULTS=benchmarks/results`` keeps its figures; ``make report`` then writes the tables between the marks
+``make bench RESULTS=benchmarks/results`` keeps its figures, ``losatok evaluate precision`` those of precisions with
+``-o benchmarks/results/<device>/precision/<model>.json``. ``make report`` then writes the tables between the marks
 ``<!-- measured: NAME -->`` and ``<!-- end -->`` of the documents, the ratios of the rows that begin with PREFIX between
 ``.. measured: PREFIX`` and ``.. end`` of docstrings, and docs/performance.png. No figure there is typed.
 """
@@ -14,6 +15,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from losatok_ext.evaluation.precision import EXPLANATION, PrecisionReport
 from targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +36,7 @@ HIGHLIGHTS = (
     "encode base bfloat16 B=1",
 )
 """Rows of the README's table."""
-VARIANTS = ("fast", "recomputed", "ours compiled", "1280-d at 512", "1280-d at 1536")
+VARIANTS = ("fast", "recomputed", "ours compiled", "ours bfloat16", "1280-d at 512", "1280-d at 1536")
 """What is timed beside ours and is no peer: left out of the picture."""
 
 
@@ -88,6 +90,12 @@ def measured_rows(result: dict, labels: list[str] | None = None) -> str:
             memory = f"{row['ours_mib']:.0f} MiB" + "".join(f", {name} {row[f'{name}_mib']:.0f}" for name in peers(row))
         rows.append([label, spell_time(row["ours_us"]), ratios, share, memory])
     return table(["", "ours", "peer's time over ours", "of the ceiling", "peak memory"], rows)
+
+
+def precision_tables(folder: Path) -> str:
+    """What ``losatok evaluate precision -o`` left in ``folder``/<device>/precision, a table for each file."""
+    reports = [PrecisionReport.from_dict(json.loads(path.read_text())) for path in sorted(folder.glob("*/precision/*"))]
+    return "\n".join(report.markdown() for report in reports).strip() + f"\n\n{EXPLANATION}."
 
 
 def targets_table(result: dict) -> str:
@@ -192,9 +200,10 @@ def main(arguments: list[str]) -> None:
         "machine": machine(cpu),
         "targets": "\n\n".join(f"{machine(result)}\n\n{targets_table(result)}" for result in results),
         "rows": "\n\n".join(f"{machine(result)}\n\n{measured_rows(result)}" for result in results),
+        "precision": precision_tables(ROOT / "benchmarks/results"),
         "highlights": f"{measured_rows(cpu, list(HIGHLIGHTS))}\n\n{machine(cpu)}.",
     }
-    for name in ("README.md", "docs/performance.md"):
+    for name in ("README.md", "docs/performance.md", "docs/speed.md"):
         fill(ROOT / name, blocks)
     for path in sorted((ROOT / "python/losatok_ext/ops").glob("*.py")):
         fill_docstrings(path, cpu)

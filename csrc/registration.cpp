@@ -21,6 +21,8 @@ TORCH_LIBRARY(losatok, m) {
       "Tensor weight_out, Tensor? bias_out, Tensor? lengths, str activation, bool need_grad) -> "
       "(Tensor loss, Tensor grad_z, Tensor grad_weight_in, Tensor grad_bias_in, Tensor grad_weight_out, "
       "Tensor grad_bias_out)");
+  // int8_linear: x [N, D] of any floating dtype, weight [M, D] int8, scale and bias [M] -> y [N, M] in x's dtype
+  m.def("int8_linear_forward(Tensor x, Tensor weight, Tensor scale, Tensor? bias, str activation) -> Tensor y");
   // time_relation: low [B, T, d], high [B, T, D] -> loss [] and d loss / d low; window -1 means none
   m.def(
       "time_relation_forward(Tensor low, Tensor high, Tensor? lengths, int window, str algorithm, "

@@ -66,6 +66,21 @@ def test_documents_are_filled_between_the_marks(tmp_path):
         report.fill(page, {"rows": ""})
 
 
+def test_precisions_are_a_table_for_each_model(tmp_path):
+    row = {"token_error": 0.01, "worst_token_error": 0.02, "cosine": 0.999, "snr": None, "decoder_snr": 40.0}
+    row |= {"mel_distance": 0.1, "encode_seconds": 0.2, "decode_seconds": 0.05, "encode_speed": 4, "decode_speed": 5}
+    row |= {"dtype": "int8", "bytes": 2**20, "peak_bytes": 2**21}
+    for name in ("a", "b"):
+        path = tmp_path / "cpu" / "precision" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = {"model": f"Model {name}", "machine": "a machine", "date": "today", "recordings": 2, "seconds": 3.0}
+        path.write_text(json.dumps({**values, "rows": [row], "failures": []}))
+    text = report.precision_tables(tmp_path)
+    line = "| int8 | 1.00 % | 2.00 % | 0.99900 | exact | 40.0 dB | 0.100 | 200 ms (4.00x) | 50.0 ms (5.00x) | "
+    assert text.count(f"{line}1.0 MiB | 2 MiB |\n\nModel ") == 2
+    assert text.index("Model a; 2 recordings, 3.0 s. a machine, today.") < text.index("Model b;")
+
+
 def test_docstrings_are_filled_between_the_marks(tmp_path):
     module = tmp_path / "op.py"
     module.write_text('"""An op.\n\n.. measured: an\n.. end\n"""\n')

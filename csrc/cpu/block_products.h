@@ -4,9 +4,13 @@
 #include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <new>
 
 #include "cpu/isa.h"
+#include "cpu/simd/values.h"
 
 #if !defined(CPUBLAS_BRGEMM_F32F32F32) || !defined(CPUBLAS_BRGEMM_BF16BF16F32)
 #error "this torch has no block matrix products for float32 and bfloat16; build with torch 2.10 or newer"
@@ -24,6 +28,33 @@ inline bool multiplies_bfloat16() {
 #else
   return false;
 #endif
+}
+
+// Memory of one thread, not initialised.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count)
+      : data_(static_cast<T*>(::operator new(std::max<int64_t>(count, 1) * sizeof(T), std::align_val_t(64)))) {}
+  operator T*() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { ::operator delete(data, std::align_val_t(64)); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+// c [m, n] = a [m, k] b [k, n], or c += with add; b and c packed, rows of a `stride` apart. For Bf16, b holds pairs of
+// rows side by side.
+inline void multiply_blocks(int64_t m, int64_t n, int64_t k, const float* a, int64_t stride, const float* b, float* c,
+                            bool add) {
+  at::native::cpublas::brgemm(m, n, k, stride, n, n, add, a, b, c, false);
+}
+inline void multiply_blocks(int64_t m, int64_t n, int64_t k, const Bf16* a, int64_t stride, const Bf16* b, float* c,
+                            bool add) {
+  at::native::cpublas::brgemm(m, n, k, stride, n, n, add, reinterpret_cast<const at::BFloat16*>(a),
+                              reinterpret_cast<const at::BFloat16*>(b), c, true);
 }
 
 }  // namespace losatok

@@ -9,8 +9,6 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <optional>
 #include <string_view>
 #include <type_traits>
@@ -27,28 +25,12 @@ using OptionalTensor = std::optional<Tensor>;
 
 inline constexpr int64_t kQueries = 64, kStep = 16;
 
-// Memory of one thread, not initialised.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count)
-      : data_(static_cast<T*>(::operator new(std::max<int64_t>(count, 1) * sizeof(T), std::align_val_t(64)))) {}
-  operator T*() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* data) const { ::operator delete(data, std::align_val_t(64)); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
-
 // c [m, n] = a [m, k] b [k, n], or c += with add; packed. For Bf16, b holds pairs of rows side by side.
 inline void multiply(int64_t m, int64_t n, int64_t k, const float* a, const float* b, float* c, bool add) {
-  at::native::cpublas::brgemm(m, n, k, k, n, n, add, a, b, c, false);
+  multiply_blocks(m, n, k, a, k, b, c, add);
 }
 inline void multiply(int64_t m, int64_t n, int64_t k, const Bf16* a, const Bf16* b, float* c, bool add) {
-  at::native::cpublas::brgemm(m, n, k, k, n, n, add, reinterpret_cast<const at::BFloat16*>(a),
-                              reinterpret_cast<const at::BFloat16*>(b), c, true);
+  multiply_blocks(m, n, k, a, k, b, c, add);
 }
 inline void multiply(int64_t m, int64_t n, int64_t k, const double* a, const double* b, double* c, bool add) {
   LOSATOK_SIMD(multiply_f64)(m, n, k, a, b, c, add);

@@ -60,7 +60,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _op_on(op: str, device_type: str) -> dict[str, Any]:
-    reasons = {backend: dispatch.unavailable(backend, device_type) for backend in dispatch.BACKENDS}
+    reasons = {backend: dispatch.unavailable(backend, device_type, op) for backend in dispatch.BACKENDS}
     requested = dispatch.requested_backend()
     preferences = dispatch.preferences(op, device_type)
     if requested is not None:

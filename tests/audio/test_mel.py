@@ -106,8 +106,29 @@ def test_long_audio_is_transformed_in_blocks(monkeypatch):
     audio = torch.randn(2, 9000)
     lengths = torch.tensor([9000, 4000])
     at_once = FRONT_ENDS["acoustic"](audio, lengths)[0]
-    monkeypatch.setattr(stft, "BLOCK_FRAMES", 14)
+    monkeypatch.setitem(stft.BLOCK_FRAMES, "cpu", 14)
     torch.testing.assert_close(FRONT_ENDS["acoustic"](audio, lengths)[0], at_once, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_powers_with_and_without_gradients(power):
+    window, lengths = torch.hann_window(512), torch.tensor([4000])
+    audio = torch.randn(1, 4000).requires_grad_()
+    frames, _ = stft.stft_magnitude(audio, lengths, window, 160, power)
+    frames.sum().backward()
+    assert torch.isfinite(audio.grad).all()
+    assert torch.count_nonzero(audio.grad) > 3900
+    plain, _ = stft.stft_magnitude(audio.detach(), lengths, window, 160, power)
+    torch.testing.assert_close(plain, frames.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_padding_by_a_copy_is_the_reflection_of_each_clip():
+    audio = torch.randn(2, 4000)
+    window, longer = torch.hann_window(512), torch.cat([audio, torch.full((2, 7), float("nan"))], dim=1)
+    whole, counts = stft.stft_magnitude(audio, torch.tensor([4000, 4000]), window, 160, 1.0)
+    masked, others = stft.stft_magnitude(longer, torch.tensor([4000, 4000]), window, 160, 1.0)
+    assert torch.equal(counts, others)
+    torch.testing.assert_close(whole, masked, rtol=1e-5, atol=1e-6)
 
 
 def test_front_ends_stay_in_float32():

@@ -58,12 +58,13 @@ def test_encode_and_decode(losatok, model_folder, recording, tmp_path):
         assert "MLP" not in table
 
 
-def test_flop_are_those_of_the_model(model_folder, monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_flop_are_those_of_the_model(model_folder, monkeypatch, dtype):
     from losatok_ext.inference import stages
     from losatok_ext.models import LoSATok
 
     monkeypatch.setattr(stages, "matrix_ceiling", lambda *_: 1e9)
-    model = LoSATok.from_pretrained(model_folder)
+    model = LoSATok.from_pretrained(model_folder, dtype=dtype)
     config, tokens = model.config, 25
     found = {s.name: s.flop for s in stages.profile(model, lambda: model.encode(tone(16_000)), 1).stages}
     dim = config.embed_dim
@@ -83,7 +84,7 @@ def test_bad_arguments(losatok, model_folder, recording, tmp_path):
     for arguments, words in (
         (
             ("encode", recording, "--model", model_folder, "--dtype", "int4"),
-            "--dtype is 'int4'; it takes float32 or bfloat16",
+            "--dtype is 'int4'; it takes float32, bfloat16 or int8",
         ),
         (("encode", tmp_path / "none.wav", "--model", model_folder), "none.wav"),
         (("decode", recording, "--model", model_folder), "clip.wav"),

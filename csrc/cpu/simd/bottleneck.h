@@ -3,14 +3,9 @@
 
 #include <cstdint>
 
+#include "cpu/simd/activation.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/simd/values.h"
-
-namespace losatok {
-
-enum class Activation { kGelu, kGeluTanh, kSilu, kRelu, kNone };
-
-}  // namespace losatok
 
 // T is float, double or Bf16. Each is instantiated in simd/bottleneck.cpp.
 #define LOSATOK_BOTTLENECK_KERNELS                                                                                    \

@@ -40,6 +40,12 @@ GeneratorOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="Compute in float32, bfloat16 or int8; as the model was saved if left out.", show_default=False
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write again what exists; otherwise it is kept.")]
 
 
@@ -85,17 +91,29 @@ def check_outputs(source: Path | None, *outputs: Path | None) -> None:
             raise UserError(f"{path} is a folder; give the name of a file in it")
 
 
-def load_model(folder: Path, device: str) -> LoSATok:
-    """The model in ``folder``, in eval mode on ``device``.
+def load_model(folder: Path, device: str, dtype: str | None = None) -> LoSATok:
+    """The model in ``folder``, in eval mode on ``device``, in ``dtype`` (None: as it was saved).
 
     Raises:
         CheckpointError: the folder holds no usable model.
-        UserError: there is no such device.
+        UserError: there is no such device or dtype.
     """
     chosen = pick_device(device)
+    check_dtype(dtype)
     from losatok_ext.models import LoSATok
 
-    return LoSATok.from_pretrained(folder).to(chosen).eval()
+    return LoSATok.from_pretrained(folder, device=chosen, dtype=dtype).eval()
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise UserError unless a model can be loaded in ``dtype``."""
+    if dtype is None:
+        return
+    from losatok_ext.models.precision import DTYPES
+
+    if dtype not in DTYPES:
+        names = list(DTYPES)
+        raise UserError(f"--dtype is {dtype!r}; it takes {', '.join(names[:-1])} or {names[-1]}")
 
 
 def pick_device(name: str) -> str:

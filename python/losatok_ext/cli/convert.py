@@ -1,22 +1,27 @@
-"""``losatok convert``: a published checkpoint to a model folder."""
+"""``losatok convert``: a published checkpoint, or a model folder in another precision, to a model folder."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from losatok_ext.cli.common import OverwriteOption, check_folder
+from losatok_ext.cli.common import OverwriteOption, check_dtype, check_folder, load_model
 from losatok_ext.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from losatok_ext.models import LoSATok
 
 
 def convert(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            metavar="CHECKPOINT", help="Published weights: .safetensors, .pth, .pt or .bin.", show_default=False
+            metavar="CHECKPOINT",
+            help="Published weights (.safetensors, .pth, .pt or .bin), or a model folder.",
+            show_default=False,
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.", show_default=False)],
@@ -35,28 +40,53 @@ def convert(
             help="MiDashengLM weights (file or folder), where the semantic encoder is kept apart.", show_default=False
         ),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="Of the weights to write: float32, bfloat16 or int8.", show_default="as they are"),
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Convert a published LoSATok checkpoint to a model folder (config.json and model.safetensors).
 
-    Nothing is downloaded, and no pickled code is run.
+    A model folder is converted to another --dtype. Nothing is downloaded, and no pickled code is run.
     """
+    check_dtype(dtype)
     check_folder(output)
     if (output / "config.json").exists() and not overwrite:
         raise UserError(f"{output} holds a model already; pass --overwrite or another folder")
-    values = None if config is None else _read_config(config)
-    from losatok_ext.models import LoSATok, LoSATokConfig
-
-    settings = LoSATokConfig.from_dict(values["config"]) if values is not None and "model_type" in values else values
-    model = LoSATok.from_reference_checkpoint(
-        checkpoint, settings, hidden_dim=hidden_dim, frame_rate=frame_rate, semantic_encoder=semantic_encoder
-    )
+    if checkpoint.is_dir():
+        if config is not None or semantic_encoder is not None:
+            raise UserError(f"--config and --semantic-encoder go with a published checkpoint; {checkpoint} is a folder")
+        if checkpoint.resolve() == output.resolve():
+            raise UserError(f"{output} is the model to convert; choose another folder")
+        model = load_model(checkpoint, "cpu", dtype)
+    else:
+        model = _from_published(checkpoint, config, hidden_dim, frame_rate, semantic_encoder, dtype)
     model.save_pretrained(output)
     weights = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"{output}: model {model.fingerprint()}, {weights / 1e6:.1f} M weights, "
         f"{model.config.latent_dim} dimensions at {model.frame_rate} Hz"
     )
+
+
+def _from_published(
+    checkpoint: Path,
+    config: Path | None,
+    hidden_dim: int,
+    frame_rate: int,
+    semantic_encoder: Path | None,
+    dtype: str | None,
+) -> LoSATok:
+    values = None if config is None else _read_config(config)
+    from losatok_ext.models import LoSATok, LoSATokConfig
+    from losatok_ext.models.precision import cast, dtype_of
+
+    settings = LoSATokConfig.from_dict(values["config"]) if values is not None and "model_type" in values else values
+    model = LoSATok.from_reference_checkpoint(
+        checkpoint, settings, hidden_dim=hidden_dim, frame_rate=frame_rate, semantic_encoder=semantic_encoder
+    )
+    return model if dtype is None else cast(model, dtype_of(dtype))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

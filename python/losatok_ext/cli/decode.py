@@ -9,6 +9,7 @@ import typer
 
 from losatok_ext.cli.common import (
     DeviceOption,
+    DtypeOption,
     ModelOption,
     OverwriteOption,
     check_folder,
@@ -29,6 +30,7 @@ def decode(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the audio files.", show_default=False)],
     model: ModelOption = None,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
     overwrite: OverwriteOption = False,
     format: Annotated[str, typer.Option(help="Of the audio files: wav, flac, ogg or mp3.")] = "wav",
     force: Annotated[bool, typer.Option("--force", help="Decode latents of another model too.")] = False,
@@ -52,7 +54,7 @@ def decode(
     outputs = place_outputs(found.sources, output, suffix, (SUFFIX,))
     summary = Summary()
     if found.sources:
-        tokenizer = load_model(model, device)
+        tokenizer = load_model(model, device, dtype)
         with progress_bar("decoding", len(outputs)) as progress:
             summary = decode_files(
                 tokenizer,

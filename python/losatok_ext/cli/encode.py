@@ -9,6 +9,7 @@ import typer
 
 from losatok_ext.cli.common import (
     DeviceOption,
+    DtypeOption,
     ModelOption,
     OverwriteOption,
     check_folder,
@@ -28,6 +29,7 @@ def encode(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the .losatok files.", show_default=False)],
     model: ModelOption = None,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
     overwrite: OverwriteOption = False,
     store: Annotated[
         str | None,
@@ -66,7 +68,7 @@ def encode(
     outputs = place_outputs(found.sources, output, SUFFIX, READABLE_SUFFIXES)
     summary = Summary()
     if found.sources:
-        tokenizer = load_model(model, device)
+        tokenizer = load_model(model, device, dtype)
         with progress_bar("encoding", len(outputs)) as progress:
             summary = encode_files(
                 tokenizer,

@@ -20,6 +20,7 @@ from losatok_ext.cli.common import (
     require_model,
 )
 from losatok_ext.cli.evaluate_generation import generation
+from losatok_ext.cli.evaluate_precision import precision
 from losatok_ext.cli.evaluate_probe import probe
 from losatok_ext.cli.evaluate_reconstruction import reconstruction
 from losatok_ext.errors import UserError
@@ -40,7 +41,7 @@ def _group() -> None:
     """Measure a model on recordings."""
 
 
-for _command in (reconstruction, probe, generation):
+for _command in (reconstruction, probe, generation, precision):
     app.command(_command.__name__)(_command)
 
 

@@ -59,6 +59,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _describe_model(folder: Path) -> dict[str, Any]:
     from losatok_ext.models import LoSATok
+    from losatok_ext.models.precision import dtype_name
 
     model = LoSATok.from_pretrained(folder)
     return {
@@ -66,6 +67,7 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "format": "model",
         "fingerprint": model.fingerprint(),
         "weights": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": dtype_name(model),
         **_describe_quantizer(model),
         **model.config.to_dict(),
     }

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, ModelOption, pick_device, require_model
-from losatok_ext.errors import UserError
+from losatok_ext.cli.common import DeviceOption, DtypeOption, ModelOption, load_model, require_model
 
 if TYPE_CHECKING:
     from losatok_ext.models import LoSATok
 
 app = typer.Typer(help="Time the stages of encoding or decoding a file, beside the machine's matrix ceiling.")
 
-_Dtype = Annotated[
-    str | None, typer.Option(help="float32 or bfloat16; as the model was saved if left out.", show_default=False)
-]
 _Trace = Annotated[
     Path | None,
     typer.Option(
@@ -36,7 +32,7 @@ def encode(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording.", show_default=False)],
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    dtype: _Dtype = None,
+    dtype: DtypeOption = None,
     trace: _Trace = None,
     repeats: _Repeats = 3,
 ) -> None:
@@ -44,7 +40,7 @@ def encode(
     folder = require_model(model)
     from losatok_ext.audio.files import read_audio_with_info
 
-    tokenizer = _load(folder, device, dtype)
+    tokenizer = load_model(folder, device, dtype)
     audio, info = read_audio_with_info(file, tokenizer.sample_rate)
     _report(tokenizer, lambda: tokenizer.encode(audio), info.seconds, repeats, trace)
 
@@ -54,7 +50,7 @@ def decode(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A latent file (.losatok).", show_default=False)],
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    dtype: _Dtype = None,
+    dtype: DtypeOption = None,
     trace: _Trace = None,
     repeats: _Repeats = 3,
 ) -> None:
@@ -63,19 +59,10 @@ def decode(
     from losatok_ext.inference.jobs import decoder_input
     from losatok_ext.inference.latent_files import load_latents
 
-    tokenizer = _load(folder, device, dtype)
+    tokenizer = load_model(folder, device, dtype)
     latents = load_latents(file, tokenizer.fingerprint())
     z = decoder_input(tokenizer, latents)
     _report(tokenizer, lambda: tokenizer.decode(z), latents.header.seconds, repeats, trace)
-
-
-def _load(folder: Path, device: str, dtype: str | None) -> LoSATok:
-    from losatok_ext.models import LoSATok
-    from losatok_ext.models.precision import DTYPES
-
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"--dtype is {dtype!r}; it takes {' or '.join(DTYPES)}")
-    return LoSATok.from_pretrained(folder, device=pick_device(device), dtype=dtype).eval()
 
 
 def _report(model: LoSATok, run: Callable[[], object], audio_seconds: float, repeats: int, trace: Path | None) -> None:

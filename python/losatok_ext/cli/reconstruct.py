@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, ModelOption, check_outputs, load_model, require_model
+from losatok_ext.cli.common import DeviceOption, DtypeOption, ModelOption, check_outputs, load_model, require_model
 from losatok_ext.errors import UserError
 
 
@@ -22,6 +22,7 @@ def reconstruct(
         Path | None, typer.Option(help="Picture to write (.png, .pdf, .svg): mels and latent.", show_default=False)
     ] = None,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
 ) -> None:
     """Encode an audio file and decode it again, and draw both beside the latent."""
     model = require_model(model)
@@ -31,7 +32,7 @@ def reconstruct(
     if plot is not None and plot.suffix.lower() not in PICTURES:
         raise UserError(f"--plot {plot} ends in none of {', '.join(PICTURES)}")
     check_outputs(source, output, plot)
-    tokenizer = load_model(model, device)
+    tokenizer = load_model(model, device, dtype)
     check_writable(output, tokenizer.sample_rate)
     from losatok_ext.inference.jobs import decode_clip, encode_clip
 

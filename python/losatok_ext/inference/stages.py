@@ -16,6 +16,7 @@ from losatok_ext.models import LoSATok
 from losatok_ext.nn.attention import Attention
 from losatok_ext.nn.bottleneck import Projection
 from losatok_ext.nn.convnext import TimeConv
+from losatok_ext.nn.linear import Int8Linear
 
 # What a module spends beside its parts belongs to the first stage whose pattern its name matches.
 STAGES = [
@@ -85,7 +86,7 @@ class Profile:
 
 def _flop(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> float:
     """Twice the multiply-adds of ``module`` itself, without its parts."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, Int8Linear)):
         return 2.0 * output.numel() * module.in_features
     if isinstance(module, Projection):
         rows = output.numel() // module.fc2.out_features

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from losatok_ext.errors import CheckpointError, ConfigError
 from losatok_ext.files import atomic_path
+from losatok_ext.models import precision
 from losatok_ext.models.config import LoSATokConfig
 from losatok_ext.models.stored_config import StoredConfig
 
@@ -24,6 +25,8 @@ M = TypeVar("M", bound=nn.Module)
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MODEL_TYPE = "losatok"
+MADE_FROM, ORIGIN = "made_from", ("fingerprint", "weights")
+"""In ``config.json`` of an int8 model: whose name it has, and a hash of the weights for which that holds."""
 STATISTICS = (".codebooks.usage", ".codebooks.sums")
 """Ends of the names of tensors that codebooks learn from, but that no code depends on."""
 
@@ -42,8 +45,12 @@ def save(model: _Stored, folder: str | os.PathLike[str], model_type: str = MODEL
     with atomic_path(folder / WEIGHTS_FILE) as path:
         # One entry: of several safetensors writes now one first and now another, and equal models would differ.
         save_file(weights, path, metadata={"format": "pt"})
+    values = {"model_type": model_type, "config": model.config.to_dict()}
+    made_from = getattr(model, "made_from", None)
+    if made_from is not None:
+        values[MADE_FROM] = dict(zip(ORIGIN, made_from, strict=True))
     with atomic_path(folder / CONFIG_FILE) as path:
-        path.write_text(json.dumps({"model_type": model_type, "config": model.config.to_dict()}, indent=2) + "\n")
+        path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 @overload
@@ -62,6 +69,30 @@ def read_config(
     Raises:
         CheckpointError: ``config.json`` is missing or is not one of ours.
     """
+    values = _read_json(folder, model_type)
+    try:
+        return kind.from_dict(values["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{Path(folder) / CONFIG_FILE}: {error}") from error
+
+
+def read_made_from(folder: str | os.PathLike[str], model_type: str = MODEL_TYPE) -> tuple[str, str] | None:
+    """Fingerprint of the model that the int8 one in ``folder`` was made from, and a hash of the int8 weights.
+
+    Raises:
+        CheckpointError: ``config.json`` is missing or is not one of ours.
+    """
+    found = _read_json(folder, model_type).get(MADE_FROM)
+    if found is None:
+        return None
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in ORIGIN):
+        raise CheckpointError(
+            f"{Path(folder) / CONFIG_FILE}: {MADE_FROM} should hold {' and '.join(ORIGIN)}; save the model again"
+        )
+    return found[ORIGIN[0]], found[ORIGIN[1]]
+
+
+def _read_json(folder: str | os.PathLike[str], model_type: str) -> dict[str, Any]:
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
@@ -78,10 +109,7 @@ def read_config(
             else "pass the folder that its save_pretrained wrote"
         )
         raise CheckpointError(f"{path} does not describe a {model_type} model; {cure}")
-    try:
-        return kind.from_dict(values["config"])
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    return values
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -119,6 +147,7 @@ def build(cls: type[M], config: StoredConfig, state: Mapping[str, Tensor], sourc
     """
     with torch.device("meta"):  # no random weights only to overwrite them
         model = cls(config)  # type: ignore[call-arg,arg-type]
+        precision.expect(model, state, source)
     check_fit({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, state, source)
     model.load_state_dict(dict(state), assign=True)
     return model.eval()
@@ -151,12 +180,14 @@ def fingerprint(config: LoSATokConfig, state: Mapping[str, Tensor]) -> str:
 
 
 def digest(values: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    """16 hex digits of a configuration and of floating-point tensors rounded to bfloat16, moving statistics left
-    out."""
+    """16 hex digits of a configuration, of int8 tensors, and of floating-point ones rounded to bfloat16, moving
+    statistics left out."""
     hashed = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8)
     for name in sorted(state):
-        if state[name].is_floating_point() and not name.endswith(STATISTICS):
-            rounded = state[name].detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
+        integers = state[name].dtype == torch.int8
+        if (integers or state[name].is_floating_point()) and not name.endswith(STATISTICS):
+            dtype = torch.int8 if integers else torch.bfloat16
+            rounded = state[name].detach().to(device="cpu", dtype=dtype).contiguous()
             hashed.update(name.encode())
             hashed.update(
                 rounded.view(torch.uint8).numpy().data

@@ -71,6 +71,7 @@ class LoSATok(nn.Module):
         self.fc_logvar = nn.Linear(d, d)
         self.decoder = Decoder(config)
         self.mel_loss = MultiScaleMelLoss(config.mel_loss_windows, config.mel_loss_bins, config.sample_rate)
+        self.made_from: tuple[str, str] | None = None  # of an int8 model: whose name it has, with which weights
         self._fingerprint: tuple[object, str] | None = None
         nn.init.constant_(self.fc_logvar.bias, INITIAL_LOGVAR)
         if isinstance(self.semantic_encoder, SemanticEncoder):
@@ -362,12 +363,14 @@ class LoSATok(nn.Module):
 
         Raises:
             ValueError: there is no such stage.
+            UserError: what it trains is int8.
         """
         if stage not in STAGES:
             raise ValueError(f"stage should be one of {', '.join(map(repr, STAGES))}, got {stage!r}")
         self.requires_grad_(False)
         for name in STAGES[stage]:
             if getattr(self, name) is not None:
+                precision.require_trainable(name, getattr(self, name))
                 getattr(self, name).requires_grad_(True)
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
@@ -391,8 +394,8 @@ class LoSATok(nn.Module):
             device: where to put it.
             dtype: ``"bfloat16"`` halves the weights and, where the processor multiplies it, several times the speed;
                 what does not bear it stays in float32 (see :mod:`losatok_ext.models.precision`), as latents and audio
-                do. ``"float32"`` makes a model of any precision float32. None: as it was saved, a bundled model in
-                float32.
+                do. ``"int8"`` quarters them: linear layers have int8 weights and multiply in bfloat16. ``"float32"``
+                makes a model of any precision float32. None: as it was saved, a bundled model in float32.
 
         Raises:
             CheckpointError: a file is missing or unreadable, or a tensor is missing, left over or of another shape.
@@ -403,6 +406,7 @@ class LoSATok(nn.Module):
         if chosen is None and pretrained.is_bundled(folder):
             chosen = torch.float32
         model = checkpoint.load(cls, folder)
+        model.made_from = checkpoint.read_made_from(folder)
         return (model if chosen is None else precision.cast(model, chosen)).to(device)
 
     @classmethod
@@ -446,7 +450,7 @@ class LoSATok(nn.Module):
         The quantizer is left out: the layout has no names for it.
         """
         state = {name: value for name, value in self.state_dict().items() if not name.startswith(_QUANTIZER)}
-        return published.to_published(state, self.config)
+        return published.to_published(precision.widened(state), self.config)
 
     def with_quantizer(self, quantizer: Quantizer | QuantizerConfig | None) -> LoSATok:
         """A model with the same weights (not copied) and another quantizer, or none; in eval mode.
@@ -464,14 +468,21 @@ class LoSATok(nn.Module):
         model = checkpoint.build(type(self), config, state, "the quantizer").to(self.device)
         if model.quantizer is not None:
             model.quantizer.to(self.fc_mu.weight.dtype)
+        model.made_from = self.made_from
         return model
 
     def fingerprint(self) -> str:
         """16 hex digits that name this model: a hash of its configuration and weights.
 
-        Weights are rounded to bfloat16 first, so that a model and its bfloat16 copy have one name. The hash is kept
-        until a weight changes.
+        Weights are rounded to bfloat16 first, so that a model and its bfloat16 copy have one name. An int8 model has
+        the name of the one it was made from, whose latents it takes and gives, as long as it has the weights that it
+        was made with. The hash is kept until a weight changes.
         """
+        own = self.weights_digest()
+        return own if self.made_from is None or self.made_from[1] != own else self.made_from[0]
+
+    def weights_digest(self) -> str:
+        """16 hex digits, the hash of the configuration and the weights as they are; see :meth:`fingerprint`."""
         weights = [*self.parameters(), *self.buffers()]
         key = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in weights)
         if self._fingerprint is None or self._fingerprint[0] != key:

@@ -1,12 +1,15 @@
-"""Linear layers that inference on a CPU takes through oneDNN: GELU inside the product, bfloat16 weights packed once."""
+"""Linear layers for inference: GELU inside the product, bfloat16 weights packed once for oneDNN, or int8 weights."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from losatok_ext import ops
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _DTYPES = (
@@ -65,3 +68,67 @@ class Linear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}  # a copy, or a pickled module, packs its own
+
+
+INT8_STEPS = 127
+"""What the greatest size in a row of int8 weights becomes: -128 is not used, so that a row may change its sign."""
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weight is int8 with a float32 scale for each output, in the place of a :class:`Linear`.
+
+    ``weight`` [out, in] and ``scale`` [out] are in the state dict and take no gradient; the dtype to which a module is
+    cast changes neither. See :func:`losatok_ext.ops.int8_linear`.
+
+    Args:
+        in_features: size of the input.
+        out_features: size of the output.
+        bias: whether there is one.
+    """
+
+    scale: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features, dtype=torch.int8), requires_grad=False)
+        self.register_buffer("scale", torch.ones(out_features, dtype=torch.float32))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
+
+    @classmethod
+    def from_linear(cls, layer: nn.Linear) -> Int8Linear:
+        """``layer`` with each row of its weight rounded to whole multiples of ``max |w| / 127``; its bias is shared."""
+        with torch.device("meta"):
+            result = cls(layer.in_features, layer.out_features, bias=False)
+        weight = layer.weight.detach().float()
+        scale = weight.abs().amax(dim=1) / INT8_STEPS
+        result.scale = torch.where(scale > 0, scale, 1.0)
+        steps = (weight / result.scale[:, None]).round().clamp(-INT8_STEPS, INT8_STEPS)
+        result.weight = nn.Parameter(steps.to(torch.int8), requires_grad=False)
+        result.bias = layer.bias
+        return result.train(layer.training)
+
+    def to_linear(self, dtype: torch.dtype) -> Linear:
+        """The :class:`Linear` that computes the same in ``dtype``; its bias is shared where it has that dtype."""
+        with torch.device("meta"):
+            result = Linear(self.in_features, self.out_features, self.bias is not None)
+        result.weight = nn.Parameter((self.weight * self.scale[:, None]).to(dtype))
+        if self.bias is not None:
+            result.bias = nn.Parameter(self.bias.detach().to(dtype), self.bias.requires_grad)
+        return result.train(self.training)
+
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """x [..., in] to [..., out], with GELU (erf) where it is asked for."""
+        return ops.int8_linear(x, self.weight, self.scale, self.bias, "gelu" if gelu else "none")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        scale = self.scale
+        result = super()._apply(fn, recurse)
+        if self.scale.dtype != scale.dtype:
+            self.scale = scale.to(self.scale.device)
+        return result
+
+    def extra_repr(self) -> str:
+        """The sizes, as ``nn.Linear`` shows them."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

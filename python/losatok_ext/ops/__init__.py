@@ -6,6 +6,7 @@ Which implementation runs is told by ``losatok_ext.info()`` and chosen by :func:
 from losatok_ext.ops.bottleneck import bottleneck_project, normalized_reconstruction_loss
 from losatok_ext.ops.dit_attention import dit_attention
 from losatok_ext.ops.gated_residual import gated_residual
+from losatok_ext.ops.int8_linear import int8_linear
 from losatok_ext.ops.layer_norm_modulate import layer_norm_modulate
 from losatok_ext.ops.quantize import rvq_decode, rvq_encode, vq_nearest
 from losatok_ext.ops.quantize_scalar import affine_dequantize, affine_quantize, fsq_dequantize, fsq_quantize
@@ -22,6 +23,7 @@ __all__ = [
     "fsq_quantize",
     "gated_residual",
     "gram_energy",
+    "int8_linear",
     "layer_norm_modulate",
     "normalized_reconstruction_loss",
     "polar_istft",

@@ -37,12 +37,17 @@ OPS = (
     "dit_attention",
     "polar_istft",
     "depthwise_conv_norm",
+    "int8_linear",
 )
 """Every public op that has more than one implementation."""
+
+CPU_ONLY = frozenset({"int8_linear"})
+"""Ops whose kernels exist for the CPU only: on a GPU they run as the reference."""
 
 PREFERENCES: dict[str, tuple[str, ...]] = {
     "cpu": ("native",),
     "cuda": ("triton", "native"),
+    **{f"cuda:{op}": ("reference",) for op in CPU_ONLY},
 }
 """Per device, what runs by default: the first that is available. One table for all ops; an op that measures differently
 gets an entry ``"<device>:<op>"`` here, which goes before the device's own."""
@@ -141,8 +146,11 @@ _WHY_NOT = {
 }
 
 
-def unavailable(backend: str, device_type: str) -> str | None:
-    """Why ``backend`` cannot run on ``device_type`` with its cure, or None when it can."""
+def unavailable(backend: str, device_type: str, op: str = "") -> str | None:
+    """Why ``backend`` cannot run (``op``) on ``device_type`` with its cure, or None when it can."""
+    if op in CPU_ONLY and (backend == "triton" or (backend == "native" and device_type == "cuda")):
+        where = "" if backend == "triton" else " for CUDA"
+        return f"{op} has no {backend} kernel{where} yet; without use_backend it runs there as the reference"
     if backend != "reference" and (backend, device_type) not in _WHY_NOT:
         return (
             f"losatok_ext has no {backend} kernels for {device_type} tensors; "
@@ -164,9 +172,9 @@ def default_backend(op: str, device_type: str) -> str:
     """
     candidates = preferences(op, device_type)
     for backend in candidates:
-        if unavailable(backend, device_type) is None:
+        if unavailable(backend, device_type, op) is None:
             return backend
-    reasons = "; ".join(f"{backend}: {unavailable(backend, device_type)}" for backend in candidates or ("native",))
+    reasons = "; ".join(f"{backend}: {unavailable(backend, device_type, op)}" for backend in candidates or ("native",))
     raise BackendUnavailableError(f"{op} cannot run on {device_type}. {reasons}")
 
 
@@ -179,7 +187,7 @@ def choose(op: str, device: torch.device) -> str:
     requested = requested_backend()
     if requested is None:
         return default_backend(op, device.type)
-    reason = unavailable(requested, device.type)
+    reason = unavailable(requested, device.type, op)
     if reason is not None:
         raise BackendUnavailableError(f"{op} was asked to run as {requested!r}, which cannot run here: {reason}")
     return requested

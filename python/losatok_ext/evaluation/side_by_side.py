@@ -1,0 +1,96 @@
+"""Time and memory of functions that do the same, measured in turn in one run, so that only their ratios count."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+def synchronize(device: str) -> None:
+    """Wait for what a GPU has been given to do."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(function: Callable[[], object], device: str) -> float:
+    """Wall time of one call, kernels on a GPU included."""
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
+    """Bytes that ``function`` holds at its peak beyond what was held before: tensors and all else of the process.
+
+    On a CPU by the process's resident memory (Linux), scratch space of the libraries included; on a GPU by torch's
+    allocator.
+
+    Raises:
+        RuntimeError: the system does not tell the peak of resident memory.
+    """
+    function()  # what stays after the first call (workspaces, compiled code) is not this call's
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    if platform.system() != "Linux":
+        raise RuntimeError("peak memory on the CPU is read from /proc, which only Linux has")
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak starts anew from what is resident now
+    before = _status("VmRSS")
+    function()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(key: str) -> int:
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall seconds of one implementation over all rounds of a comparison.
+
+    Attributes:
+        best: of all rounds.
+        median: of all rounds.
+    """
+
+    best: float
+    median: float
+
+
+def interleave(
+    functions: dict[str, Callable[[], object]], device: str, budget: float = 2.0, rounds: int = 7
+) -> dict[str, Timing]:
+    """Time all ``functions`` round by round, so that what slows the machine down slows all of them.
+
+    At least ``rounds`` rounds, then more until ``budget`` seconds are over. Each round has an order of its own, and
+    what takes under 10 ms is called once before its timing: what the one before left in the caches favours nobody.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    usual = {name: min(seconds(function, device) for _ in range(2)) for name, function in functions.items()}
+    order, shuffle = list(functions), random.Random(0).shuffle
+    end = time.perf_counter() + budget
+    while len(times[order[0]]) < rounds or time.perf_counter() < end:
+        shuffle(order)
+        for name in order:
+            if usual[name] < 0.01:
+                functions[name]()
+            times[name].append(seconds(functions[name], device))
+    return {name: Timing(min(all_), sorted(all_)[len(all_) // 2]) for name, all_ in times.items()}
