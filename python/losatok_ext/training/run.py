@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from losatok_ext.errors import CheckpointError, TrainingError
+from losatok_ext.training.balance import DomainShare
 from losatok_ext.training.checkpoint import Checkpoint, CheckpointStore, keep_random
 from losatok_ext.training.config import TrainConfig, differences
 from losatok_ext.training.corpus import Corpus
@@ -39,6 +40,10 @@ class RunStart:
     """How often the whole run visits every clip."""
     trained_parameters: int
     parameters: int
+    domains: tuple[DomainShare, ...] = ()
+    """The corpus by domain, with the share of each in the crops."""
+    crops: int = 0
+    """In the whole run."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ def train_sembo(
     were found.
 
     Args:
-        data: folder of audio files (searched through) or JSONL manifest.
+        data: folder of audio files (searched through), JSONL manifest, or shards; the shards may hold features of the
+            teacher (``losatok precompute features``) instead of recordings.
         output: the run's folder: ``model``, ``checkpoints``, ``log.jsonl``, ``tensorboard``.
         config: the run's configuration; None takes the defaults (the published model, the paper's settings).
         on_start: called once, before the first step.
@@ -140,7 +146,7 @@ def train_generator(
     :func:`train_sembo`.
 
     Args:
-        data: folder or manifest of recordings or of latent files; texts come from the manifest (``"text"``, else
+        data: folder, manifest or shards of recordings or of latents; texts come from the manifest (``"text"``, else
             ``"label"``, else ``"labels"``), or from the names of the folders that files lie in.
         output: the run's folder.
         config: the run's configuration.
@@ -207,7 +213,9 @@ def _train(
                 trained = sum(p.numel() for p in trainer.parameters.values())
                 total = sum(p.numel() for p in model.parameters())
                 epochs = steps / source.steps_per_epoch
-                on_start(RunStart(stage.name, corpus, device, steps, trainer.step, epochs, trained, total))
+                counts = (steps, trainer.step, epochs, trained, total)
+                crops = steps * config.batch_size
+                on_start(RunStart(stage.name, corpus, device, *counts, domains=source.domains, crops=crops))
             progress = trainer.run(log, on_step)
         model.save_pretrained(output / MODEL)
     return TrainResult(

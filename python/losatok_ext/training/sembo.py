@@ -25,6 +25,7 @@ class SemBoStage(RecordingStage):
     """
 
     name = "sembo"
+    takes_features = True
     paper_steps = 100_000
 
     def __init__(self, data: str | Path, config: TrainConfig) -> None:
@@ -54,7 +55,13 @@ class SemBoStage(RecordingStage):
 
         Raises:
             ConfigError, CheckpointError: as :meth:`model_config`; also where the weights of ``teacher`` do not fit.
+            TrainingError: ``corpus`` holds features of another teacher.
         """
+        model = self._build()
+        self.check_teacher(corpus, model)
+        return model
+
+    def _build(self) -> LoSATok:
         if self.config.teacher is None:
             return starting_model(self.config)
         model_config, state = self._teacher
@@ -67,5 +74,5 @@ class SemBoStage(RecordingStage):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Both losses of a batch, unweighted."""
-        features, lengths = self.model.teacher(batch.audio, batch.lengths)
-        return self.model.sembo_losses(features, lengths)
+        features, lengths, energy = self.targets(batch)
+        return self.model.sembo_losses(features, lengths, high_energy=energy)
