@@ -285,6 +285,22 @@ def test_a_window_is_a_file(tmp_path):
         Member(tmp_path / "gone.tar", "a", 0, 1).read()
 
 
+def test_shards_of_shards_are_the_same(shards, tmp_path):
+    seen = []
+    shard_recordings(shards, tmp_path, shard_megabytes=1, on_progress=lambda done, total: seen.append((done, total)))
+    for path in shards.glob("*.tar"):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    assert seen == [(done, 48) for done in range(1, 49)]
+
+
+def test_a_folder_of_shards_and_audio_files_is_ambiguous(copy):
+    (copy / "sub").mkdir()
+    (copy / "sub" / "a.flac").write_bytes(encoded(1, 16000, "FLAC"))
+    with pytest.raises(TrainingError, match=r"holds both audio files and shards \(.tar\); keep them in folders"):
+        opened(copy)
+    assert len(opened(copy / "shards-{000000..000002}.tar").clips) == 48
+
+
 def test_what_is_no_shard_is_something_else(tmp_path):
     assert not is_shards(tmp_path)
     assert not is_shards(tmp_path / "gone.tar")

@@ -49,7 +49,7 @@ def shard_recordings(
         output: folder of the shards.
         sample_rate: Hz of what is written.
         shard_megabytes: about the size of a shard.
-        on_progress: called with the clips done and all clips, after every shard.
+        on_progress: called now and then with the clips done and all clips.
 
     Raises:
         TrainingError: no recording can be used, or ``output`` holds something else or cannot be written.
@@ -65,9 +65,11 @@ def shard_recordings(
 
         return _attempt(work)
 
-    def produce(clips: Sequence[Clip]) -> Iterator[Packed | str]:
+    def produce(clips: Sequence[Clip], advance: Callable[[int], None]) -> Iterator[Packed | str]:
         with ThreadPoolExecutor(max_workers=max(torch.get_num_threads(), 2)) as pool:
-            yield from pool.map(encode, clips)
+            for packed in pool.map(encode, clips):
+                yield packed
+                advance(1)
 
     return write_shards(
         output,
@@ -115,7 +117,7 @@ def precompute_features(
         storage: how they are kept; 4 or 2 bytes a value.
         shard_megabytes: about the size of a shard.
         batch_seconds: audio that is computed at once.
-        on_progress: called with the clips done and all clips, after every shard.
+        on_progress: called now and then with the clips done and all clips.
 
     Raises:
         TrainingError: as :func:`shard_recordings`.
@@ -126,9 +128,9 @@ def precompute_features(
     def compute(clips: Sequence[Clip], audio: Tensor, lengths: Tensor) -> Iterator[Packed | str]:
         features, counts = teacher.features(audio, lengths)
         for clip, row, count, samples in zip(clips, features, counts.tolist(), lengths.tolist(), strict=True):
-            kept = row[:count].to(dtype)  # of what training will read, not of what it was rounded from
-            energy = float(ops.gram_energy(kept[None].float()))
-            yield _packed(clip, kept, dtype, {"seconds": samples / teacher.sample_rate, "gram_energy": energy})
+            stored = row[None, :count].to(dtype).float()  # what training will read
+            values = {"seconds": samples / teacher.sample_rate, "gram_energy": float(ops.gram_energy(stored))}
+            yield _packed(clip, row[:count], dtype, values)
 
     facts = _facts(teacher.fingerprint, teacher.width, teacher.frame_rate, teacher.precision)
     return _write_tokens(output, FEATURES, facts, corpus, compute, dtype, shard_megabytes, batch_seconds, on_progress)
@@ -186,7 +188,7 @@ def _write_tokens(
     def read(batch: Sequence[int], clips: Sequence[Clip]) -> list[Tensor | str]:
         return [_attempt(partial(read_clip, clips[i], corpus.sample_rate)) for i in batch]
 
-    def produce(clips: Sequence[Clip]) -> Iterator[Packed | str]:
+    def produce(clips: Sequence[Clip], advance: Callable[[int], None]) -> Iterator[Packed | str]:
         results: dict[int, Packed | str] = {}
         batches = _batches(clips, int(batch_seconds * corpus.sample_rate))
         for batch, future in read_ahead(batches, lambda batch: read(batch, clips)):
@@ -200,6 +202,7 @@ def _write_tokens(
                     row[: len(samples)] = samples
                 made = compute([clips[i] for i in audio], padded, lengths)
                 results.update(zip(audio, made, strict=True))
+            advance(len(batch))
         yield from (results[i] for i in range(len(clips)))
 
     stored = {**facts, "storage": str(dtype).removeprefix("torch.")}

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ class Packed:
     """What its JSON file says."""
 
 
-Produce = Callable[[Sequence[Clip]], Iterable[Packed | str]]
-"""Clips -> for each, in order, what the shard holds, or a sentence that says why it cannot."""
+Produce = Callable[[Sequence[Clip], Callable[[int], None]], Iterable[Packed | str]]
+"""Clips -> for each, in order, what the shard holds, or a sentence that says why it cannot. What it is given besides is
+called with the number of clips that were done since."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the clips done and all clips."""
@@ -83,7 +85,7 @@ def write_shards(
         produce: makes of clips what shards hold; called once per shard that is not there yet.
         clip_bytes: about how many bytes a clip will take.
         shard_megabytes: about how many a shard should.
-        on_progress: called after every shard.
+        on_progress: called now and then.
 
     Raises:
         TrainingError: the folder holds other shards, cannot be written, or another process is writing there.
@@ -101,21 +103,29 @@ def write_shards(
     }
     summary = ShardSummary(folder, len(parts), left_out=list(corpus.skipped))
     done = 0
+
+    def advance(clips: int) -> None:
+        nonlocal done
+        done += clips
+        if on_progress is not None:
+            on_progress(done, len(corpus.clips))
+
     with _locked(folder):
         listed = _begin(folder, plan)
         entries: list[dict[str, Any]] = []
+        first = 0
         for number, clips in enumerate(parts):
             path = folder / f"shards-{number:06d}{SUFFIX}"
             entry = _finished(path, listed)
             if entry is None:
                 _write_json(folder / PLAN, plan)
-                entry = _write(path, done, clips, {"kind": kind, **facts} if facts else {}, produce)
+                told = {"kind": kind, **facts} if facts else {}
+                entry = _write(path, first, clips, told, partial(produce, clips, advance))
             else:
                 summary.kept += 1
+                advance(len(clips))
             entries.append(entry)
-            done += len(clips)
-            if on_progress is not None:
-                on_progress(done, len(corpus.clips))
+            first += len(clips)
         if (folder / PLAN).exists():
             _write_json(folder / INDEX, {**plan, "left_out": list(corpus.skipped), "shards": entries})
             for number in range(len(parts)):
@@ -210,8 +220,14 @@ def _finished(path: Path, listed: Mapping[str, dict[str, Any]]) -> dict[str, Any
         return None  # a sidecar is written whole: this one is of another program, and the shard is written again
 
 
-def _write(path: Path, first: int, clips: Sequence[Clip], facts: Mapping[str, Any], produce: Produce) -> dict[str, Any]:
-    """Write one shard, and then what the index will say of it."""
+def _write(
+    path: Path,
+    first: int,
+    clips: Sequence[Clip],
+    facts: Mapping[str, Any],
+    produce: Callable[[], Iterable[Packed | str]],
+) -> dict[str, Any]:
+    """Write one shard, whose first clip has the number ``first``, and then what the index will say of it."""
     try:
         from webdataset import TarWriter
     except ImportError as error:
@@ -221,7 +237,7 @@ def _write(path: Path, first: int, clips: Sequence[Clip], facts: Mapping[str, An
     try:
         with atomic_path(path) as temporary:
             with temporary.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as writer:
-                for number, (clip, packed) in enumerate(zip(clips, produce(clips), strict=True), start=first):
+                for number, (clip, packed) in enumerate(zip(clips, produce(), strict=True), start=first):
                     if isinstance(packed, str):
                         left_out.append(packed)
                         continue
