@@ -42,8 +42,8 @@ def find_entries(data: Path, suffixes: Sequence[str] = READABLE_SUFFIXES, kind: 
 
     A manifest line gives a clip's text as ``"text"``, else as ``"label"``, else as the values of the object
     ``"labels"``, and its domain as ``"domain"``. In a folder the text is the name of the folder that the file lies in,
-    and the domain that of the first folder on the way to it; both are ``""`` at the top. Of lines that name one file
-    the first counts; files that do not exist are left out, and told in one sentence.
+    and the domain that of the first folder on the way to it; both are ``""`` at the top. A file may have
+    several lines with a text each; of lines that say the same the first counts. Files that do not exist are left out, and told in one sentence.
 
     Raises:
         TrainingError: ``data`` is missing, empty or of another kind, or a manifest line is broken (named by file and
@@ -131,13 +131,13 @@ def manifest_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _in_manifest(path: Path) -> Found:
     entries: list[Entry] = []
-    lines: dict[str, int] = {}
+    lines: dict[tuple[str, str, str], int] = {}
     missing: list[tuple[int, str]] = []
     repeated: list[tuple[int, str, int]] = []
     for number, values in manifest_lines(path):
         place, name = f"{path}:{number}", values["path"]
         entry = Entry(path.parent / name, name, _seconds(values, place), _text(values, place), _domain(values, place))
-        first = lines.setdefault(os.path.normpath(entry.path), number)
+        first = lines.setdefault((os.path.normpath(entry.path), entry.text, entry.domain), number)
         if first != number:
             repeated.append((number, name, first))
         elif os.path.exists(entry.path):
@@ -156,8 +156,8 @@ def _in_manifest(path: Path) -> Found:
     if repeated:
         number, name, first = repeated[0]
         left_out.append(
-            f"{path}: {len(repeated)} lines name a file again, the first: {name} (line {number}, as line {first}); "
-            "each counts once"
+            f"{path}: {len(repeated)} lines say again what another does, the first: {name} (line {number}, as line "
+            f"{first}); each counts once"
         )
     return Found(entries, left_out, len(lines))
 
