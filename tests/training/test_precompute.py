@@ -22,9 +22,9 @@ from losatok_ext.cli import main
 from losatok_ext.errors import ConfigError, ShardError, TrainingError
 from losatok_ext.inference.jobs import encode_clip
 from losatok_ext.models import LoSATok
+from losatok_ext.models.teachers import Teacher, open_teacher
 from losatok_ext.training import TrainConfig, train_generator, train_sembo, train_tokenizer
 from losatok_ext.training.data import Batch, CropSource
-from losatok_ext.training.model_teacher import ModelTeacher, open_teacher, teacher_fingerprint
 from losatok_ext.training.options import DataConfig
 from losatok_ext.training.precompute import precompute_features, precompute_latents
 from losatok_ext.training.sembo import SemBoStage
@@ -52,7 +52,7 @@ def model(tmp_path_factory):
 def features(model, tmp_path_factory):
     """Features of the bundled sounds in several shards, float32."""
     folder = tmp_path_factory.mktemp("features")
-    summary = precompute_features(SOUNDS, folder, open_teacher(model), "float32", shard_megabytes=0.05)
+    summary = precompute_features(SOUNDS, folder, open_teacher(str(model)), "float32", shard_megabytes=0.05)
     assert summary.clips == 16
     assert summary.shards > 2
     return folder
@@ -81,7 +81,7 @@ def config(steps=4, **more):
 def test_features_are_those_of_each_clip_alone(model, features):
     teacher = LoSATok.from_pretrained(model)
     corpus = open_tokens(features, FEATURES, 100)
-    assert corpus.fingerprint == teacher_fingerprint(teacher)
+    assert corpus.fingerprint == open_teacher(str(model)).fingerprint()
     assert (corpus.width, corpus.sample_rate) == (32, 25)
     for index, clip in enumerate(corpus.clips):
         wanted, lengths = teacher.teacher(read_audio(SOUNDS / clip.name)[None])
@@ -157,7 +157,7 @@ def test_sembo_trains_on_features_as_on_recordings_and_the_teacher_never_runs(mo
     for number, path in enumerate(sorted(SOUNDS.glob("*.flac"))[:6]):
         audio = read_audio(path)[: 640 * (12 + number)]
         soundfile.write(short / f"{number}.wav", audio.numpy(), 16000, subtype="FLOAT")
-    precompute_features(short, tmp_path / "features", open_teacher(model), "float32")
+    precompute_features(short, tmp_path / "features", open_teacher(str(model)), "float32")
     settings = config(init=str(model), data={"crop_seconds": 2.0})
     heard, read = [], []
     train_sembo(short, tmp_path / "heard", settings, on_step=heard.append)
@@ -166,6 +166,16 @@ def test_sembo_trains_on_features_as_on_recordings_and_the_teacher_never_runs(mo
     for one, other in zip(heard, read, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=2e-3)
         assert other.grad_norm == pytest.approx(one.grad_norm, rel=2e-2)
+
+
+def test_a_teacher_by_name_is_the_one_that_computed_them(model, features, tmp_path):
+    steps = []
+    small = {"latent_dim": 8, "bottleneck_dim": 16, "decoder_dim": 16, "decoder_depth": 1, "decoder_hidden": 32}
+    settings = config(preset="tiny", model=small, teacher=str(model), steps=2)
+    train_sembo(features, tmp_path, settings, on_step=steps.append)
+    assert len(steps) == 2
+    trained = open_teacher(str(tmp_path))
+    assert trained.fingerprint() == open_tokens(features, FEATURES, 0).fingerprint
 
 
 def test_four_steps_on_features_are_two_and_two_more(model, features, tmp_path):
@@ -197,8 +207,6 @@ def test_features_of_another_teacher_are_refused(model, features, tmp_path):
         train_generator(features, tmp_path / "d", config(preset="tiny", model=DIT, generator={"tokenizer": str(model)}))
     with pytest.raises(ConfigError, match=r"augment varies recordings, and .* holds teacher features"):
         train_sembo(features, tmp_path / "e", config(init=str(model), augment={"gain": 1}))
-    other = lively(LoSATok(small_config(num_heads=4)))
-    assert teacher_fingerprint(other) != teacher_fingerprint(LoSATok.from_pretrained(model))  # of the same weights
     assert not any((tmp_path / name).exists() for name in "abcde")
 
 
@@ -239,7 +247,7 @@ def test_a_generator_trains_on_latents_in_shards(latents, model, tmp_path, index
 
 @pytest.mark.parametrize("storage", ["float16", "bfloat16"])
 def test_half_precision_keeps_as_many_digits_and_its_own_energy(model, features, tmp_path, storage):
-    precompute_features(SOUNDS, tmp_path, open_teacher(model), storage, shard_megabytes=100)
+    precompute_features(SOUNDS, tmp_path, open_teacher(str(model)), storage, shard_megabytes=100)
     whole, half = open_tokens(features, FEATURES, 100), open_tokens(tmp_path, FEATURES, 100)
     assert half.audio[0].dtype == getattr(torch, storage)
     tolerance = {"float16": 2**-10, "bfloat16": 2**-7}[storage]
@@ -252,11 +260,11 @@ def test_half_precision_keeps_as_many_digits_and_its_own_energy(model, features,
     assert load(sample["safetensors"])["tokens"].dtype == getattr(torch, storage)
 
 
-class LoudTeacher(ModelTeacher):
+class LoudTeacher(Teacher):
     """Features that float16 does not hold, of some clips."""
 
-    def features(self, audio, lengths=None):
-        found, counts = super().features(audio, lengths)
+    def __call__(self, audio, lengths):
+        found, counts = super().__call__(audio, lengths)
         return found * torch.where(counts > 90, 1e5, 1.0)[:, None, None], counts
 
 
@@ -267,7 +275,7 @@ def test_what_cannot_be_stored_is_left_out_and_named(model, tmp_path):
     soundfile.write(tmp_path / "data" / "nan.wav", np.full(9000, np.nan), 16000, subtype="FLOAT")
     soundfile.write(tmp_path / "data" / "short.wav", np.zeros(300), 16000)
     summary = precompute_features(
-        tmp_path / "data", tmp_path / "out", LoudTeacher(LoSATok.from_pretrained(model)), "float16"
+        tmp_path / "data", tmp_path / "out", LoudTeacher(**vars(open_teacher(str(model)))), "float16"
     )
     loud = [clip for clip in summary.left_out if "cannot be stored as torch.float16; store bfloat16 or float32" in clip]
     assert loud
@@ -280,11 +288,20 @@ def test_what_cannot_be_stored_is_left_out_and_named(model, tmp_path):
     assert sorted(corpus.skipped) == sorted(summary.left_out)
 
 
+def test_bfloat16_computes_what_float32_does_but_for_rounding(model, features, tmp_path):
+    precompute_features(SOUNDS, tmp_path, open_teacher(str(model)), "bfloat16", precision="bfloat16")
+    whole, half = open_tokens(features, FEATURES, 100), open_tokens(tmp_path, FEATURES, 100)
+    for index in range(len(half.clips)):
+        one, other = half.crop(index, 10**6, 0.0), whole.crop(index, 10**6, 0.0)
+        assert 1e-4 < float((one - other).norm() / other.norm()) < 0.05
+
+
 def test_options_that_mean_nothing_are_named(model, tmp_path):
-    teacher = open_teacher(model)
+    teacher = open_teacher(str(model))
     for options, message in (
         ({"storage": "int8"}, "storage should be one of float32, float16, bfloat16, got 'int8'"),
         ({"shard_megabytes": 0}, "the size of a shard should be a positive number of megabytes, got 0"),
+        ({"precision": "float16"}, "precision should be float32 or bfloat16, got 'float16'"),
         ({"batch_seconds": -1}, "a batch should have a positive number of seconds, got -1"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -356,6 +373,8 @@ def test_both_commands_and_what_they_print(model, tmp_path, capsys):
     assert run("train", "sembo", tmp_path / "f", "-o", tmp_path / "run", *options) == 0
     assert "trained for 2 steps" in capsys.readouterr().out
     assert run("precompute", "features", SOUNDS, "-o", tmp_path / "g") == 2
+    assert "no teacher: pass --teacher, a model folder" in capsys.readouterr().err
+    assert run("precompute", "latents", SOUNDS, "-o", tmp_path / "g") == 2
     assert "no model: pass --model DIR" in capsys.readouterr().err
 
 
@@ -363,7 +382,7 @@ SCRIPT = """
 import time, sys
 import torch
 torch.set_num_threads(1)
-from losatok_ext.training.model_teacher import open_teacher
+from losatok_ext.models.teachers import open_teacher
 from losatok_ext.training.precompute import precompute_features
 def slowly(done, total):
     time.sleep(0.1)
@@ -384,7 +403,7 @@ def test_a_killed_process_loses_nothing_that_was_finished(model, features, tmp_p
     assert not (output / "index.json").exists()
     with pytest.raises(TrainingError, match="the shards are not finished"):
         open_tokens(output, FEATURES, 0)
-    summary = precompute_features(SOUNDS, output, open_teacher(model), "float32", 0.05)
+    summary = precompute_features(SOUNDS, output, open_teacher(str(model)), "float32", 0.05)
     assert summary.kept >= 2
     for path in sorted(features.glob("*.*")):
         if path.name != ".lock":
@@ -395,7 +414,7 @@ def test_a_killed_process_loses_nothing_that_was_finished(model, features, tmp_p
 
 
 def test_two_processes_do_not_write_into_one_folder(model, tmp_path):
-    teacher, errors = open_teacher(model), []
+    teacher, errors = open_teacher(str(model)), []
 
     def meanwhile(done, total):
         if not errors:
@@ -420,7 +439,7 @@ def test_a_full_disk_is_said_and_what_was_finished_stays(model, tmp_path, monkey
         write(path, values)
 
     monkeypatch.setattr(shard_job, "_write_json", full)
-    teacher = open_teacher(model)
+    teacher = open_teacher(str(model))
     with pytest.raises(
         TrainingError, match=r"cannot be written: No space left on device; make room, and start the same"
     ):

@@ -11,9 +11,10 @@ from typing import Annotated, Literal, cast
 import typer
 
 from losatok_ext.cli.common import DeviceOption, ModelOption, check_folder, pick_device, require_model, stage_bar
+from losatok_ext.errors import UserError
 from losatok_ext.models import LoSATok
+from losatok_ext.models.teachers import KINDS, open_teacher
 from losatok_ext.training.folders import model_folder
-from losatok_ext.training.model_teacher import open_teacher
 from losatok_ext.training.precompute import Storage, precompute_features, precompute_latents
 from losatok_ext.training.shard_job import ShardSummary
 
@@ -37,10 +38,6 @@ Output = Annotated[
     ),
 ]
 Store = Annotated[str, typer.Option(help="How each value is kept: float32, float16 or bfloat16.")]
-Precision = Annotated[
-    Literal["float32", "bfloat16"] | None,
-    typer.Option(help="What the network computes in: float32 or bfloat16.", show_default="as the model was saved"),
-]
 Megabytes = Annotated[float, typer.Option(help="About the size of a shard.", min=0.001)]
 BatchSeconds = Annotated[float, typer.Option(help="Audio that goes through the network at once.", min=0.1)]
 
@@ -50,29 +47,26 @@ def features(
     data: Data,
     output: Output,
     teacher: Annotated[
-        Path | None,
-        typer.Option(
-            "--teacher",
-            "-t",
-            envvar="LOSATOK_MODEL",
-            help="Model folder, or folder of a run, whose semantic encoder is the teacher.",
-            show_default=False,
-        ),
+        str | None,
+        typer.Option("--teacher", "-t", envvar="LOSATOK_MODEL", help=f"Whose features: {KINDS}.", show_default=False),
     ] = None,
     store: Store = "float16",
-    precision: Precision = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="What the teacher computes in: float32 or bfloat16.")
+    ] = "float32",
     device: DeviceOption = "auto",
     megabytes: Megabytes = 256.0,
     batch_seconds: BatchSeconds = 80.0,
 ) -> None:
     """Compute the teacher's features of recordings, with their Gram energy, to train SemBo on in their place.
 
-    `losatok train sembo OUT --init TEACHER` takes the shards; the teacher then never runs again. A recording that
+    `losatok train sembo OUT --teacher TEACHER` takes the shards; the teacher then never runs again. A recording that
     cannot be used is named at the end (exit code 2) and left out.
     """
-    folder = require_model(teacher)
+    if teacher is None:
+        raise UserError(f"no teacher: pass --teacher, {KINDS}")
     check_folder(output)
-    found = open_teacher(folder, pick_device(device), precision)
+    found = open_teacher(teacher).to(pick_device(device))
     with interruptible(output), stage_bar() as say:
         summary = precompute_features(
             data,
@@ -82,6 +76,7 @@ def features(
             megabytes,
             batch_seconds,
             lambda done, total: say("computing features of clips", done, total),
+            precision,
         )
     finish(summary, "computed")
 
@@ -92,7 +87,10 @@ def latents(
     output: Output,
     model: ModelOption = None,
     store: Store = "float32",
-    precision: Precision = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Of the model: float32 or bfloat16.", show_default="as it was saved"),
+    ] = None,
     device: DeviceOption = "auto",
     megabytes: Megabytes = 256.0,
     batch_seconds: BatchSeconds = 80.0,

@@ -42,8 +42,9 @@ def find_entries(data: Path, suffixes: Sequence[str] = READABLE_SUFFIXES, kind: 
 
     A manifest line gives a clip's text as ``"text"``, else as ``"label"``, else as the values of the object
     ``"labels"``, and its domain as ``"domain"``. In a folder the text is the name of the folder that the file lies in,
-    and the domain that of the first folder on the way to it; both are ``""`` at the top. A file may have
-    several lines with a text each; of lines that say the same the first counts. Files that do not exist are left out, and told in one sentence.
+    and the domain that of the first folder on the way to it; both are ``""`` at the top. A file may have several lines
+    with a text each; of lines that say the same the first counts. Files that do not exist are left out, and told in one
+    sentence.
 
     Raises:
         TrainingError: ``data`` is missing, empty or of another kind, or a manifest line is broken (named by file and

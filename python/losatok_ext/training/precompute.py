@@ -16,14 +16,15 @@ from losatok_ext import ops
 from losatok_ext.errors import ConfigError
 from losatok_ext.inference.jobs import read_ahead
 from losatok_ext.models import LoSATok
+from losatok_ext.models.teachers import Teacher
 from losatok_ext.training.corpus import BAD_FILES, Clip, Corpus, open_corpus, read_clip
-from losatok_ext.training.model_teacher import Teacher, encoder_precision
 from losatok_ext.training.shard_index import FEATURES, LATENTS, RECORDINGS
 from losatok_ext.training.shard_job import OnProgress, Packed, ShardSummary, write_shards
 from losatok_ext.training.token_files import DTYPES, pack_tokens
 
 T = TypeVar("T")
 Storage = Literal["float32", "float16", "bfloat16"]
+Precision = Literal["float32", "bfloat16"]
 
 SHARD_MEGABYTES = 256.0
 BATCH_SECONDS = 80.0
@@ -102,6 +103,7 @@ def precompute_features(
     shard_megabytes: float = SHARD_MEGABYTES,
     batch_seconds: float = BATCH_SECONDS,
     on_progress: OnProgress | None = None,
+    precision: Precision = "float32",
 ) -> ShardSummary:
     """Write the teacher's features of the recordings of ``data`` as shards, with what ``ops.gram_energy`` gives for
     each, and the teacher's fingerprint.
@@ -113,26 +115,32 @@ def precompute_features(
     Args:
         data: folder, manifest or shards of recordings.
         output: folder of the shards.
-        teacher: of the features, on the device to compute on.
+        teacher: what :func:`losatok_ext.models.teachers.open_teacher` gave, on the device to compute on.
         storage: how they are kept; 4 or 2 bytes a value.
         shard_megabytes: about the size of a shard.
         batch_seconds: audio that is computed at once.
         on_progress: called now and then with the clips done and all clips.
+        precision: ``"bfloat16"`` computes under autocast, as training with ``precision: bfloat16`` would.
 
     Raises:
         TrainingError: as :func:`shard_recordings`.
     """
     dtype = _check_options(storage, shard_megabytes, batch_seconds)
-    corpus = open_corpus(data, teacher.sample_rate, -(-teacher.sample_rate // teacher.frame_rate), 0)
+    if precision not in ("float32", "bfloat16"):
+        raise ConfigError(f"precision should be float32 or bfloat16, got {precision!r}")
+    corpus = open_corpus(data, teacher.sample_rate, teacher.samples_per_token, 0)
+    device = next(teacher.encoder.parameters()).device
 
     def compute(clips: Sequence[Clip], audio: Tensor, lengths: Tensor) -> Iterator[Packed | str]:
-        features, counts = teacher.features(audio, lengths)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            features, counts = teacher(audio.to(device), lengths)
         for clip, row, count, samples in zip(clips, features, counts.tolist(), lengths.tolist(), strict=True):
             stored = row[None, :count].to(dtype).float()  # what training will read
             values = {"seconds": samples / teacher.sample_rate, "gram_energy": float(ops.gram_energy(stored))}
             yield _packed(clip, row[:count], dtype, values)
 
-    facts = _facts(teacher.fingerprint, teacher.width, teacher.frame_rate, teacher.precision)
+    frame_rate = teacher.sample_rate // teacher.samples_per_token
+    facts = _facts(teacher.fingerprint(), teacher.dim, frame_rate, precision)
     return _write_tokens(output, FEATURES, facts, corpus, compute, dtype, shard_megabytes, batch_seconds, on_progress)
 
 
@@ -164,7 +172,8 @@ def precompute_latents(
         ):
             yield _packed(clip, row[:count], dtype, {"seconds": samples / model.sample_rate})
 
-    facts = _facts(model.fingerprint(), model.config.latent_dim, model.frame_rate, encoder_precision(model))
+    precision = str(model.decoder.upsample_weight.dtype).removeprefix("torch.")
+    facts = _facts(model.fingerprint(), model.config.latent_dim, model.frame_rate, precision)
     return _write_tokens(output, LATENTS, facts, corpus, compute, dtype, shard_megabytes, batch_seconds, on_progress)
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from losatok_ext import ops
 from losatok_ext.errors import TrainingError
 from losatok_ext.models import LoSATok, LoSATokConfig
+from losatok_ext.models.teachers import Teacher
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.corpus import Corpus, open_corpus
 from losatok_ext.training.data import Batch, CropSource, check_not_augmented
-from losatok_ext.training.model_teacher import teacher_fingerprint
 from losatok_ext.training.shard_index import FEATURES, shards_kind
 from losatok_ext.training.token_corpus import TokenCorpus, open_tokens
 
@@ -103,7 +103,7 @@ class RecordingStage:
         if corpus.width != model.embed_dim:
             raise TrainingError(
                 f"{self.data} holds features of {corpus.width} dimensions, and the model's teacher has "
-                f"{model.embed_dim}; train with the model that computed them: --init DIR"
+                f"{model.embed_dim}; train with the teacher that computed them: --teacher or --init"
             )
         return corpus, source
 
@@ -111,11 +111,11 @@ class RecordingStage:
         """Raise TrainingError where ``corpus`` holds features of another teacher than ``model`` has."""
         if not isinstance(corpus, TokenCorpus):
             return
-        own = teacher_fingerprint(model)
+        own = Teacher("its own", model.semantic_encoder, model.config).fingerprint()
         if corpus.fingerprint != own:
             raise TrainingError(
                 f"{self.data} holds features of the teacher {corpus.fingerprint}, and the model to train has {own}; "
-                "train with the model that computed them (--init DIR), or run losatok precompute with this one"
+                "train with the teacher that computed them (--teacher or --init), or run losatok precompute again"
             )
 
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
