@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from losatok_ext.audio.samples import sample_folder
+from losatok_ext.cli import main
 from losatok_ext.errors import ConfigError, TrainingError
 from losatok_ext.training import TrainConfig
 from losatok_ext.training.balance import DomainSchedule, domain_shares
@@ -174,6 +176,21 @@ def test_too_little_data_for_a_batch_is_said():
     with pytest.raises(TrainingError, match="makes 6 crops"):
         source(LENGTHS, mode="weights", weights={"music": 1, "speech": 0, "noise": 0}).check_enough()
     source({"a": [8 * CROP]}).check_enough()
+
+
+def test_a_run_says_what_each_domain_gets(tmp_path, capsys):
+    options = ["--preset", "tiny", "--steps", "2", "--batch-size", "6", "--set", "data.crop_seconds=0.4"]
+    weights = [
+        "--set",
+        "data.balance.mode=weights",
+        "--set",
+        "data.balance.weights={speech: 3, music: 1, environment: 0}",
+    ]
+    manifest = str(sample_folder() / "manifest.jsonl")
+    assert main(["train", "sembo", manifest, "-o", str(tmp_path / "run"), "--device", "cpu", *options, *weights]) == 0
+    told = capsys.readouterr().err
+    assert "domains: environment 16 clips, 0.9 minutes, 0.0 % of the crops (0.0 epochs); music 16 clips" in told
+    assert "speech 16 clips, 0.4 minutes, 75.0 % of the crops (0." in told
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def test_shards_of_shards_are_the_same(shards, tmp_path):
 def test_a_folder_of_shards_and_audio_files_is_ambiguous(copy):
     (copy / "sub").mkdir()
     (copy / "sub" / "a.flac").write_bytes(encoded(1, 16000, "FLAC"))
-    with pytest.raises(TrainingError, match=r"holds both audio files and shards \(.tar\); keep them in folders"):
+    with pytest.raises(TrainingError, match=r"holds both shards \(.tar\) and single files to train on; keep them in"):
         opened(copy)
     assert len(opened(copy / "shards-{000000..000002}.tar").clips) == 48
 

@@ -80,11 +80,6 @@ def _in_folder(data: Path, suffixes: Sequence[str], kind: str) -> list[Entry]:
 
 
 def _in_shards(data: Path, kind: str) -> Found:
-    if data.is_dir() and any(p.suffix.lower() in READABLE_SUFFIXES for p in data.rglob("*")):
-        raise TrainingError(
-            f"{data} holds both audio files and shards (.tar); keep them in folders of their own, or name the shards: "
-            f"{data}/NAME-{{000000..000012}}.tar"
-        )
     shards = open_shards(data)
     if shards.kind != RECORDINGS:
         raise TrainingError(f"{data} holds {shards.kind}, and {kind} files are needed here; give recordings")

@@ -12,11 +12,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from losatok_ext.audio.files import READABLE_SUFFIXES
 from losatok_ext.errors import TrainingError, UserError
+from losatok_ext.inference.latent_files import SUFFIX as LATENT_SUFFIX
 from losatok_ext.training.shard_files import Member, Sample, ShardContent, scan_shard
 
 SUFFIX = ".tar"
@@ -71,10 +74,15 @@ def open_shards(data: Path) -> Shards:
     """The clips in shards, in the order of the shards' names and as they lie in each.
 
     Raises:
-        TrainingError: there is no shard, shards hold different kinds of things, an index is damaged, or whoever writes
-            them has not finished.
+        TrainingError: there is no shard, or the folder holds other files to train on; shards hold different kinds of
+            things; an index is damaged; or whoever writes the shards has not finished.
         UserError: webdataset is needed, and not installed.
     """
+    if data.is_dir() and any(path.suffix.lower() in (*READABLE_SUFFIXES, LATENT_SUFFIX) for path in data.rglob("*")):
+        raise TrainingError(
+            f"{data} holds both shards (.tar) and single files to train on; keep them in folders of their own, or name "
+            f"the shards: {data}/NAME-{{000000..000012}}.tar"
+        )
     paths = _paths(data)
     indices: dict[Path, dict[str, Any] | None] = {folder: read_index(folder) for folder in {p.parent for p in paths}}
     samples: list[Sample] = []
@@ -86,24 +94,27 @@ def open_shards(data: Path) -> Shards:
             known = (index["kind"], index["facts"])
             found = found or known
             _check_alike(data, folder, found, known)
-    for path in paths:
+
+    def read(path: Path) -> tuple[ShardContent, bool]:
+        """The clips of a shard, and whether an index lists them."""
         index = indices[path.parent]
         listed = None if index is None else index["shards"].get(path.name)
         if not path.is_file():
             clips = "" if listed is None else f", and with it {len(listed['clips'])} clips"
-            left_out.append(f"{path} does not exist{clips}")
-            continue
+            return ShardContent([], [f"{path} does not exist{clips}"]), True
         if listed is not None and path.stat().st_size == listed["bytes"]:
-            samples += [_listed_sample(path, clip) for clip in listed["clips"]]
-            left_out += listed["left_out"]
-            continue
-        content = scan_shard(path)
-        left_out += content.left_out
-        for sample in content.samples:
+            return ShardContent([_listed_sample(path, clip) for clip in listed["clips"]], listed["left_out"]), True
+        return scan_shard(path), False
+
+    with ThreadPoolExecutor() as pool:  # which waits for slow disks together
+        contents = list(pool.map(read, paths))
+    for path, (content, listed) in zip(paths, contents, strict=True):
+        for sample in () if listed else content.samples:
             known = _facts(sample)
             found = found or known
             _check_alike(data, path, found, known)
-            samples.append(sample)
+        samples += content.samples
+        left_out += content.left_out
     kind, facts = found or (RECORDINGS, {})
     return Shards(kind, facts, samples, left_out)
 
