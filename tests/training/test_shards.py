@@ -22,7 +22,7 @@ from losatok_ext.training.data_options import AugmentConfig, BalanceConfig
 from losatok_ext.training.options import DataConfig
 from losatok_ext.training.precompute import shard_recordings
 from losatok_ext.training.shard_files import Member, scan_shard
-from losatok_ext.training.shard_index import is_shards, open_shards
+from losatok_ext.training.shard_index import is_shards, open_shards, shards_kind
 
 RATE, HOP = 16000, 640
 SAMPLES = sample_folder()
@@ -299,6 +299,18 @@ def test_a_folder_of_shards_and_audio_files_is_ambiguous(copy):
     with pytest.raises(TrainingError, match=r"holds both shards \(.tar\) and single files to train on; keep them in"):
         opened(copy)
     assert len(opened(copy / "shards-{000000..000002}.tar").clips) == 48
+
+
+def test_what_shards_hold_is_known_with_and_without_an_index(copy):
+    assert shards_kind(copy) == "recordings"
+    index = json.loads((copy / "index.json").read_text())
+    (copy / "index.json").write_text(json.dumps(dict(reversed(index.items())), indent=1))  # as others may write it
+    assert shards_kind(copy) == shards_kind(copy / "shards-{000000..000001}.tar") == "recordings"
+    assert len(opened(copy).clips) == 48
+    (copy / "index.json").write_text('{"mine": 1}')
+    assert shards_kind(copy / "shards-000001.tar") == "recordings"
+    assert len(opened(copy).clips) == 48
+    assert shards_kind(SAMPLES) is None
 
 
 def test_what_is_no_shard_is_something_else(tmp_path):

@@ -59,7 +59,7 @@ class RecordingStage:
     """Base of those stages; each adds ``weights``, ``model_config``, ``build`` and ``losses``.
 
     Args:
-        data: folder or manifest of recordings.
+        data: folder, manifest or shards of recordings; or, where :attr:`takes_features`, shards of teacher features.
         config: of the run.
     """
 

@@ -28,6 +28,9 @@ FORMAT, VERSION = "losatok-shards", 1
 RECORDINGS, FEATURES, LATENTS = "recordings", "teacher features", "latents"
 KINDS = (RECORDINGS, FEATURES, LATENTS)
 
+_BEGIN = re.compile(
+    f'{{"format":"{FORMAT}","version":{VERSION},"kind":"({"|".join(KINDS)})"'.encode()
+)  # of an index that this module wrote
 _BRACES = re.compile(r"\{[^{}]*(?:\.\.|,)[^{}]*\}")
 
 
@@ -59,8 +62,16 @@ def shards_kind(data: Path) -> str | None:
     """
     if not is_shards(data):
         return None
-    paths = _paths(data)
-    index = read_index(paths[0].parent)
+    folder = data if data.is_dir() else _expanded(data)[0].parent
+    try:
+        with (folder / INDEX).open("rb") as file:
+            begin = _BEGIN.match(file.read(200))
+    except OSError:
+        begin = None
+    if begin is not None:  # as this module writes it: an index may be long, and is read whole later
+        return begin[1].decode()
+    paths, indices = _find(data)
+    index = indices[folder]
     if index is not None:
         return index["kind"]
     for path in paths:
@@ -83,8 +94,7 @@ def open_shards(data: Path) -> Shards:
             f"{data} holds both shards (.tar) and single files to train on; keep them in folders of their own, or name "
             f"the shards: {data}/NAME-{{000000..000012}}.tar"
         )
-    paths = _paths(data)
-    indices: dict[Path, dict[str, Any] | None] = {folder: read_index(folder) for folder in {p.parent for p in paths}}
+    paths, indices = _find(data)
     samples: list[Sample] = []
     left_out: list[str] = []
     found: tuple[str, dict[str, Any]] | None = None
@@ -139,19 +149,25 @@ def _visible(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
 
 
-def _paths(data: Path) -> list[Path]:
-    """The shards that ``data`` names, sorted; those that an index lists too, even where they are missing."""
-    if data.is_dir():
-        if (data / PLAN).is_file():
-            raise TrainingError(
-                f"{data}: the shards are not finished; let the command that writes them end, or start it again: it "
-                "goes on where it stopped"
-            )
-        index = read_index(data)
-        names = {path.name for path in data.glob(f"*{SUFFIX}") if _visible(path)} | set(
-            index["shards"] if index else ()
+def _find(data: Path) -> tuple[list[Path], dict[Path, dict[str, Any] | None]]:
+    """The shards that ``data`` names, of a folder sorted, and those that its index lists, even where they are missing;
+    and the index of each folder that they lie in."""
+    if not data.is_dir():
+        paths = _expanded(data)
+        return paths, {folder: read_index(folder) for folder in dict.fromkeys(path.parent for path in paths)}
+    if (data / PLAN).is_file():
+        raise TrainingError(
+            f"{data}: the shards are not finished; let the command that writes them end, or start it again: it goes on "
+            "where it stopped"
         )
-        return [data / name for name in sorted(names)]
+    index = read_index(data)
+    names = {path.name for path in data.glob(f"*{SUFFIX}") if _visible(path)}
+    names.update(index["shards"] if index else ())
+    return [data / name for name in sorted(names)], {data: index}
+
+
+def _expanded(data: Path) -> list[Path]:
+    """The shard ``data``, or those that it names in braces."""
     if not _BRACES.search(str(data)) or data.is_file():
         return [data]
     try:
