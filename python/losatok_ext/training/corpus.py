@@ -161,13 +161,20 @@ def open_corpus(data: str | Path, sample_rate: int, minimum_samples: int, cache_
 def attempt(function: Callable, items: Iterable, skipped: list[str]) -> list:
     """``function`` of every item, in order, by threads; what the files are to blame for goes to ``skipped`` instead."""
 
-    def guarded(item: object) -> tuple[object, str | None]:
-        try:
-            return function(item), None
-        except BAD_FILES as error:
-            return None, str(error)
+    def guarded(run: list) -> tuple[list, list[str]]:
+        results, messages = [], []
+        for item in run:
+            try:
+                results.append(function(item))
+            except BAD_FILES as error:
+                messages.append(str(error))
+        return results, messages
 
-    with ThreadPoolExecutor(max_workers=max(torch.get_num_threads(), 4)) as pool:
-        results = list(pool.map(guarded, items))
-    skipped += [message for _, message in results if message is not None]
-    return [result for result, message in results if message is None]
+    items, workers = list(items), max(torch.get_num_threads(), 4)
+    size = (
+        len(items) // (64 * workers) + 1
+    )  # of many items several at once: a thread's turn costs more than a short one
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        done = list(pool.map(guarded, [items[i : i + size] for i in range(0, len(items), size)]))
+    skipped += [message for _, messages in done for message in messages]
+    return [result for results, _ in done for result in results]
