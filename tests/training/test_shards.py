@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from losatok_ext.audio.samples import sample_folder
 from losatok_ext.cli import main
 from losatok_ext.errors import ShardError, TrainingError
 from losatok_ext.training import TrainConfig, train_sembo
-from losatok_ext.training.corpus import open_corpus
+from losatok_ext.training.corpus import BAD_FILES, open_corpus
 from losatok_ext.training.data import CropSource
 from losatok_ext.training.data_options import AugmentConfig, BalanceConfig
 from losatok_ext.training.options import DataConfig
@@ -265,6 +266,44 @@ def test_any_damage_loses_clips_and_nothing_else(shards, tmp_path, places, value
     assert len(intact) == len(whole) or found.left_out
     if indexed and len(content) == path.stat().st_size:
         assert set(intact) <= whole  # by checksum, of files that are named by the index
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(places=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=3), value=st.integers(32, 126))
+def test_any_damage_to_an_index_is_found_or_costs_clips(shards, tmp_path, places, value):
+    content = bytearray((shards / "index.json").read_bytes())
+    for place in places:
+        content[int(place * len(content))] = value
+    for path in shards.glob("*.tar"):
+        if not (tmp_path / path.name).exists():
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "index.json").write_bytes(content)
+    try:
+        corpus = opened(tmp_path, cache=0)
+    except TrainingError:
+        return
+    assert len(corpus.clips) + len(corpus.skipped) >= 40
+    for index in range(0, len(corpus.clips), 8):
+        with suppress(*BAD_FILES):
+            assert len(corpus.crop(index, 1000, 0.5)) == 1000
+
+
+def test_what_a_shard_says_of_a_clip_may_be_nonsense(tmp_path):
+    with (tmp_path / "a.tar").open("wb") as file, TarWriter(file, encoder=False) as writer:
+        for number, values in enumerate([{"text": 3}, {"seconds": -1}, {"domain": []}, {"path": 7}, [], {"path": ""}]):
+            sample = {"__key__": str(number), "flac": encoded(0.5, 16000, "FLAC"), "json": json.dumps(values).encode()}
+            writer.write(sample)
+        writer.write({"__key__": "6", "flac": encoded(0.5, 16000, "FLAC"), "json": b" " * 2_000_000})
+        writer.write({"__key__": "7", "flac": encoded(0.5, 16000, "FLAC"), "txt": b"\xff\xfe"})
+    corpus = opened(tmp_path)
+    assert [clip.name for clip in corpus.clips] == ["a.tar/3", "a.tar/5"]
+    listed = "\n".join(corpus.skipped)
+    assert len(corpus.skipped) == 6
+    for reason in ('a.tar/0: "text" should be', 'a.tar/1: "seconds" should be', 'a.tar/2: "domain" should be'):
+        assert reason in listed
+    assert "what is said of 4 cannot be read: 4.json holds no object" in listed
+    assert "6.json takes 2000000 bytes" in listed
+    assert "what is said of 7 cannot be read: " in listed
 
 
 def test_a_window_is_a_file(tmp_path):

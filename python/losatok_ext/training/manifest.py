@@ -83,19 +83,21 @@ def _in_shards(data: Path, kind: str) -> Found:
     shards = open_shards(data)
     if shards.kind != RECORDINGS:
         raise TrainingError(f"{data} holds {shards.kind}, and {kind} files are needed here; give recordings")
-    entries = []
+    entries, left_out = [], list(shards.left_out)
     for sample in shards.samples:
-        values = sample.values
-        place = f"{sample.member.shard}/{sample.key}"
-        seconds = _seconds(values, place)
-        name = values.get("path") if isinstance(values.get("path"), str) else f"{sample.member.shard.name}/{sample.key}"
-        entries.append(
-            Entry(Path(place), str(name), seconds, _text(values, place), _domain(values, place), sample.member)
-        )
+        values, path = sample.values, sample.member.shard / sample.key
+        name = values.get("path")
+        if not isinstance(name, str) or not name:
+            name = f"{sample.member.shard.name}/{sample.key}"
+        try:
+            told = (_seconds(values, str(path)), _text(values, str(path)), _domain(values, str(path)))
+            entries.append(Entry(path, name, *told, sample.member))
+        except TrainingError as error:  # whoever trains cannot put a shard right as he can a manifest
+            left_out.append(str(error))
     if not entries:
-        reason = f"; the first problem: {shards.left_out[0]}" if shards.left_out else ""
+        reason = f"; the first problem: {left_out[0]}" if left_out else ""
         raise TrainingError(f"{data}: the shards hold no recordings{reason}")
-    return Found(entries, shards.left_out, len(entries))
+    return Found(entries, left_out, len(shards.samples))
 
 
 def manifest_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
