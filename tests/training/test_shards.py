@@ -268,7 +268,7 @@ def test_any_damage_loses_clips_and_nothing_else(shards, tmp_path, places, value
         assert set(intact) <= whole  # by checksum, of files that are named by the index
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(places=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=3), value=st.integers(32, 126))
 def test_any_damage_to_an_index_is_found_or_costs_clips(shards, tmp_path, places, value):
     content = bytearray((shards / "index.json").read_bytes())

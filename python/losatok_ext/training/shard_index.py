@@ -184,7 +184,7 @@ def _expanded(data: Path) -> list[Path]:
 
 
 def _listed_sample(path: Path, clip: Mapping[str, Any]) -> Sample:
-    member = Member(path, clip["file"], clip["offset"], clip["size"], clip["crc32"])
+    member = Member(path, clip["file"], clip["offset"], clip["size"], clip.get("crc32"))
     return Sample(clip["key"], member, dict(clip["values"]))
 
 
