@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 from contextlib import suppress
 
@@ -15,7 +16,7 @@ from webdataset import TarWriter, WebDataset
 
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.cli import main
-from losatok_ext.errors import ShardError, TrainingError
+from losatok_ext.errors import ShardError, TrainingError, UserError
 from losatok_ext.training import TrainConfig, train_sembo
 from losatok_ext.training.corpus import BAD_FILES, open_corpus
 from losatok_ext.training.data import CropSource
@@ -338,6 +339,22 @@ def test_a_folder_of_shards_and_audio_files_is_ambiguous(copy):
     with pytest.raises(TrainingError, match=r"holds both shards \(.tar\) and single files to train on; keep them in"):
         opened(copy)
     assert len(opened(copy / "shards-{000000..000002}.tar").clips) == 48
+
+
+def test_without_webdataset_an_index_is_enough_to_read(copy, tmp_path_factory, capsys, monkeypatch):
+    for name in ("webdataset", "webdataset.tariterators", "braceexpand"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert len(opened(copy).clips) == 48
+    with pytest.raises(UserError, match=r"names in braces need webdataset .* pip install 'losatok-ext\[train\]'"):
+        opened(copy / "shards-{000000..000001}.tar")
+    (copy / "index.json").unlink()
+    with pytest.raises(UserError, match=r"shards without an index need webdataset .*; pip install 'losatok-ext"):
+        opened(copy)
+    out = tmp_path_factory.mktemp("none") / "out"
+    assert run("shard", SAMPLES, out) == 2
+    assert "writing shards needs webdataset" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run("shard", SAMPLES, out) == 0
 
 
 def test_what_shards_hold_is_known_with_and_without_an_index(copy):
