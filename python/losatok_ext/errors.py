@@ -17,6 +17,10 @@ class LatentFileError(UserError):
     """A latent file cannot be read, or was written for another model."""
 
 
+class ShardError(UserError):
+    """A shard, or what it holds of a clip, is missing, truncated or damaged."""
+
+
 class CheckpointError(UserError):
     """A checkpoint or model folder cannot be read, or does not fit the model."""
 

@@ -201,12 +201,12 @@ def test_reading_runs_one_file_ahead_and_no_further():
 
     release.release()
     order = []
-    for item, result in jobs._read_ahead([1, 2, 3, 4], read):
+    for item, result in jobs.read_ahead([1, 2, 3, 4], read):
         order.append((item, result.result()))
         assert len(started) <= item + 1
         release.release()
     assert order == [(1, 1), (2, 2), (3, 3), (4, 4)]
-    assert list(jobs._read_ahead([], read)) == []
+    assert list(jobs.read_ahead([], read)) == []
 
 
 def test_latents_that_cannot_be_written_fail_alone(tmp_path, model):

@@ -216,7 +216,7 @@ def test_data_and_tokenizer_have_to_fit(tokenizer, latents, tmp_path):
         train_generator(SPEECH, out, config())
     with pytest.raises(CheckpointError, match="gone"):
         train_generator(SPEECH, out, config(tmp_path / "gone"))
-    with pytest.raises(TrainingError, match=r"the latent files are of model \w{16}, and .*other is model"):
+    with pytest.raises(TrainingError, match=r"the latents are of model \w{16}, and .*other is model"):
         train_generator(latents, out, config(other))
     with pytest.raises(ConfigError, match=r"model: latent_dim should be 8"):
         train_generator(latents, out, config(model=DIT | {"latent_dim": 16}))
@@ -265,4 +265,4 @@ def test_a_text_that_is_too_long_is_named_before_training(tokenizer, tmp_path):
     data = tmp_path / "list.jsonl"
     data.write_text(json.dumps({"path": str(SPEECH / "00001.flac"), "text": "many words " * 10}))
     with pytest.raises(TrainingError, match=r"00001.flac: the text that begins 'many words .* has 110 bytes"):
-        train_generator(data, tmp_path / "run", config(tokenizer))
+        train_generator(data, tmp_path / "run", config(tokenizer, batch_size=1))

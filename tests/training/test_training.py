@@ -241,9 +241,9 @@ def test_a_clip_shorter_than_a_crop_and_a_silent_one_train(tmp_path, trained):
 
     soundfile.write(tmp_path / "silent.wav", np.zeros(3000), 16000)
     soundfile.write(tmp_path / "short.wav", np.ones(700) * 0.1, 16000)
-    result = train_tokenizer(tmp_path, tmp_path / "run", tokenizer_config(trained, steps=3))
+    result = train_tokenizer(tmp_path, tmp_path / "run", tokenizer_config(trained, steps=3, batch_size=2))
     assert result.skipped == 0
-    result = train_sembo(tmp_path, tmp_path / "run-sembo", config(steps=3))
+    result = train_sembo(tmp_path, tmp_path / "run-sembo", config(steps=3, batch_size=2))
     assert result.skipped == 0
 
 

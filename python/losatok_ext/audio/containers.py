@@ -6,8 +6,11 @@ they were meant to be; this module reads only that.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +19,22 @@ _UNKNOWN_SIZE = 0x7FFF0000
 _OGG_PAGE_MAX = 27 + 255 + 255 * 255  # header, segment table, segments; bytes
 
 
-def missing_bytes(path: str | os.PathLike[str]) -> int:
+Source = str | os.PathLike[str] | BinaryIO
+"""A file by its name, or its content as an open, seekable file."""
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[BinaryIO]:
+    """The file from its first byte on; one that was open already stays so."""
+    if isinstance(source, (str, os.PathLike)):
+        with Path(source).open("rb") as file:
+            yield file
+    else:
+        source.seek(0)
+        yield source
+
+
+def missing_bytes(source: Source) -> int:
     """How many bytes of audio data a file declares but lacks; 0 when it is whole or its format does not tell.
 
     Reads chunk headers only: RIFF/RIFX/RF64 (WAV) and FORM (AIFF) data chunks; the last page of an Ogg stream. FLAC and
@@ -25,9 +43,9 @@ def missing_bytes(path: str | os.PathLike[str]) -> int:
     Raises:
         OSError: the file cannot be read.
     """
-    path = Path(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with _opened(source) as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
         magic = file.read(12)
         if magic[:4] in (b"RIFF", b"RIFX", b"RF64") and magic[8:] == b"WAVE":
             return _missing_in_chunks(file, size, b"data", ">" if magic[:4] == b"RIFX" else "<")
@@ -38,13 +56,13 @@ def missing_bytes(path: str | os.PathLike[str]) -> int:
     return 0
 
 
-def kind_by_first_bytes(path: str | os.PathLike[str]) -> str | None:
+def kind_by_first_bytes(source: Source) -> str | None:
     """The audio format that the first bytes of a file announce ("WAV", "FLAC", "Ogg", "AIFF", "MP3"), or None.
 
     Raises:
         OSError: the file cannot be read.
     """
-    with Path(path).open("rb") as file:
+    with _opened(source) as file:
         head = file.read(4096)
     for magic, name in (
         (b"RIFF", "WAV"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -120,16 +121,19 @@ def _check_regular(path: Path) -> None:
         raise AudioFileError(f"{path} cannot be read: permission denied")
 
 
-def _open(path: Path):
+def _open(path: Path, content: BinaryIO | None = None):
     """An open ``soundfile.SoundFile``, with every reason why there is none told apart."""
     soundfile = import_soundfile()
-    _check_regular(path)
-    kind = kind_by_first_bytes(path)
+    if content is None:
+        _check_regular(path)
+    kind = kind_by_first_bytes(path if content is None else content)
     if kind is None and path.suffix.lower() in (".mp3", ".raw"):
         # By these names alone libsndfile would take any bytes for audio.
         raise AudioFileError(f"{path} is not an audio file that libsndfile can read; convert it to WAV or FLAC first")
+    if content is not None:
+        content.seek(0)
     try:
-        file = _sequential(soundfile)(_native_name(path))
+        file = _sequential(soundfile)(_native_name(path) if content is None else content)
     except (soundfile.LibsndfileError, TypeError) as error:
         if kind is not None and kind != "MP3":
             raise AudioFileError(
@@ -152,23 +156,28 @@ def _info(path: Path, file) -> AudioInfo:
     return AudioInfo(path, file.format, file.subtype, file.samplerate, file.channels, file.frames)
 
 
-def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
-    """What the header of an audio file says, without decoding it.
+def audio_info(path: str | os.PathLike[str], content: BinaryIO | None = None) -> AudioInfo:
+    """What the header of an audio file says, without decoding it. ``content`` as in :func:`read_audio`.
 
     Raises:
         AudioFileError: the file is missing, empty, or not audio.
         UserError: soundfile is not installed.
     """
     path = Path(path)
-    with _open(path) as file:
+    with _open(path, content) as file:
         return _info(path, file)
 
 
-def read_audio(path: str | os.PathLike[str], sample_rate: int = 16_000) -> Tensor:
+def read_audio(path: str | os.PathLike[str], sample_rate: int = 16_000, content: BinaryIO | None = None) -> Tensor:
     """Read an audio file as float32 mono [N] at ``sample_rate`` (Hz).
 
     Integer encodings are scaled to [-1, 1); channels are averaged; other rates are converted by soxr (quality HQ). A
     silent file is valid. WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and what else libsndfile reads.
+
+    Args:
+        path: the file.
+        sample_rate: Hz of the result.
+        content: the file's bytes as an open, seekable file, such as a part of a shard; ``path`` then only names them.
 
     Raises:
         AudioFileError: the file is missing, empty, not audio, truncated (its header promises more than it holds), holds
@@ -176,10 +185,12 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int = 16_000) -> Tenso
         UserError: soundfile or soxr is not installed.
         ValueError: ``sample_rate`` is not positive.
     """
-    return read_audio_with_info(path, sample_rate)[0]
+    return read_audio_with_info(path, sample_rate, content)[0]
 
 
-def read_audio_with_info(path: str | os.PathLike[str], sample_rate: int = 16_000) -> tuple[Tensor, AudioInfo]:
+def read_audio_with_info(
+    path: str | os.PathLike[str], sample_rate: int = 16_000, content: BinaryIO | None = None
+) -> tuple[Tensor, AudioInfo]:
     """What :func:`read_audio` gives, and an :class:`AudioInfo` with the frames that were decoded. Raises as it does."""
     if sample_rate <= 0:
         raise ValueError(f"sample_rate should be a positive number of Hz, got {sample_rate}")
@@ -187,7 +198,7 @@ def read_audio_with_info(path: str | os.PathLike[str], sample_rate: int = 16_000
     soundfile = import_soundfile()
     pieces: list[np.ndarray] = []
     decoded = 0
-    with _open(path) as file:
+    with _open(path, content) as file:
         info = _info(path, file)
         stream = None
         if info.sample_rate != sample_rate:
@@ -208,7 +219,7 @@ def read_audio_with_info(path: str | os.PathLike[str], sample_rate: int = 16_000
             pieces.append(stream.resample_chunk(mono, last=last) if stream is not None else mono)
             if last:
                 break
-    _check_whole(info, decoded)
+    _check_whole(info, decoded, content)
     audio = torch.from_numpy(np.concatenate(pieces))
     if audio.numel() == 0:
         raise AudioFileError(f"{path} holds {decoded} samples, too few for one at {sample_rate} Hz; leave it out")
@@ -226,12 +237,12 @@ def _truncated(info: AudioInfo, decoded: int) -> AudioFileError:
     )
 
 
-def _check_whole(info: AudioInfo, decoded: int) -> None:
+def _check_whole(info: AudioInfo, decoded: int, content: BinaryIO | None) -> None:
     """Raise AudioFileError when the file promises more than was decoded, or when nothing was."""
     slack = _MP3_SLACK if info.format == "MP3" else 0
     if info.frames < _UNKNOWN_FRAMES and decoded + slack < info.frames:
         raise _truncated(info, decoded)
-    missing = missing_bytes(info.path)
+    missing = missing_bytes(info.path if content is None else content)
     if missing:
         raise AudioFileError(
             f"{info.path} is truncated: its header promises {missing} bytes more than it holds "

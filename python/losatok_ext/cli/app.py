@@ -26,10 +26,16 @@ from losatok_ext.errors import UserError
 # Commands whose modules import torch: name -> module, attribute, and the line that --help shows without importing them.
 _HEAVY = {
     "train": ("losatok_ext.cli.train", "app", "Train a model: `sembo`, then `tokenizer`, then a `generator`."),
+    "shard": ("losatok_ext.cli.shard", "shard", "Pack recordings into WebDataset shards to train on."),
+    "precompute": (
+        "losatok_ext.cli.precompute",
+        "app",
+        "Run a frozen network once: teacher `features` or `latents` into shards to train on.",
+    ),
     "evaluate": (
         "losatok_ext.cli.evaluate",
         "app",
-        "Measure a model: `reconstruction`, `probe`, `generation`, `storage`.",
+        "Measure a model: `reconstruction`, `probe`, `generation`, `storage`, `precision`.",
     ),
     "analyze": ("losatok_ext.cli.analyze", "analyze", "Effective rank of features, and what reductions keep of them."),
     "profile": ("losatok_ext.cli.profile", "app", "Time the stages of encoding or decoding a file."),
@@ -44,6 +50,8 @@ _EXTRAS = {
     "soundfile": "audio",
     "soxr": "audio",
     "tensorboard": "train",
+    "webdataset": "train",
+    "braceexpand": "train",
 }
 
 # Typer's usage errors derive from click's, which newer releases of typer carry inside themselves.

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, check_folder, load_model, require_model
+from losatok_ext.cli.common import (
+    DeviceOption,
+    ModelOption,
+    OverwriteOption,
+    check_folder,
+    load_model,
+    require_model,
+    stage_bar,
+)
 from losatok_ext.errors import UserError
 
 if TYPE_CHECKING:
     from losatok_ext.nn.quantizers import QuantizerConfig
-    from losatok_ext.training.quantizer_fit import OnProgress
 
 _FRAMES_PER_CODE = 20  # with fewer a codebook knows its own frames by heart: see docs/latent-files.md
 
@@ -77,7 +82,7 @@ def fit_quantizer(
         raise UserError("; ".join(failure.message for failure in found.failures))
     tokenizer = load_model(model, device)
     options = FitOptions(sample_frames, iterations, passes, seed)
-    with _progress() as say:
+    with stage_bar() as say:
         fit = fit_quantizer(tokenizer, [source.path for source in found.sources], config, options, say)
     fit.model.save_pretrained(output)
     failures = [*found.failures, *fit.failures]
@@ -126,26 +131,3 @@ def _config(options: dict[str, str | None]) -> QuantizerConfig:
         raise UserError(f"--{name} {text}: {error}") from error
     except ValueError as error:
         raise UserError(f"--{name} is {text!r}; it takes {examples[name]}") from error
-
-
-@contextmanager
-def _progress() -> Iterator[OnProgress]:
-    """A bar on a terminal that shows what is being done, and how much of it is left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def say(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                for before in tasks.values():
-                    bar.update(before, visible=False)
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield say

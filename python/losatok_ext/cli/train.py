@@ -21,7 +21,8 @@ app = typer.Typer(
 Data = Annotated[
     Path,
     typer.Argument(
-        help='Folder of audio files (searched through), or JSONL manifest of {"path": ...} lines.', show_default=False
+        help='Folder of audio files (searched through), JSONL manifest of {"path": ...} lines, or shards (.tar).',
+        show_default=False,
     ),
 ]
 Output = Annotated[
@@ -166,7 +167,7 @@ def generator(
     data: Annotated[
         Path,
         typer.Argument(
-            help='Folder of audio or latent files, or JSONL manifest of {"path": ..., "text": ...} lines.',
+            help='Folder of audio or latent files, JSONL manifest of {"path": ..., "text": ...} lines, or shards.',
             show_default=False,
         ),
     ],

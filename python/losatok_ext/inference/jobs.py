@@ -298,7 +298,7 @@ def _run(
             summary.failures.append(Failure(source.path, str(error)))
         if progress is not None:
             progress(source)
-    for (source, output), loaded in _read_ahead(todo, lambda item: read(item[0])):
+    for (source, output), loaded in read_ahead(todo, lambda item: read(item[0])):
         try:
             summary.audio_seconds += work(output, loaded.result())
             summary.written.append(output)
@@ -317,7 +317,7 @@ def _run(
 Item = TypeVar("Item")
 
 
-def _read_ahead(items: Sequence[Item], read: Callable[[Item], Result]) -> Iterator[tuple[Item, Future[Result]]]:
+def read_ahead(items: Sequence[Item], read: Callable[[Item], Result]) -> Iterator[tuple[Item, Future[Result]]]:
     """Each item with the future of ``read(item)``, which runs in a thread, one item ahead of the caller."""
     with ThreadPoolExecutor(1, thread_name_prefix="losatok-read") as pool:
         following = pool.submit(read, items[0]) if items else None

@@ -12,6 +12,7 @@ import torch
 
 from losatok_ext.errors import ConfigError
 from losatok_ext.training import typed
+from losatok_ext.training.data_options import AugmentConfig
 from losatok_ext.training.options import CheckpointConfig, DataConfig, LogConfig, OptimizerConfig
 from losatok_ext.training.stage_options import GeneratorOptions, SemBoWeights, TokenizerWeights
 from losatok_ext.training.teacher_options import MaskedAutoencoderOptions
@@ -55,6 +56,7 @@ class TrainConfig:
     max_skipped: int = 10
     """Steps whose losses or gradient are not finite are skipped; after so many in a row training stops."""
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     masked_autoencoder: MaskedAutoencoderOptions = field(default_factory=MaskedAutoencoderOptions)
     sembo: SemBoWeights = field(default_factory=SemBoWeights)

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from losatok_ext.errors import AudioFileError, LatentFileError, TrainingError
-from losatok_ext.training.corpus import Clip, Corpus
+from losatok_ext.errors import ConfigError, TrainingError
+from losatok_ext.training.augment import draw_variation, vary
+from losatok_ext.training.balance import DomainSchedule, DomainShare, domain_shares
+from losatok_ext.training.corpus import BAD_FILES, Clip, Corpus
+from losatok_ext.training.data_options import AugmentConfig
 from losatok_ext.training.options import DataConfig
 
 MAX_UNREADABLE = 16
-_ORDER, _CROP = 0, 1  # separate random streams of one seed
+_ORDER, _CROP = 0, 1  # separate random streams of one seed; balance.py has 2
+_DOMAIN_ORDER, _VARIATION = 3, 4
 
 
 @dataclass(frozen=True)
 class Batch:
     """Crops padded with zeros to the longest: ``audio`` [B, N] float32 and ``lengths`` [B] int64 (samples).
 
-    Of a corpus of latent files ``audio`` holds latents [B, T, d], and lengths are tokens.
+    Of a corpus of latents ``audio`` holds latents [B, T, d], of one of teacher features those [B, T, D], and lengths
+    are tokens.
     """
 
     audio: Tensor
@@ -38,6 +45,9 @@ class Batch:
     """What the clips' manifest or folder says of them; ``""`` is nothing."""
     whole: Tensor | None = None
     """[B'] int64, lengths of all crops of the step's batch, of which these are some; None: these are all."""
+    gram_energy: Tensor | None = None
+    """Of teacher features: what ``ops.gram_energy`` gave for each crop, [B] float32, NaN where a crop is only a part of
+    its clip."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its audio on ``device``; lengths stay on the CPU, where the model reads them at once."""
@@ -46,22 +56,42 @@ class Batch:
         return dataclasses.replace(self, audio=self.audio.pin_memory().to(device, non_blocking=True))
 
 
+class _Crop(NamedTuple):
+    audio: Tensor
+    clip: Clip
+    whole: bool
+
+
 class CropSource:
     """Draws batches of random crops from a corpus.
 
     An epoch visits every clip once per ``crop_seconds`` of its length (at least once), in an order shuffled by seed and
-    epoch; each visit takes a crop at a random place. Clips shorter than a crop are taken whole. A file that turns out
-    unreadable is noted in :attr:`unreadable` and the next clip of the order stands in for it.
+    epoch; each visit takes a crop at a random place. Clips shorter than a crop are taken whole. With
+    ``config.balance`` each domain has such epochs of its own, and crops are dealt to domains by their shares. A file
+    that turns out unreadable is noted in :attr:`unreadable` and the next clip of the order stands in for it.
 
     Args:
         corpus: the clips.
-        config: length of crops, threads that read ahead.
+        config: length of crops, threads that read ahead, shares of domains.
         batch_size: crops per batch.
-        seed: of the order and of the crops.
+        seed: of the order, of the crops and of how they are varied.
         multiple: batches are padded to a multiple of so many samples (the model's hop).
+        augment: how crops are varied; None: not at all.
+
+    Raises:
+        ConfigError: ``config.balance`` does not fit the domains of the corpus.
     """
 
-    def __init__(self, corpus: Corpus, config: DataConfig, *, batch_size: int, seed: int, multiple: int) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        multiple: int,
+        augment: AugmentConfig | None = None,
+    ) -> None:
         self.corpus = corpus
         self.config = config
         self.batch_size = batch_size
@@ -69,38 +99,95 @@ class CropSource:
         self.crop = max(round(config.crop_seconds * corpus.sample_rate / multiple), 1) * multiple
         self.multiple = multiple
         self.workers = 0 if corpus.audio is not None else config.workers
+        self.augment = augment if augment is not None and augment.changes_audio else None
         self.unreadable: dict[str, str] = {}
         samples = np.array([clip.samples for clip in corpus.clips], dtype=np.int64)
-        self._visits = np.repeat(np.arange(len(samples)), np.maximum(samples // self.crop, 1))
-        self._orders: dict[int, np.ndarray] = {}
+        visits = np.maximum(samples // self.crop, 1)
+        domains = np.array([clip.domain for clip in corpus.clips])
+        members = {str(name): np.flatnonzero(domains == name) for name in np.unique(domains)}
+        shares = domain_shares({name: int(visits[where].sum()) for name, where in members.items()}, config.balance)
+        self.domains = tuple(
+            DomainShare(
+                name,
+                len(members[name]),
+                float(samples[members[name]].sum()) / corpus.sample_rate,
+                share,
+                int(visits[members[name]].sum()),
+            )
+            for name, share in shares.items()
+        )
+        """The corpus by domain, in the order of their names, and the share of each."""
+        self._schedule: DomainSchedule | None = None
+        if config.balance.changes_shares:
+            self._schedule = DomainSchedule(list(shares.values()), seed)
+            groups = list(members.values())
+        else:
+            groups = [np.arange(len(samples))]
+        self._visits = [np.repeat(group, visits[group]) for group in groups]
+        used = [self._visits[g] for g in range(len(groups)) if self._schedule is None or self._schedule.counts[g]]
+        self._all_visits = used[0] if len(used) == 1 else np.concatenate(used)
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
 
-    def over(self, corpus: Corpus) -> CropSource:
-        """The same source of other clips."""
-        return CropSource(corpus, self.config, batch_size=self.batch_size, seed=self.seed, multiple=self.multiple)
+    def over(self, corpus: Corpus, augmented: bool) -> CropSource:
+        """The same source of other clips, whose crops are varied as here or not at all."""
+        return CropSource(
+            corpus,
+            self.config,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            multiple=self.multiple,
+            augment=self.augment if augmented else None,
+        )
 
     @property
     def steps_per_epoch(self) -> float:
-        """Batches until every clip was visited in proportion to its length."""
-        return len(self._visits) / self.batch_size
+        """Batches until every clip was visited in proportion to its length, in the domain that takes the longest."""
+        if self._schedule is None:
+            return len(self._all_visits) / self.batch_size
+        return max(domain.visits / domain.share for domain in self.domains if domain.share) / self.batch_size
 
-    def _order(self, epoch: int) -> np.ndarray:
-        order = self._orders.get(epoch)
+    def check_enough(self) -> None:
+        """Raise TrainingError when all clips together do not fill one batch: it would repeat some of them."""
+        crops = len(self._all_visits)
+        if crops < self.batch_size:
+            raise TrainingError(
+                f"the data makes {crops} crops of {self.crop / self.corpus.sample_rate:g} s, too little for one batch "
+                f"of {self.batch_size}: add recordings, or lower batch_size or data.crop_seconds"
+            )
+
+    def _order(self, group: int, epoch: int) -> np.ndarray:
+        order = self._orders.get((group, epoch))
         if order is None:
-            order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(self._visits)
-            self._orders = {**{e: o for e, o in self._orders.items() if abs(e - epoch) <= 1}, epoch: order}
+            stream = [_ORDER, epoch] if self._schedule is None else [_DOMAIN_ORDER, group, epoch]
+            order = np.random.default_rng([self.seed, *stream]).permutation(self._visits[group])
+            near = {k: o for k, o in self._orders.items() if k[0] != group or abs(k[1] - epoch) <= 1}
+            self._orders = {**near, (group, epoch): order}
         return order
 
-    def _crop_of(self, number: int) -> tuple[Tensor, Clip]:
+    def _crop_of(self, number: int) -> _Crop:
         """Crop ``number``, counted from the start of training."""
-        epoch, position = divmod(number, len(self._visits))
+        group, rank = (0, number) if self._schedule is None else self._schedule.place(number)
+        epoch, position = divmod(rank, len(self._visits[group]))
+        order = self._order(group, epoch)
+        place = float(np.random.default_rng([self.seed, _CROP, number]).random())
+        audio, clip = self._read(order, position, self.crop, place)
+        if self.augment is None:
+            return _Crop(audio, clip, len(audio) == clip.samples)
+        variation = draw_variation(self.augment, np.random.default_rng([self.seed, _VARIATION, number]))
+        other = None
+        if variation.snr_db is not None:
+            which, where, _ = variation.other
+            other, _ = self._read(self._all_visits, int(which * len(self._all_visits)), len(audio), where)
+        return _Crop(vary(audio, variation, other), clip, False)
+
+    def _read(self, order: np.ndarray, position: int, samples: int, place: float) -> tuple[Tensor, Clip]:
+        """A crop of the clip at ``position`` of ``order``, or of the first one after it that can be read."""
         for attempt in range(MAX_UNREADABLE):
-            order = self._order(epoch)
             index = int(order[(position + attempt) % len(order)])
             clip = self.corpus.clips[index]
-            place = float(np.random.default_rng([self.seed, _CROP, number]).random())
             try:
-                return self.corpus.crop(index, self.crop, place), clip
-            except (AudioFileError, LatentFileError) as error:
+                return self.corpus.crop(index, samples, place), clip
+            except BAD_FILES as error:
                 self.unreadable[clip.name] = str(error)
         last = list(self.unreadable.values())[-1]
         raise TrainingError(f"{MAX_UNREADABLE} files in a row cannot be read, the last: {last}")
@@ -114,18 +201,27 @@ class CropSource:
                 common batch. The crops are the same as in the whole batch, but padded to the longest of these rows.
 
         Raises:
+            ValueError: ``rows`` holds none of the batch's crops.
             TrainingError: 16 files in a row cannot be read.
         """
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[rows or slice(None)]
+        if not numbers:
+            raise ValueError(f"rows should hold some of the {self.batch_size} crops of a batch, got {rows}")
         crops = [self._crop_of(number) for number in numbers]
-        lengths = torch.tensor([len(audio) for audio, _ in crops])
+        lengths = torch.tensor([len(crop.audio) for crop in crops])
         longest = -(-int(lengths.max()) // self.multiple) * self.multiple
-        audio = torch.zeros(len(crops), longest, *crops[0][0].shape[1:])
-        for row, (samples, _) in zip(audio, crops, strict=True):
-            row[: len(samples)] = samples
-        seconds = int(lengths.sum()) / self.corpus.sample_rate
-        clips = [clip for _, clip in crops]
-        return Batch(audio, lengths, tuple(c.name for c in clips), seconds, tuple(c.text for c in clips))
+        audio = torch.zeros(len(crops), longest, *crops[0].audio.shape[1:])
+        for row, crop in zip(audio, crops, strict=True):
+            row[: len(crop.audio)] = crop.audio
+        clips = [crop.clip for crop in crops]
+        return Batch(
+            audio,
+            lengths,
+            tuple(clip.name for clip in clips),
+            int(lengths.sum()) / self.corpus.sample_rate,
+            tuple(clip.text for clip in clips),
+            gram_energy=_energies(crops),
+        )
 
     def batches(self, start: int, stop: int, rows: slice | None = None) -> Iterator[Batch]:
         """The batches of steps ``start`` to ``stop - 1``, read ahead by threads where the corpus is not in memory.
@@ -147,3 +243,16 @@ class CropSource:
                 yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _energies(crops: list[_Crop]) -> Tensor | None:
+    if all(crop.clip.gram_energy is None for crop in crops):
+        return None
+    known = ((crop.clip.gram_energy, crop.whole) for crop in crops)
+    return torch.tensor([energy if whole and energy is not None else math.nan for energy, whole in known])
+
+
+def check_not_augmented(augment: AugmentConfig, data: object, kind: str) -> None:
+    """Raise ConfigError where ``augment`` would vary what is not audio."""
+    if augment.changes_audio:
+        raise ConfigError(f"augment varies recordings, and {data} holds {kind}; leave it out, or train on recordings")

@@ -18,11 +18,12 @@ from losatok_ext.models.dit_config import DiTConfig
 from losatok_ext.models.generator import MODEL_TYPE, Generator, GeneratorConfig
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.corpus import Corpus
-from losatok_ext.training.data import Batch, CropSource
+from losatok_ext.training.data import Batch, CropSource, check_not_augmented
 from losatok_ext.training.folders import model_folder
 from losatok_ext.training.latent_corpus import LatentCorpus, holds_latents, open_latents
 from losatok_ext.training.recordings import open_recordings
 from losatok_ext.training.statistics import RunningMoments, measure
+from losatok_ext.training.token_corpus import TokenCorpus
 
 
 class GeneratorStage:
@@ -63,12 +64,12 @@ class GeneratorStage:
         return model.to(self.device).eval()
 
     @cached_property
-    def _corpus(self) -> LatentCorpus:
+    def _corpus(self) -> LatentCorpus | TokenCorpus:
         corpus = open_latents(self.data, self.config.data.cache_megabytes)
         tokenizer = self.tokenizer
         if tokenizer is not None and tokenizer.fingerprint() != corpus.fingerprint:
             raise TrainingError(
-                f"{self.data}: the latent files are of model {corpus.fingerprint}, and "
+                f"{self.data}: the latents are of model {corpus.fingerprint}, and "
                 f"{self.config.generator.tokenizer} is model {tokenizer.fingerprint()}; pass the folder of that model, "
                 "or encode the recordings again"
             )
@@ -87,7 +88,7 @@ class GeneratorStage:
             CheckpointError: ``init`` or the tokenizer cannot be read.
         """
         options, values = self.config.generator, dict(self.config.model)
-        dim = self._corpus.latent_dim if self._latents else self._tokenizer_there().config.latent_dim
+        dim = self._corpus.width if self._latents else self._tokenizer_there().config.latent_dim
         if self.config.init is not None:
             found = read_config(model_folder(self.config.init), GeneratorConfig, MODEL_TYPE)
             if found.dit.tokenizer not in (None, self.fingerprint):
@@ -127,7 +128,7 @@ class GeneratorStage:
 
     def digest(self, corpus: Corpus) -> str:
         """Of the clips and their texts: a run goes on with the same only."""
-        return corpus.digest(texts=True)
+        return corpus.digest(texts=True, domains=self.config.data.balance.changes_shares)
 
     def open_data(self, model: GeneratorConfig) -> tuple[Corpus, CropSource]:
         """The corpus and its batches.
@@ -138,7 +139,9 @@ class GeneratorStage:
         config = self.config
         if not self._latents:
             return open_recordings(self.data, self._tokenizer_there().config, config)
+        check_not_augmented(config.augment, self.data, "latents")
         source = CropSource(self._corpus, config.data, batch_size=config.batch_size, seed=config.seed, multiple=1)
+        source.check_enough()
         return self._corpus, source
 
     def build(self, corpus: Corpus) -> Generator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from losatok_ext.errors import LatentFileError, TrainingError
 from losatok_ext.inference.latent_files import SUFFIX, load_latents, read_header
-from losatok_ext.training.corpus import Clip, Corpus, Entry, attempt, find_entries
+from losatok_ext.training.corpus import Clip, Corpus, attempt
+from losatok_ext.training.manifest import Entry, find_entries, manifest_lines
+from losatok_ext.training.shard_index import LATENTS, is_shards, shards_kind
+from losatok_ext.training.token_corpus import TokenCorpus, open_tokens
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class LatentCorpus(Corpus):
 
     fingerprint: str = ""
     """Of the tokenizer that encoded all of them."""
-    latent_dim: int = 0
+    width: int = 0
+    """d."""
 
     def _samples(self, clip: Clip, index: int, samples: int, place: float) -> Tensor:
         latents = _latents(clip.path, self.fingerprint) if self.audio is None else self.audio[index]
@@ -40,11 +44,13 @@ def _latents(path: Path, fingerprint: str) -> Tensor:
 
 
 def holds_latents(data: Path) -> bool:
-    """Whether ``data``, a folder or manifest, is one of latent files.
+    """Whether ``data`` is a folder or manifest of latent files, or shards of latents.
 
     Raises:
         TrainingError: it has latent files and others.
     """
+    if is_shards(data):
+        return shards_kind(data) == LATENTS
     if data.is_dir():
         return any(path.is_file() for path in data.rglob(f"*{SUFFIX}"))
     if data.suffix == SUFFIX:
@@ -60,43 +66,35 @@ def holds_latents(data: Path) -> bool:
 
 
 def _names(manifest: Path) -> list[str]:
-    """Paths that a manifest names; lines that cannot be read are left for :func:`find_entries` to complain about."""
-    names = []
-    try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
-    for line in lines:
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(values, dict) and isinstance(values.get("path"), str):
-            names.append(values["path"])
+    """Paths that a manifest names; a line that cannot be read is left for :func:`find_entries` to complain about."""
+    names: list[str] = []
+    with suppress(TrainingError):
+        names.extend(values["path"] for _, values in manifest_lines(manifest))
     return names
 
 
-def open_latents(data: Path, cache_megabytes: int) -> LatentCorpus:
+def open_latents(data: Path, cache_megabytes: int) -> LatentCorpus | TokenCorpus:
     """Find the latent files of ``data`` and check their headers; keep them in memory when they take at most
     ``cache_megabytes``.
 
     Args:
-        data: folder (searched through for .losatok files) or JSONL manifest, as for recordings.
+        data: folder (searched through for .losatok files) or JSONL manifest, as for recordings; or shards of latents.
 
     Raises:
         TrainingError: no usable file, or files of different tokenizers.
     """
-    entries = find_entries(data, (SUFFIX,), "latent")
-    skipped: list[str] = []
+    if is_shards(data):
+        return open_tokens(data, LATENTS, cache_megabytes)
+    entries, skipped, count = find_entries(data, (SUFFIX,), "latent")
 
     def header(entry: Entry) -> tuple[Clip, tuple[str, int, float]]:
         found = read_header(entry.path)
-        clip = Clip(entry.path, entry.name, found.tokens, entry.text)
+        clip = Clip(entry.path, entry.name, found.tokens, entry.text, entry.domain)
         return clip, (found.fingerprint, found.latent_dim, found.frame_rate)
 
     found = attempt(header, entries, skipped)
     if not found:
-        raise TrainingError(f"{data}: none of its {len(entries)} latent files can be used; the first: {skipped[0]}")
+        raise TrainingError(f"{data}: none of its {count} latent files can be used; the first: {skipped[0]}")
     (first, kind), *rest = found
     for clip, other in rest:
         if other != kind:
@@ -104,14 +102,14 @@ def open_latents(data: Path, cache_megabytes: int) -> LatentCorpus:
                 f"{clip.path} holds latents of another tokenizer ({other[0]}) than {first.path} ({kind[0]}); encode "
                 "all recordings with one model"
             )
-    fingerprint, latent_dim, frame_rate = kind
+    fingerprint, width, frame_rate = kind
     clips = [clip for clip, _ in found]
     latents = None
-    if sum(clip.samples for clip in clips) * latent_dim * 4 <= cache_megabytes * 1e6:
+    if sum(clip.samples for clip in clips) * width * 4 <= cache_megabytes * 1e6:
         loaded = attempt(lambda clip: (clip, _latents(clip.path, fingerprint)), clips, skipped)
         clips, latents = [clip for clip, _ in loaded], tuple(mu for _, mu in loaded)
         if not clips:
-            raise TrainingError(f"{data}: none of its {len(entries)} latent files can be used; the first: {skipped[0]}")
+            raise TrainingError(f"{data}: none of its {count} latent files can be used; the first: {skipped[0]}")
     return LatentCorpus(
-        tuple(clips), round(frame_rate), 1, tuple(skipped), latents, fingerprint=fingerprint, latent_dim=latent_dim
+        tuple(clips), round(frame_rate), 1, tuple(skipped), latents, fingerprint=fingerprint, width=width
     )

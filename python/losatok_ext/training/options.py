@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from losatok_ext.training.data_options import BalanceConfig
 from losatok_ext.training.typed import require
 
 
@@ -17,6 +18,7 @@ class DataConfig:
     """A corpus whose decoded audio fits (64 kB per second) is kept in memory; a larger one is read as needed."""
     workers: int = 2
     """Threads that read ahead; 0 reads in the training thread. What is read does not depend on it."""
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
 
     def __post_init__(self) -> None:
         require(

@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from losatok_ext.errors import TrainingError
+from losatok_ext.training.balance import DomainShare
 from losatok_ext.training.reports import StepReport
 from losatok_ext.training.run import RunStart
 
@@ -76,6 +77,8 @@ class TrainingProgress:
         weights = f"{_count(start.trained_parameters)} of {_count(start.parameters)} weights"
         epochs = f"{start.steps} steps ({start.epochs:.1f} epochs)"
         self._say(f"{start.stage}: {clips}, {length}; {weights} train on {start.device} for {epochs}")
+        if len(start.domains) > 1:
+            self._say(f"domains: {'; '.join(_domain(domain, start.crops) for domain in start.domains)}")
         if start.start:
             self._say(f"going on after step {start.start}")
         self._task = self._bar.add_task(start.stage, total=start.steps, completed=start.start, numbers="")
@@ -102,6 +105,12 @@ class TrainingProgress:
 
     def _say(self, text: str, style: str | None = None) -> None:
         self._bar.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _domain(domain: DomainShare, crops: int) -> str:
+    clips = "1 clip" if domain.clips == 1 else f"{domain.clips} clips"
+    share = f"{100 * domain.share:.1f} % of the crops ({domain.epochs(crops):.1f} epochs)"
+    return f"{domain.name or 'none'} {clips}, {domain.seconds / 60:.1f} minutes, {share}"
 
 
 def _count(parameters: int) -> str:

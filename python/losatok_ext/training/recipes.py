@@ -131,6 +131,7 @@ def tiny_recipe(folder: str | Path, device: str = "auto", scale: float = 1.0) ->
         batch_size=8,
         data=data(1.28),
         optimizer=OptimizerConfig(lr=2e-3),
+        discriminator=DiscriminatorOptions(kinds=()),
         checkpoint=checkpoint,
     )
     return {"teacher": teacher, "sembo": sembo, "tokenizer": tokenizer}

@@ -1,37 +1,71 @@
-"""What the stages that train a LoSATok model on recordings share."""
+"""What the stages that train a LoSATok model share: recordings, or what a frozen teacher gave for them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from losatok_ext import ops
+from losatok_ext.errors import TrainingError
 from losatok_ext.models import LoSATok, LoSATokConfig
+from losatok_ext.models.teachers import Teacher
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.corpus import Corpus, open_corpus
-from losatok_ext.training.data import CropSource
+from losatok_ext.training.data import Batch, CropSource, check_not_augmented
+from losatok_ext.training.shard_index import FEATURES, shards_kind
+from losatok_ext.training.token_corpus import TokenCorpus, open_tokens
 
 
 def open_recordings(data: str | Path, model: LoSATokConfig, config: TrainConfig) -> tuple[Corpus, CropSource]:
     """The recordings of ``data`` at the rate of ``model``, and their batches.
 
     Raises:
-        TrainingError: no recording can be used.
+        TrainingError: no recording can be used, or all together do not fill a batch.
+        ConfigError: ``config.data.balance`` does not fit their domains.
     """
     # A clip needs one token of the semantic encoder, which sees the most audio at once.
     multiple = max(model.samples_per_token, model.semantic_upsampling * model.samples_per_token)
     corpus = open_corpus(data, model.sample_rate, multiple, config.data.cache_megabytes)
-    return corpus, CropSource(corpus, config.data, batch_size=config.batch_size, seed=config.seed, multiple=multiple)
+    source = CropSource(
+        corpus,
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        multiple=multiple,
+        augment=config.augment,
+    )
+    source.check_enough()
+    return corpus, source
+
+
+def open_features(data: str | Path, config: TrainConfig) -> tuple[TokenCorpus, CropSource]:
+    """The teacher features in the shards ``data``, and their batches: crops lie on whole tokens.
+
+    Raises:
+        ConfigError: ``config.augment`` is on, which needs audio, or ``config.data.balance`` does not fit.
+        TrainingError: no clip can be used, or all together do not fill a batch.
+    """
+    check_not_augmented(config.augment, data, FEATURES)
+    corpus = open_tokens(data, FEATURES, config.data.cache_megabytes)
+    source = CropSource(corpus, config.data, batch_size=config.batch_size, seed=config.seed, multiple=1)
+    source.check_enough()
+    return corpus, source
 
 
 class RecordingStage:
     """Base of those stages; each adds ``weights``, ``model_config``, ``build`` and ``losses``.
 
     Args:
-        data: folder or manifest of recordings.
+        data: folder, manifest or shards of recordings; or, where :attr:`takes_features`, shards of teacher features.
         config: of the run.
     """
 
     name: str
+    takes_features = False
+    """Whether the stage learns from shards of teacher features too."""
 
     def __init__(self, data: str | Path, config: TrainConfig) -> None:
         self.data, self.config = data, config
@@ -47,7 +81,7 @@ class RecordingStage:
 
     def digest(self, corpus: Corpus) -> str:
         """Of what is learned from ``corpus``: a run goes on with the same only."""
-        return corpus.digest()
+        return corpus.digest(domains=self.config.data.balance.changes_shares)
 
     @staticmethod
     def read_config(values: dict[str, Any]) -> LoSATokConfig:
@@ -60,8 +94,47 @@ class RecordingStage:
         return LoSATok(config)
 
     def open_data(self, model: LoSATokConfig) -> tuple[Corpus, CropSource]:
-        """The corpus and its batches. Raises as :func:`open_recordings`."""
-        return open_recordings(self.data, model, self.config)
+        """The corpus and its batches. Raises as :func:`open_recordings`, and where the stage cannot learn from it."""
+        if shards_kind(Path(self.data)) != FEATURES:
+            return open_recordings(self.data, model, self.config)
+        if not self.takes_features:
+            raise TrainingError(f"{self.data} holds {FEATURES}, and train {self.name} needs recordings")
+        corpus, source = open_features(self.data, self.config)
+        if corpus.width != model.embed_dim:
+            raise TrainingError(
+                f"{self.data} holds features of {corpus.width} dimensions, and the model's teacher has "
+                f"{model.embed_dim}; train with the teacher that computed them: --teacher or --init"
+            )
+        return corpus, source
+
+    def check_teacher(self, corpus: Corpus, model: LoSATok) -> None:
+        """Raise TrainingError where ``corpus`` holds features of another teacher than ``model`` has."""
+        if not isinstance(corpus, TokenCorpus):
+            return
+        own = Teacher("its own", model.semantic_encoder, model.config).fingerprint()
+        if corpus.fingerprint != own:
+            raise TrainingError(
+                f"{self.data} holds features of the teacher {corpus.fingerprint}, and the model to train has {own}; "
+                "train with the teacher that computed them (--teacher or --init), or run losatok precompute again"
+            )
+
+    def targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The teacher's features [B, T, D] of a batch, their lengths [B] in tokens, and what ``ops.gram_energy`` gives
+        for them, [B], where that is known for a crop at least.
+
+        Of recordings they are computed, from the audio as augmentation left it; of features they are the batch itself.
+        """
+        if batch.gram_energy is None:
+            return (*self.model.teacher(batch.audio, batch.lengths), None)
+        features, lengths = batch.audio, batch.lengths.to(batch.audio.device)
+        partial = torch.isnan(batch.gram_energy)
+        if bool(partial.all()):
+            return features, lengths, None
+        energy = batch.gram_energy.to(features.device)
+        if bool(partial.any()):
+            rows = partial.nonzero().squeeze(1).to(features.device)
+            energy = energy.index_copy(0, rows, ops.gram_energy(features[rows], lengths[rows]))
+        return features, lengths, energy
 
     def start(self, model: LoSATok) -> None:
         """Train the stage's part of ``model``, which is on the device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -16,18 +17,20 @@ from losatok_ext.errors import AudioFileError
 _MARGIN_SECONDS = 0.1  # read on either side and cut off again: the resampler's filter is far shorter
 
 
-def read_region(path: Path, start: int, samples: int, sample_rate: int) -> Tensor:
+def read_region(path: Path, start: int, samples: int, sample_rate: int, content: BinaryIO | None = None) -> Tensor:
     """Samples ``start`` to ``start + samples`` of an audio file, counted at ``sample_rate`` (Hz), as float32 mono [N].
 
     What :func:`~losatok_ext.audio.files.read_audio` would return there: exactly at the file's own rate, to resampler
     accuracy at others.
-    N is smaller where the file ends earlier.
+    N is smaller where the file ends earlier. ``content`` as there.
 
     Raises:
         AudioFileError: the file cannot be read there, or holds NaN or infinite samples there.
         UserError: soundfile or soxr is not installed.
     """
-    info = audio_info(path)  # every reason why the file cannot be opened, and soundfile's absence, is told apart there
+    info = audio_info(
+        path, content
+    )  # every reason why the file cannot be opened, and soundfile's absence, is told apart there
     import soundfile
 
     rate = info.sample_rate
@@ -36,8 +39,10 @@ def read_region(path: Path, start: int, samples: int, sample_rate: int) -> Tenso
     native_step, step = rate // unit, sample_rate // unit
     units = max(start // step - math.ceil(_MARGIN_SECONDS * unit), 0)
     seconds = (start + samples - units * step) / sample_rate
+    if content is not None:
+        content.seek(0)
     try:
-        with soundfile.SoundFile(os.fspath(path)) as file:
+        with soundfile.SoundFile(os.fspath(path) if content is None else content) as file:
             file.seek(units * native_step)
             block = file.read(math.ceil((seconds + _MARGIN_SECONDS) * rate), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from losatok_ext.errors import TrainingError
+from losatok_ext.training.balance import DomainShare
 from losatok_ext.training.checkpoint import CheckpointStore, keep_random
 from losatok_ext.training.config import TrainConfig, differences
 from losatok_ext.training.corpus import Corpus
@@ -48,6 +49,10 @@ class RunStart:
     """How often the whole run visits every clip."""
     trained_parameters: int
     parameters: int
+    domains: tuple[DomainShare, ...] = ()
+    """The corpus by domain, with the share of each in the crops."""
+    crops: int = 0
+    """In the whole run."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ def train_sembo(
     were found.
 
     Args:
-        data: folder of audio files (searched through) or JSONL manifest.
+        data: folder of audio files (searched through), JSONL manifest, or shards; the shards may hold features of the
+            teacher (``losatok precompute features``) instead of recordings.
         output: the run's folder: ``model``, ``checkpoints``, ``log.jsonl``, ``tensorboard``.
         config: the run's configuration; None takes the defaults (the published model, the paper's settings).
         on_start: called once, before the first step.
@@ -149,7 +155,7 @@ def train_generator(
     :func:`train_sembo`.
 
     Args:
-        data: folder or manifest of recordings or of latent files; texts come from the manifest (``"text"``, else
+        data: folder, manifest or shards of recordings or of latents; texts come from the manifest (``"text"``, else
             ``"label"``, else ``"labels"``), or from the names of the folders that files lie in.
         output: the run's folder.
         config: the run's configuration.
@@ -276,11 +282,12 @@ class _Run:
         if options.data is not None:
             other.data = Path(options.data)
             corpus, source = other.open_data(model_config)
-            return source.over(corpus)
+            return source.over(corpus, augmented=False)
         if not options.share:
             return None
         self.corpus, held = hold_out(self.corpus, options.share, self.stage.data)
-        self.source, validated = self.source.over(self.corpus), self.source.over(held)
+        validated = self.source.over(held, augmented=False)
+        self.source = self.source.over(self.corpus, augmented=True)
         return validated
 
     def described(self) -> RunStart:
@@ -296,6 +303,8 @@ class _Run:
             epochs=epochs,
             trained_parameters=self.trained,
             parameters=self.parameters,
+            domains=self.source.domains,
+            crops=self.steps * self.source.batch_size,
         )
 
     def save_model(self, folder: Path) -> None:

@@ -28,6 +28,7 @@ class SemBoStage(SemBoView, RecordingStage):
     """
 
     name = "sembo"
+    takes_features = True
     paper_steps = 100_000
 
     def __init__(self, data: str | Path, config: TrainConfig) -> None:
@@ -68,9 +69,11 @@ class SemBoStage(SemBoView, RecordingStage):
 
         Raises:
             ConfigError, CheckpointError: as :meth:`model_config`; also where the weights of ``teacher`` do not fit.
+            TrainingError: ``corpus`` holds features of another teacher.
         """
         model = self._new()
         model.config = self._nested(model.config)
+        self.check_teacher(corpus, model)
         return model
 
     def _new(self) -> LoSATok:
@@ -87,5 +90,5 @@ class SemBoStage(SemBoView, RecordingStage):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Both losses of a batch, unweighted."""
-        features, lengths = self.model.teacher(batch.audio, batch.lengths)
-        return self.model.sembo_losses(features, lengths)
+        features, lengths, energy = self.targets(batch)
+        return self.model.sembo_losses(features, lengths, window=self.config.sembo.window, high_energy=energy)

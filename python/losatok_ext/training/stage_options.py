@@ -16,12 +16,17 @@ class SemBoWeights:
 
     reconstruction: float = 1e3
     relation: float = 1.0
+    window: int | None = None
+    """Frames that a pair of the time relation may lie apart; null takes all pairs, 1 neighbours only (smoothness)."""
     prefixes: tuple[int, ...] = ()
     """Numbers of dimensions that should each do alone, such as [16, 32, 64] of 128 (all are one of them anyway): both
     losses become means over them, and the model can cut its latents to them. Empty: only all dimensions together."""
 
     def __post_init__(self) -> None:
-        check_weights("sembo", self)
+        check_weights("sembo", self, but=("window",))
+        require(
+            self.window is None or self.window >= 1, f"sembo.window should be at least 1 or null, got {self.window}"
+        )
         require(
             list(self.prefixes) == sorted(set(self.prefixes)) and all(size > 0 for size in self.prefixes),
             f"sembo.prefixes should ascend from at least 1, got {list(self.prefixes)}",
@@ -69,9 +74,10 @@ class GeneratorOptions:
         )
 
 
-def check_weights(group: str, weights: Any) -> None:
-    """Raise ConfigError unless the numbers in the dataclass ``weights`` are at least 0, one of them above it."""
-    values = {name: value for name, value in dataclasses.asdict(weights).items() if not isinstance(value, tuple)}
+def check_weights(group: str, weights: Any, but: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError unless the numbers in the dataclass ``weights``, ``but`` some, are at least 0, one above it."""
+    values = dataclasses.asdict(weights)
+    values = {name: value for name, value in values.items() if not isinstance(value, tuple) and name not in but}
     for name, value in values.items():
         require(value >= 0, f"{group}.{name} should not be negative, got {value}")
     require(any(values.values()), f"{group}: every weight is 0, so there is nothing to train")

@@ -1,0 +1,142 @@
+"""``losatok precompute features`` and ``losatok precompute latents``: frozen networks run once, into shards."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import typer
+
+from losatok_ext.cli.common import DeviceOption, ModelOption, check_folder, pick_device, require_model, stage_bar
+from losatok_ext.errors import UserError
+from losatok_ext.models import LoSATok
+from losatok_ext.models.teachers import KINDS, open_teacher
+from losatok_ext.training.folders import model_folder
+from losatok_ext.training.precompute import Storage, precompute_features, precompute_latents
+from losatok_ext.training.shard_job import ShardSummary
+
+app = typer.Typer(no_args_is_help=True, help="Run a frozen network once: teacher `features` or `latents` into shards.")
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help='Folder of audio files (searched through), JSONL manifest of {"path": ...} lines, or shards (.tar).',
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder of the shards. The same command again goes on where it stopped.",
+        show_default=False,
+    ),
+]
+Store = Annotated[str, typer.Option(help="How each value is kept: float32, float16 or bfloat16.")]
+Megabytes = Annotated[float, typer.Option(help="About the size of a shard.", min=0.001)]
+BatchSeconds = Annotated[float, typer.Option(help="Audio that goes through the network at once.", min=0.1)]
+
+
+@app.command()
+def features(
+    data: Data,
+    output: Output,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", "-t", envvar="LOSATOK_MODEL", help=f"Whose features: {KINDS}.", show_default=False),
+    ] = None,
+    store: Store = "float16",
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="What the teacher computes in: float32 or bfloat16.")
+    ] = "float32",
+    device: DeviceOption = "auto",
+    megabytes: Megabytes = 256.0,
+    batch_seconds: BatchSeconds = 80.0,
+) -> None:
+    """Compute the teacher's features of recordings, with their Gram energy, to train SemBo on in their place.
+
+    `losatok train sembo OUT --teacher TEACHER` takes the shards; the teacher then never runs again. A recording that
+    cannot be used is named at the end (exit code 2) and left out.
+    """
+    if teacher is None:
+        raise UserError(f"no teacher: pass --teacher, {KINDS}")
+    check_folder(output)
+    found = open_teacher(teacher).to(pick_device(device))
+    with interruptible(output), stage_bar() as say:
+        summary = precompute_features(
+            data,
+            output,
+            found,
+            cast(Storage, store),
+            megabytes,
+            batch_seconds,
+            lambda done, total: say("computing features of clips", done, total),
+            precision,
+        )
+    finish(summary, "computed")
+
+
+@app.command()
+def latents(
+    data: Data,
+    output: Output,
+    model: ModelOption = None,
+    store: Store = "float32",
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Of the model: float32 or bfloat16.", show_default="as it was saved"),
+    ] = None,
+    device: DeviceOption = "auto",
+    megabytes: Megabytes = 256.0,
+    batch_seconds: BatchSeconds = 80.0,
+) -> None:
+    """Encode recordings to latents, to train a generator on.
+
+    `losatok train generator OUT` takes the shards; the tokenizer then never runs again. A recording that cannot be
+    used is named at the end (exit code 2) and left out.
+    """
+    folder = require_model(model)
+    check_folder(output)
+    tokenizer = LoSATok.from_pretrained(model_folder(folder), pick_device(device), precision)
+    with interruptible(output), stage_bar() as say:
+        summary = precompute_latents(
+            data,
+            output,
+            tokenizer,
+            cast(Storage, store),
+            megabytes,
+            batch_seconds,
+            lambda done, total: say("encoding clips", done, total),
+        )
+    finish(summary, "encoded")
+
+
+@contextmanager
+def interruptible(output: Path) -> Iterator[None]:
+    """Say, when stopped from the keyboard, that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from the last finished shard in {output}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def finish(summary: ShardSummary, verb: str) -> None:
+    """Print what was written, what was left out on stderr, and end with exit code 2 when anything was."""
+    for reason in summary.left_out:
+        print(f"losatok: left out: {reason}", file=sys.stderr)
+    hours = f"{summary.seconds / 60:.1f} minutes" if summary.seconds < 7200 else f"{summary.seconds / 3600:.1f} hours"
+    shards = "1 shard" if summary.shards == 1 else f"{summary.shards} shards"
+    kept = f", {summary.kept} of them finished before" if summary.kept else ""
+    left_out = f"; {len(summary.left_out)} problems" if summary.left_out else ""
+    print(
+        f"{summary.clips} clips, {hours}, {verb} into {shards} of {summary.bytes / 1e6:.1f} MB together in "
+        f"{summary.folder}{kept}{left_out}"
+    )
+    if summary.left_out:
+        raise typer.Exit(2)

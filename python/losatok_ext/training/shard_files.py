@@ -1,0 +1,226 @@
+"""Shards, tar files in WebDataset's layout: what lies where in one, and reading any part of it at once.
+
+A clip is the files of one key that stand together: ``KEY.flac`` (or another audio file) and ``KEY.json``, or
+``KEY.safetensors`` and ``KEY.json``; ``KEY.txt`` may give its text.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from losatok_ext.audio.files import READABLE_SUFFIXES
+from losatok_ext.errors import ShardError, UserError
+
+TOKEN_SUFFIX = ".safetensors"
+_MAX_JSON = 1 << 20  # bytes; a clip's takes a few hundred
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file within a shard: ``size`` bytes from ``offset`` on, and their CRC-32 where it is known."""
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+    crc32: int | None = None
+
+    def read(self) -> bytes:
+        """The whole content, checked against its CRC-32.
+
+        Raises:
+            ShardError: the shard cannot be read, ends too early, or holds something else.
+        """
+        with self.open() as file:
+            content = file.read()
+        if self.crc32 is not None and zlib.crc32(content) != self.crc32:
+            raise ShardError(
+                f"{self.shard}: {self.name} is damaged: it does not match its checksum; write the shard again"
+            )
+        return content
+
+    def open(self) -> BinaryIO:
+        """A seekable file of the content; only what is asked for is read, and nothing is checked but its size.
+
+        Raises:
+            ShardError: the shard cannot be read or ends too early.
+        """
+        try:
+            return io.BufferedReader(_Window(self.shard, self.offset, self.size))
+        except (OSError, EOFError) as error:
+            problem = getattr(error, "strerror", None) or str(error)
+            raise ShardError(f"{self.shard}: {self.name} cannot be read: {problem}") from None
+
+
+class _Window(io.RawIOBase):
+    """The bytes ``offset`` to ``offset + size`` of a file, as a file."""
+
+    def __init__(self, path: Path, offset: int, size: int) -> None:
+        super().__init__()
+        self._file = path.open("rb", buffering=0)
+        self._offset, self._size, self._place = offset, size, 0
+        if self._file.seek(0, io.SEEK_END) < offset + size:
+            self._file.close()
+            raise EOFError("the shard is truncated")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"seek to {base + offset}, before the beginning")
+        self._place = base + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        left = max(self._size - self._place, 0)
+        self._file.seek(self._offset + self._place)
+        count = self._file.readinto(view[: min(left, len(view))]) or 0
+        self._place += count
+        return count
+
+    def close(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+        super().close()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip of a shard: its audio or tokens, and what its JSON file says of it (and ``"text"`` by a text file)."""
+
+    key: str
+    member: Member
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardContent:
+    """The clips of one shard, and sentences on what in it cannot be used."""
+
+    samples: list[Sample]
+    left_out: list[str]
+
+
+def scan_shard(path: Path) -> ShardContent:
+    """Go through the headers of a shard; what is damaged is left out, and the rest is found again after it.
+
+    Raises:
+        UserError: webdataset is not installed.
+    """
+    try:
+        from webdataset.tariterators import base_plus_ext
+    except ImportError as error:
+        raise UserError(
+            f"shards without an index need webdataset ({error}); pip install 'losatok-ext[train]'"
+        ) from error
+    left_out: list[str] = []
+    samples: list[Sample] = []
+    group: dict[str, Member] = {}
+    current: str | None = None
+
+    def finish() -> None:
+        if current is not None and group:
+            sample = _sample(path, current, group, left_out)
+            if sample is not None:
+                samples.append(sample)
+            group.clear()
+
+    for member in _members(path, left_out):
+        key, suffix = base_plus_ext(member.name)
+        if key is None:
+            continue  # as WebDataset does: a file without a suffix belongs to no clip
+        if key != current:
+            finish()
+            current = key
+        group[suffix] = member
+    finish()
+    return ShardContent(samples, left_out)
+
+
+def _members(path: Path, left_out: list[str]) -> Iterator[Member]:
+    """The regular files in a tar file. Headers that are damaged are skipped, and where the file goes on is searched."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+            expected = 0
+            while True:
+                try:
+                    info = tar.next()
+                except tarfile.ReadError as error:
+                    left_out.append(f"{path} is damaged or truncated at byte {expected}: {error}")
+                    break
+                start = size if info is None else info.offset
+                if start > expected and _holds_data(file, expected, start):
+                    left_out.append(f"{path} is damaged at byte {expected}: {start - expected} bytes are passed over")
+                if info is None:
+                    break
+                end = info.offset_data + info.size
+                if end > size:
+                    left_out.append(f"{path} is truncated: {_shown(info.name)} is cut off")
+                    break
+                if info.isfile():
+                    yield Member(path, info.name, info.offset_data, info.size)
+                expected = tar.offset
+                tar.members.clear()  # type: ignore[attr-defined]  # kept for looking them up by name
+    except (OSError, tarfile.TarError) as error:
+        left_out.append(f"{path} cannot be read as a tar file: {getattr(error, 'strerror', None) or error}")
+
+
+def _holds_data(file: BinaryIO, start: int, stop: int) -> bool:
+    """Whether anything but zeros, which end a tar file, lies there."""
+    place = file.tell()
+    file.seek(start)
+    left = stop - start
+    found = False
+    while left > 0 and not found:
+        block = file.read(min(left, 1 << 20))
+        found = not block or any(block)
+        left -= len(block)
+    file.seek(place)
+    return found
+
+
+def _sample(path: Path, key: str, group: dict[str, Member], left_out: list[str]) -> Sample | None:
+    """The clip of the files of one key, or None: with a sentence where it should have been one."""
+    suffixes = (*READABLE_SUFFIXES, TOKEN_SUFFIX)
+    data = [member for name, member in sorted(group.items()) if f".{name.lower()}".endswith(suffixes)]
+    if not data:
+        left_out.append(f"{path}: {_shown(key)} has no audio ({', '.join(sorted(group))})")
+        return None
+    try:
+        values = _json(group["json"]) if "json" in group else {}
+        if "txt" in group and not {"text", "label", "labels"} & values.keys():
+            values["text"] = group["txt"].read().decode().strip()
+    except (ShardError, ValueError, RecursionError) as error:
+        left_out.append(f"{path}: what is said of {_shown(key)} cannot be read: {error}")
+        return None
+    return Sample(key, data[0], values)
+
+
+def _json(member: Member) -> dict[str, Any]:
+    if member.size > _MAX_JSON:
+        raise ValueError(f"{member.name} takes {member.size} bytes")
+    values = json.loads(member.read())
+    if not isinstance(values, dict):
+        raise ValueError(f"{member.name} holds no object")
+    return values
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:77]}..."
