@@ -91,4 +91,6 @@ class SemBoStage(SemBoView, RecordingStage):
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Both losses of a batch, unweighted."""
         features, lengths, energy = self.targets(batch)
-        return self.model.sembo_losses(features, lengths, window=self.config.sembo.window, high_energy=energy)
+        window = self.config.sembo.window
+        energy = energy if window is None else None  # what is stored is of all pairs
+        return self.model.sembo_losses(features, lengths, window=window, high_energy=energy)
