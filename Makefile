@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(shell find csrc cmake CMakeLists.txt -type f 2>/dev/null)
 
-.PHONY: help build demo test lint format bench report evidence gpu-check wheel clean
+.PHONY: reproduce help build demo test lint format bench report evidence gpu-check wheel clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
 
@@ -34,7 +34,7 @@ $(VENV)/.build: $(VENV)/.torch pyproject.toml $(NATIVE)
 
 build: $(VENV)/.build  ## make .venv and build the native ops into it
 
-demo: build  ## train small models on the bundled recordings, then reconstruct, generate and edit (about 6 minutes)
+demo: build  ## reconstruct with the bundled model, train a small generator on its latents, generate and edit
 	$(BIN)/losatok demo -o $(DEMO)
 
 test: build  ## run the test suite
@@ -58,6 +58,9 @@ report: build  ## write the kept figures into README.md and docs/performance.md
 
 evidence: build  ## compile every GPU kernel and keep what the compilers say of it in docs/kernels.md
 	$(BIN)/python tests/kernel_evidence.py
+
+reproduce: build  ## train teachers, bottlenecks and tokenizers of three seeds, and set the paper's claims beside them (ARGS="--scale 1")
+	$(BIN)/python tools/reproduce.py $(ARGS)
 
 gpu-check:  ## on a machine with a GPU: build, test, sanitize and measure there, in parts (ARGS="--limit 560")
 	$(PYTHON) tools/gpu_check.py $(ARGS)

@@ -170,7 +170,6 @@ def test_the_report_on_storage(losatok, tmp_path, recordings, model_folder, code
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["IN", "-o", "OUT"], "no model: pass --model"),
         (["IN", "-o", "OUT", "-m", "MODEL", "--quantizer-model", "IN/gone"], "does not exist"),
         (["IN", "-o", "OUT", "-m", "MODEL", "--quantizer-model", "MODEL"], "has no quantizer"),
         (["IN/*.flac", "-o", "OUT", "-m", "MODEL"], "matches no file"),

@@ -55,7 +55,6 @@ def test_reconstruction_leaves_json_a_table_and_a_page(losatok, tmp_path, corpus
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["IN", "-o", "OUT"], "no model: pass --model"),
         (["IN/*.flac", "-o", "OUT", "-m", "MODEL"], "matches no file"),
         (["IN/gone.jsonl", "-o", "OUT", "-m", "MODEL"], "cannot read the manifest"),
         (["IN/gone.wav", "-o", "OUT", "-m", "MODEL"], "no recordings to measure; the first: "),
@@ -158,7 +157,7 @@ def test_analyze_of_files_needs_no_model(losatok, tmp_path):
     assert losatok("analyze", tmp_path / "a.npy", "-o", tmp_path / "a").code == 0
     result = losatok("analyze", tmp_path / "a.npy", "-o", tmp_path / "b", "--feature", "latents")
     assert "these files hold features already" in result.err
-    assert "no model: pass --model" in losatok("analyze", tmp_path / "a.wav", "-o", tmp_path / "b").err
+    assert "a.wav does not exist" in losatok("analyze", tmp_path / "a.wav", "-o", tmp_path / "b").err
     assert not (tmp_path / "b").exists()
 
 

@@ -88,7 +88,6 @@ def test_bad_arguments(losatok, model_folder, recording, tmp_path):
         ),
         (("encode", tmp_path / "none.wav", "--model", model_folder), "none.wav"),
         (("decode", recording, "--model", model_folder), "clip.wav"),
-        (("encode", recording), "no model"),
         (("encode", recording, "--model", model_folder, "--repeats", "0"), "--repeats"),
     ):
         result = losatok("profile", *arguments)

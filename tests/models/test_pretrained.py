@@ -1,6 +1,7 @@
 """The bundled model: it loads by name and offline, is small, keeps its promises on recordings it never saw."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from losatok_ext import pretrained
 from losatok_ext.audio.files import read_audio
 from losatok_ext.audio.samples import sample_folder
+from losatok_ext.errors import UserError
 from losatok_ext.evaluation.spectra import log_band_score
 from losatok_ext.models import LoSATok
 from losatok_ext.training.folders import model_folder
@@ -63,3 +65,11 @@ def test_the_card_tells_data_metrics_and_licence():
     card = (FOLDER / "README.md").read_text()
     for word in ("MIT", "random weights", "constant spectrum", "probe", "seed"):
         assert word in card
+
+
+def test_commands_take_it_when_none_is_named(tmp_path):
+    from losatok_ext.cli.common import require_model
+
+    assert require_model(None) == require_model(Path("tiny")) == FOLDER
+    with pytest.raises(UserError, match=r"nowhere does not exist; .* the bundled model \(tiny\)"):
+        require_model(Path("nowhere"))
