@@ -85,7 +85,6 @@ def test_bad_arguments(losatok, model_folder, recording, tmp_path):
         (("convert", model_folder, "-o", tmp_path / "x", "--dtype", "half"), "takes float32, bfloat16 or int8"),
         (("convert", model_folder, "-o", model_folder, "--overwrite"), "choose another folder"),
         (("convert", model_folder, "-o", tmp_path / "x", "--config", recording), "go with a published checkpoint"),
-        (("evaluate", "precision", recording), "no model"),
         (("evaluate", "precision", recording, "--preset", "huge"), "--preset is 'huge'; it takes base or tiny"),
         (("evaluate", "precision", recording, "--model", model_folder, "-o", tmp_path), "is a folder"),
         (("evaluate", "precision", tmp_path / "none.wav", "--model", model_folder), "none.wav"),

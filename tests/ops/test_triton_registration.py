@@ -12,6 +12,7 @@ import torch
 import kernel_evidence as evidence
 from losatok_ext import use_backend
 from losatok_ext.ops.bottleneck import bottleneck_project, normalized_reconstruction_loss
+from losatok_ext.ops.dispatch import CPU_ONLY
 from losatok_ext.ops.dit_attention import dit_attention
 from losatok_ext.ops.gated_residual import gated_residual
 from losatok_ext.ops.layer_norm_modulate import layer_norm_modulate
@@ -32,7 +33,7 @@ def test_schemas_are_the_native_ones():
     for pieces in listed:
         schema = torch._C.parse_schema("".join(re.findall(r'"([^"]*)"', pieces)))
         native[schema.name] = schema
-    assert set(SCHEMAS) == set(native)
+    assert set(SCHEMAS) == set(native) - {f"{op}_forward" for op in CPU_ONLY}
     for name in SCHEMAS:
         triton_schema = str(getattr(torch.ops.losatok_triton, name).default._schema)
         assert triton_schema == f"losatok_triton::{native[name]}"

@@ -83,7 +83,7 @@ def test_a_stage_changes_its_own_weights_and_no_others(stage, trained, tmp_path)
     assert changed == expected[stage]
     options = config().sembo if stage == "sembo" else config().tokenizer
     by_name = {f"sembo_{k}" if stage == "sembo" else k: w for k, w in dataclasses.asdict(options).items()}
-    for absent in ("sembo_prefixes", "quantizer", "adversarial", "feature_matching", "label"):
+    for absent in ("sembo_prefixes", "sembo_window", "quantizer", "adversarial", "feature_matching", "label"):
         by_name.pop(absent, None)  # what this model and run do not have
     for report in reports:
         assert report.total == pytest.approx(sum(w * report.losses[name] for name, w in by_name.items()), rel=1e-5)
