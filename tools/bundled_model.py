@@ -34,7 +34,6 @@ from losatok_ext.training.recipes import tiny_recipe
 TARGET = Path(__file__).parents[1] / "python" / "losatok_ext" / "pretrained" / "tiny"
 TRAINING_SEED, TEST_SEED, CLIPS, TEST_CLIPS = 1, 9001, 1200, 60
 """Clips are per domain."""
-DOMAINS = ("speech", "music", "environment")
 LIMIT = 12_000_000
 """Bytes that the weights may take in a wheel."""
 
@@ -87,11 +86,11 @@ def half(model: LoSATok, folder: Path) -> LoSATok:
 
 def scores(model: LoSATok, items: list[Item]) -> dict[str, tuple[float, float]]:
     """By domain, and of all: log-band distance in nepers, and over that of a constant spectrum."""
-    pairs: dict[str, list] = {domain: [] for domain in DOMAINS}
+    pairs: dict[str, list] = {domain: [] for domain in measure.DOMAINS}
     for item in items:
         audio = read_audio(item.path, model.sample_rate)
         pairs[item.domain].append((model.reconstruct(audio)[0], audio))
-    pairs["all"] = [pair for domain in DOMAINS for pair in pairs[domain]]
+    pairs["all"] = [pair for domain in measure.DOMAINS for pair in pairs[domain]]
     found = {name: log_band_score(some) for name, some in pairs.items()}
     return {name: (score.distance, score.ratio) for name, score in found.items()}
 
@@ -106,7 +105,9 @@ def card(ours: LoSATok, items: list[Item], minutes: float, folder: Path, steps: 
         features = measure.features_of(model, items, ["latents", "semantic"], folder / "features")
         found = measure.probes(features, ["latents", "semantic"])
         probed |= {f"latents, {name}": found["latents"], f"semantic features, {name}": found["semantic"]}
-    rows = [[name, *(f"{v[d][1]:.3f} ({v[d][0]:.2f})" for d in (*DOMAINS, "all"))] for name, v in spectra.items()]
+    rows = [
+        [name, *(f"{v[d][1]:.3f} ({v[d][0]:.2f})" for d in (*measure.DOMAINS, "all"))] for name, v in spectra.items()
+    ]
     probe_rows = [[name, *(f"{values[task]:.3f}" for task in measure.TASKS)] for name, values in probed.items()]
     return CARD.format(
         weights=sum(p.numel() for p in ours.parameters()) / 1e6,
@@ -118,7 +119,7 @@ def card(ours: LoSATok, items: list[Item], minutes: float, folder: Path, steps: 
         steps=", ".join(f"{stage} {count}" for stage, count in steps.items()),
         test=3 * TEST_CLIPS,
         test_seed=TEST_SEED,
-        spectra="\n".join(table(["", *DOMAINS, "all"], rows)),
+        spectra="\n".join(table(["", *measure.DOMAINS, "all"], rows)),
         probes="\n".join(table(["features", *measure.TASKS], probe_rows)),
         torch=torch.__version__,
         date=time.strftime("%Y-%m-%d"),

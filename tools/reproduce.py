@@ -61,7 +61,7 @@ def of_seed(seed: int, output: Path, data: Path, items: list, scale: float) -> d
             for shown, name in zip((report.TEACHER, report.MERGE, report.PCA), names[1:], strict=True):
                 figures["compression"][shown] = {"probes": found[name]}
             figures["ranks"] = measure.ranks(features, "semantic")
-    few = [i for domain in ("speech", "music", "environment") for i in items if i.domain == domain][:: len(items) // 60]
+    few = [i for domain in measure.DOMAINS for i in [i for i in items if i.domain == domain][:SPECTRA_CLIPS]]
     for variant in plan.TOKENIZERS:
         init = paths["sembo", plan.BOTTLENECKS[0].name]
         model = trained("tokenizer", variant.name, variant.changes, init)

@@ -111,6 +111,15 @@ def test_a_batch_in_parts_is_the_batch(stage, clips, tokenizer, tmp_path):
     assert_same_learning(tmp_path / "1", tmp_path / "4")
 
 
+@pytest.mark.parametrize("window", [1, 12, 1000])
+def test_a_batch_in_parts_is_the_batch_with_a_window(window, clips, tmp_path):
+    """Pairs within the window are what the relation is a mean over, so they are what parts weigh by."""
+    for parts in (1, 4):
+        values = new(optimizer={"accumulate": parts}, sembo={"reconstruction": 0.0, "window": window})
+        train_sembo(clips, tmp_path / str(parts), TrainConfig.from_dict(values))
+    assert_same_learning(tmp_path / "1", tmp_path / "4")
+
+
 @pytest.fixture(scope="module")
 def together(clips, tokenizer, tmp_path_factory):
     """Every job of this file that takes two processes: name -> (its folder, what its processes said)."""

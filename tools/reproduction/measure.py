@@ -19,6 +19,7 @@ TASKS = ("digit", "voice", "instrument", "event")
 """Labels of the corpus: the spoken digit (voices of the test are not those of the training), who speaks, what plays,
 what sounds."""
 SPLITS = (0, 1, 2)
+DOMAINS = ("speech", "music", "environment")
 
 
 def probes(features: FeatureSet, names: Sequence[str], tasks: Sequence[str] = TASKS) -> dict[str, dict[str, float]]:

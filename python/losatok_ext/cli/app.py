@@ -25,7 +25,7 @@ from losatok_ext.errors import UserError
 
 # Commands whose modules import torch: name -> module, attribute, and the line that --help shows without importing them.
 _HEAVY = {
-    "train": ("losatok_ext.cli.train", "app", "Train a model: `sembo`, then `tokenizer`, then a `generator`."),
+    "train": ("losatok_ext.cli.train", "app", "Train a model: a `teacher`, `sembo`, `tokenizer`, then a `generator`."),
     "shard": ("losatok_ext.cli.shard", "shard", "Pack recordings into WebDataset shards to train on."),
     "precompute": (
         "losatok_ext.cli.precompute",
@@ -39,7 +39,7 @@ _HEAVY = {
     ),
     "analyze": ("losatok_ext.cli.analyze", "analyze", "Effective rank of features, and what reductions keep of them."),
     "profile": ("losatok_ext.cli.profile", "app", "Time the stages of encoding or decoding a file."),
-    "demo": ("losatok_ext.cli.demo", "demo", "Train small models on the bundled recordings, then use them."),
+    "demo": ("losatok_ext.cli.demo", "demo", "Reconstruct, generate and edit the bundled recordings."),
 }
 
 # Packages that an installation may lack, and the extra that brings them.

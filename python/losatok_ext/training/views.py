@@ -14,6 +14,7 @@ from losatok_ext.training.stage import ClipLatents, Shown
 
 if TYPE_CHECKING:
     from losatok_ext.models import LoSATok
+    from losatok_ext.training.config import TrainConfig
 
 
 def semantic_tokens(batch: Batch, lengths: Tensor, config: LoSATokConfig) -> Tensor:
@@ -27,11 +28,16 @@ class SemBoView:
     """Mixed into the SemBo stage."""
 
     model: LoSATok
+    config: TrainConfig
 
     def counts(self, batch: Batch, lengths: Tensor) -> Mapping[str, Tensor]:
-        """Reconstruction counts frames, relation pairs of them."""
+        """Reconstruction counts frames, relation pairs of them, within the window where there is one."""
         frames = semantic_tokens(batch, lengths, self.model.config)
-        return {"sembo_reconstruction": frames, "sembo_relation": frames.square()}
+        pairs, window = frames.square(), self.config.sembo.window
+        if window is not None:
+            reach = (frames - 1).clamp(min=0, max=window)
+            pairs = frames * (2 * reach + 1) - reach * (reach + 1)
+        return {"sembo_reconstruction": frames, "sembo_relation": pairs}
 
     def latents(self, batch: Batch) -> ClipLatents:
         """What the bottleneck makes of the teacher's features."""
