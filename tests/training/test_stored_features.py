@@ -20,7 +20,8 @@ from losatok_ext.models import LoSATok
 from losatok_ext.models.dasheng import SemanticEncoder
 from losatok_ext.models.teachers import open_teacher
 from losatok_ext.training import TrainConfig, corpus, read_log, train_sembo, train_tokenizer
-from losatok_ext.training.data import CropSource, check_features_stay
+from losatok_ext.training.augment import check_features_stay
+from losatok_ext.training.data import CropSource
 from losatok_ext.training.data_options import AugmentConfig
 from losatok_ext.training.options import DataConfig
 from losatok_ext.training.paired_corpus import open_paired

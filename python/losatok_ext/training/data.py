@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losatok_ext.errors import ConfigError, TrainingError
+from losatok_ext.errors import TrainingError
 from losatok_ext.training.augment import draw_variation, vary
 from losatok_ext.training.balance import DomainSchedule, DomainShare, domain_shares
 from losatok_ext.training.corpus import BAD_FILES, Clip, Corpus
@@ -283,26 +283,3 @@ def _energies(crops: list[_Crop]) -> Tensor | None:
         return None
     known = ((crop.clip.gram_energy, crop.whole) for crop in crops)
     return torch.tensor([energy if whole and energy is not None else math.nan for energy, whole in known])
-
-
-def check_not_augmented(augment: AugmentConfig, data: object, kind: str) -> None:
-    """Raise ConfigError where ``augment`` would vary what is not audio."""
-    if augment.changes_audio:
-        raise ConfigError(f"augment varies recordings, and {data} holds {kind}; leave it out, or train on recordings")
-
-
-def check_features_stay(augment: AugmentConfig, data: object, hears_power: bool) -> None:
-    """Raise ConfigError where ``augment`` would change what stored features should be of the audio beside them.
-
-    Args:
-        augment: how crops are varied.
-        data: for the message.
-        hears_power: whether the teacher sees the power of a spectrum alone, to which polarity is nothing.
-    """
-    named = {"mix": augment.mix, "gain": augment.gain, "polarity": 0.0 if hears_power else augment.polarity}
-    changing = [f"augment.{name}" for name, probability in named.items() if probability > 0]
-    if changing:
-        raise ConfigError(
-            f"{' and '.join(changing)} would change what the teacher hears, and {data} holds its features of the "
-            "recordings as they are; leave that out, or train on recordings"
-        )

@@ -12,9 +12,10 @@ from losatok_ext import ops
 from losatok_ext.errors import TrainingError
 from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.teachers import Teacher
+from losatok_ext.training.augment import check_features_stay, check_not_augmented
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.corpus import Corpus, open_corpus
-from losatok_ext.training.data import Batch, CropSource, check_features_stay, check_not_augmented
+from losatok_ext.training.data import Batch, CropSource
 from losatok_ext.training.paired_corpus import PairedCorpus, open_paired
 from losatok_ext.training.shard_index import FEATURES, LATENTS, shards_kind
 from losatok_ext.training.token_corpus import TokenCorpus, open_tokens
