@@ -28,10 +28,12 @@ from torch import Tensor, nn
 import report
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.models import LoSATok
+from losatok_ext.models.teachers import open_teacher
 from losatok_ext.ops.dispatch import use_backend
 from losatok_ext.training import TrainConfig
 from losatok_ext.training.generator import GeneratorStage
 from losatok_ext.training.optimizer import Learner
+from losatok_ext.training.precompute import precompute_features
 from losatok_ext.training.sembo import SemBoStage
 from losatok_ext.training.teacher import TeacherStage
 from losatok_ext.training.tokenizer import TokenizerStage
@@ -43,7 +45,16 @@ SIZES = {
     "base": {"batch_size": 16, "crop_seconds": 4.0, "channels": 1.0},
 }
 """Crops per step, their length, and the discriminators' factor of channels, by preset."""
-STAGES = ("teacher", "sembo", "sembo, 3 prefixes", "tokenizer", "tokenizer, mfd", "generator")
+STORED = "stored features"
+STAGES = (
+    "teacher",
+    "sembo",
+    "sembo, 3 prefixes",
+    "tokenizer",
+    f"tokenizer, {STORED}",
+    "tokenizer, mfd",
+    "generator",
+)
 
 
 class Clock:
@@ -161,7 +172,8 @@ def weighted(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
 
 
 def stages(options: argparse.Namespace, device: torch.device, folder: Path) -> Iterator[tuple[str, Steps]]:
-    """Each stage, ready to take steps; a tokenizer with random weights stands for what the stage before would leave."""
+    """Each stage, ready to take steps; a tokenizer with random weights stands for what the stage before would leave.
+    Features are stored before the first step."""
     size = SIZES[options.preset]
     common = {"batch_size": size["batch_size"], "data": {"crop_seconds": size["crop_seconds"]}, "device": str(device)}
     common["precision"] = options.precision
@@ -184,9 +196,13 @@ def stages(options: argparse.Namespace, device: torch.device, folder: Path) -> I
             chosen = config(preset=options.preset, sembo={"prefixes": [d // 4, d // 2] if variant else []})
             stage = SemBoStage(data, chosen)
         elif kind == "tokenizer":
-            game = {"kinds": [variant] if variant else [], "channels": size["channels"]}
-            chosen = config(init=str(init), discriminator=game)
-            stage = TokenizerStage(data, chosen)
+            kinds = [variant] if variant and variant != STORED else []
+            chosen = config(init=str(init), discriminator={"kinds": kinds, "channels": size["channels"]})
+            recordings = data
+            if variant == STORED:
+                recordings = folder / "features"
+                precompute_features(data, recordings, open_teacher(str(init)).to(device), audio=True)
+            stage = TokenizerStage(recordings, chosen)
         else:
             chosen = config(preset=options.preset, generator={"tokenizer": str(init), "statistics_seconds": 10})
             stage = GeneratorStage(data, chosen, device)

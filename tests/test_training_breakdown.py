@@ -62,6 +62,8 @@ def test_every_stage_is_measured_kept_and_told(tmp_path, monkeypatch, capsys):
         assert list(ours) == list(plain)
         assert {"data", "network and losses", "backward", "optimizer"} <= set(ours)
         assert ("decoder" in ours) == stage.startswith("tokenizer")
+        heard = ("sembo", "tokenizer", "generator")
+        assert ("semantic encoder" in ours) == (stage.startswith(heard) and stage != "tokenizer, stored features")
         critic = {"critic: discriminators", "critic: losses", "critic: backward", "critic: optimizer", "discriminators"}
         assert critic & set(ours) == (critic if stage == "tokenizer, mfd" else set())
         assert all(spent > 0 for spent in (*ours.values(), *plain.values()))

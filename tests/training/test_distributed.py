@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from critic_stage import CriticStage
 from losatok_ext.errors import ConfigError, TrainingError
 from losatok_ext.models import LoSATok
+from losatok_ext.models.teachers import open_teacher
 from losatok_ext.training import TrainConfig, read_log, train_generator, train_sembo, train_teacher, train_tokenizer
+from losatok_ext.training.precompute import precompute_features
 from losatok_ext.training.run import train
 from small_models import lively, small_config, tone
 from training_ranks import run_jobs
@@ -46,6 +48,14 @@ def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     lively(LoSATok(small_config(mel_loss_windows=(128,), mel_loss_bins=(10,)))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def features(clips, tokenizer, tmp_path_factory):
+    """The clips with what the tokenizer's teacher gives for them."""
+    folder = tmp_path_factory.mktemp("features")
+    precompute_features(clips, folder, open_teacher(str(tokenizer)), audio=True)
     return folder
 
 
@@ -89,6 +99,7 @@ def assert_same_learning(one, other, losses=1e-4, grown=1e-4):
 STAGES = {
     "sembo": train_sembo,
     "tokenizer": train_tokenizer,
+    "stored": train_tokenizer,
     "generator": train_generator,
     "teacher": train_teacher,
     "critic": lambda data, output, config: train(lambda device: CriticStage(data, config), output, config),
@@ -96,7 +107,7 @@ STAGES = {
 
 
 def settings(stage, tokenizer, **more):
-    if stage == "tokenizer":
+    if stage in ("tokenizer", "stored"):
         return config(init=str(tokenizer), **more)
     if stage == "generator":
         return config(preset="tiny", model=DIT, generator={"tokenizer": str(tokenizer)}, **more)
@@ -104,10 +115,10 @@ def settings(stage, tokenizer, **more):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_batch_in_parts_is_the_batch(stage, clips, tokenizer, tmp_path):
+def test_a_batch_in_parts_is_the_batch(stage, clips, features, tokenizer, tmp_path):
     for parts in (1, 4):
         values = settings(stage, tokenizer, optimizer={"accumulate": parts, "ema_decay": 0.9})
-        STAGES[stage](clips, tmp_path / str(parts), TrainConfig.from_dict(values))
+        STAGES[stage](features if stage == "stored" else clips, tmp_path / str(parts), TrainConfig.from_dict(values))
     assert_same_learning(tmp_path / "1", tmp_path / "4")
 
 
@@ -121,13 +132,18 @@ def test_a_batch_in_parts_is_the_batch_with_a_window(window, clips, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def together(clips, tokenizer, tmp_path_factory):
+def together(clips, features, tokenizer, tmp_path_factory):
     """Every job of this file that takes two processes: name -> (its folder, what its processes said)."""
     folder = tmp_path_factory.mktemp("jobs")
     bad = new(batch_size=3)
     wanted = {
         "sembo": {"config": new(optimizer={"ema_decay": 0.9}, validation={"share": 0.3, "every": 2, "clips": 4})},
         "tokenizer": {"config": settings("tokenizer", tokenizer, optimizer={"accumulate": 2})},
+        "stored": {
+            "stage": "tokenizer",
+            "data": str(features),
+            "config": settings("stored", tokenizer, optimizer={"accumulate": 2}),
+        },
         "generator": {"config": settings("generator", tokenizer)},
         "critic": {"config": new()},
         "sharded": {"stage": "critic", "sharded": True, "config": new(optimizer={"ema_decay": 0.9})},
@@ -145,11 +161,11 @@ def finished(job):
     return Path(output)
 
 
-@pytest.mark.parametrize("stage", ["sembo", "tokenizer", "generator", "critic"])
-def test_two_processes_learn_what_one_does(stage, together, clips, tokenizer, tmp_path):
+@pytest.mark.parametrize("stage", ["sembo", "tokenizer", "stored", "generator", "critic"])
+def test_two_processes_learn_what_one_does(stage, together, clips, features, tokenizer, tmp_path):
     more = {"sembo": {"validation": {"share": 0.3, "every": 2, "clips": 4}, "optimizer": {"ema_decay": 0.9}}}
     values = settings(stage, tokenizer, **more.get(stage, {}))
-    STAGES[stage](clips, tmp_path, TrainConfig.from_dict(values))
+    STAGES[stage](features if stage == "stored" else clips, tmp_path, TrainConfig.from_dict(values))
     assert_same_learning(finished(together[stage]), tmp_path)
 
 

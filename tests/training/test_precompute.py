@@ -201,7 +201,7 @@ def test_features_of_another_teacher_are_refused(model, features, tmp_path):
         train_sembo(features, tmp_path / "a", config(preset="tiny", model=small))
     with pytest.raises(TrainingError, match="holds features of 32 dimensions, and the model's teacher has"):
         train_sembo(features, tmp_path / "b", config(preset="tiny"))
-    with pytest.raises(TrainingError, match="holds teacher features, and train tokenizer needs recordings"):
+    with pytest.raises(TrainingError, match=r"holds teacher features without the audio .* features --audio`, or give"):
         train_tokenizer(features, tmp_path / "c", config(init=str(model)))
     with pytest.raises(TrainingError, match="holds teacher features, and audio files are needed here"):
         train_generator(features, tmp_path / "d", config(preset="tiny", model=DIT, generator={"tokenizer": str(model)}))

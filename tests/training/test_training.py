@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.errors import CheckpointError, ConfigError, TrainingError
 from losatok_ext.models import LoSATok, LoSATokConfig
+from losatok_ext.models.teachers import open_teacher
 from losatok_ext.training import read_log, train_sembo, train_tokenizer
+from losatok_ext.training.precompute import precompute_features
 from losatok_ext.training.recipes import demo_recipe
 from training_runs import (
     SPEECH,
@@ -102,15 +104,19 @@ import sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from training_runs import SPEECH, killed_config
+from training_runs import killed_config
 from losatok_ext.training import train_tokenizer
-train_tokenizer(SPEECH, {output!r}, killed_config({init!r}, {steps}))
+train_tokenizer({data!r}, {output!r}, killed_config({init!r}, {steps}))
 """
 
 
-def start(output, init, steps):
+def start(data, output, init, steps):
     code = SCRIPT.format(
-        tests=os.path.dirname(os.path.dirname(__file__)), output=str(output), init=str(init), steps=steps
+        tests=os.path.dirname(os.path.dirname(__file__)),
+        data=str(data),
+        output=str(output),
+        init=str(init),
+        steps=steps,
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
 
@@ -123,13 +129,17 @@ def wait_for(condition, process, seconds=60):
         time.sleep(0.002)
 
 
-def test_killed_at_any_moment_it_goes_on_exactly(trained, tmp_path):
+@pytest.mark.parametrize("stored", [False, True], ids=["recordings", "stored features"])
+def test_killed_at_any_moment_it_goes_on_exactly(stored, trained, tmp_path):
     steps, straight, killed = 40, tmp_path / "straight", tmp_path / "killed"
-    checkpoints = killed / "checkpoints"
-    train_tokenizer(SPEECH, straight, killed_config(trained, steps))
+    checkpoints, data = killed / "checkpoints", SPEECH
+    if stored:
+        data = tmp_path / "features"
+        precompute_features(SPEECH, data, open_teacher(str(trained)), audio=True)
+    train_tokenizer(data, straight, killed_config(trained, steps))
     seen = []
     for kill, at in enumerate((4, 14, 24)):
-        process = start(killed, trained, steps)
+        process = start(data, killed, trained, steps)
         wait_for(lambda at=at: any(checkpoints.glob(f"step-*{at:02d}")), process)
         time.sleep(0.011 * kill)
         process.send_signal(signal.SIGKILL)
@@ -143,7 +153,7 @@ def test_killed_at_any_moment_it_goes_on_exactly(trained, tmp_path):
                 assert load_file(checkpoints / name / f"{part}.safetensors")
         seen.append(max(names))
     assert seen == sorted(set(seen))
-    finished = start(killed, trained, steps)
+    finished = start(data, killed, trained, steps)
     _, errors = finished.communicate(timeout=60)
     assert finished.returncode == 0, errors
     assert_same_weights(weights(straight), weights(killed))

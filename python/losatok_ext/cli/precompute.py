@@ -57,11 +57,18 @@ def features(
     device: DeviceOption = "auto",
     megabytes: Megabytes = 256.0,
     batch_seconds: BatchSeconds = 80.0,
+    audio: Annotated[
+        bool,
+        typer.Option(
+            "--audio", help="Keep each recording beside its features, as 16-bit FLAC: `train tokenizer` needs both."
+        ),
+    ] = False,
 ) -> None:
-    """Compute the teacher's features of recordings, with their Gram energy, to train SemBo on in their place.
+    """Compute the teacher's features of recordings, with their Gram energy, to train on in their place.
 
-    `losatok train sembo OUT --teacher TEACHER` takes the shards; the teacher then never runs again. A recording that
-    cannot be used is named at the end (exit code 2) and left out.
+    `losatok train sembo OUT --teacher TEACHER` takes the shards, and with --audio so does `losatok train tokenizer OUT
+    --init RUN`; the teacher then never runs again. A recording that cannot be used is named at the end (exit code 2)
+    and left out.
     """
     if teacher is None:
         raise UserError(f"no teacher: pass --teacher, {KINDS}")
@@ -77,6 +84,7 @@ def features(
             batch_seconds,
             lambda done, total: say("computing features of clips", done, total),
             precision,
+            audio,
         )
     finish(summary, "computed")
 

@@ -155,7 +155,10 @@ def tokenizer(
     ema: Ema = None,
     validation: ValidationData = None,
 ) -> None:
-    """Train acoustic encoder, latent and decoder; the semantic branch stays frozen."""
+    """Train acoustic encoder, latent and decoder; the semantic branch stays frozen.
+
+    On shards of `losatok precompute features --audio` its teacher never runs.
+    """
     common = _common(steps, batch_size, lr, seed, device, tensorboard, precision, accumulate, ema, validation)
     _run(
         train_tokenizer, data, output, TrainConfig.load(config, {**_given({"init": init}), **common}, assignments or [])

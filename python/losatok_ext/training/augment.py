@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from losatok_ext.errors import ConfigError
 from losatok_ext.training.data_options import AugmentConfig
 
 
@@ -69,3 +70,26 @@ def _mix(audio: Tensor, other: Tensor, snr_db: float, place: float) -> Tensor:
     result = audio.clone()
     result[start : start + len(other)] += level * other.to(torch.float32)
     return result
+
+
+def check_not_augmented(augment: AugmentConfig, data: object, kind: str) -> None:
+    """Raise ConfigError where ``augment`` would vary what is not audio."""
+    if augment.changes_audio:
+        raise ConfigError(f"augment varies recordings, and {data} holds {kind}; leave it out, or train on recordings")
+
+
+def check_features_stay(augment: AugmentConfig, data: object, hears_power: bool) -> None:
+    """Raise ConfigError where ``augment`` would change what stored features should be of the audio beside them.
+
+    Args:
+        augment: how crops are varied.
+        data: for the message.
+        hears_power: whether the teacher sees the power of a spectrum alone, to which polarity is nothing.
+    """
+    named = {"mix": augment.mix, "gain": augment.gain, "polarity": 0.0 if hears_power else augment.polarity}
+    changing = [f"augment.{name}" for name, probability in named.items() if probability > 0]
+    if changing:
+        raise ConfigError(
+            f"{' and '.join(changing)} would change what the teacher hears, and {data} holds its features of the "
+            "recordings as they are; leave that out, or train on recordings"
+        )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +20,8 @@ from losatok_ext.errors import AudioFileError, LatentFileError, ShardError, Trai
 from losatok_ext.training.manifest import UNKNOWN_SECONDS, Entry, find_entries
 from losatok_ext.training.regions import read_region
 from losatok_ext.training.shard_files import Member
+
+C = TypeVar("C", bound="Corpus")
 
 BAD_FILES = (AudioFileError, LatentFileError, ShardError)
 """What reading a clip raises where its file is to blame."""
@@ -39,6 +44,8 @@ class Clip:
     """Where the clip is in a shard; None: ``path`` is its file."""
     gram_energy: float | None = None
     """Of teacher features: what ``ops.gram_energy`` gives for the whole clip."""
+    features: Member | None = None
+    """Of a recording whose teacher features are stored: where they are in the shard."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +94,35 @@ class Corpus:
             )
         return audio
 
+    def features(self, index: int, samples: int, place: float) -> Tensor | None:
+        """What a frozen teacher gave for the crop that :meth:`crop` gives, [T, D] float32; None where nothing is
+        stored. Arguments, and what is raised, as there."""
+        return None
+
+    def pick(self: C, kept: Sequence[bool]) -> C:
+        """The corpus of those clips alone that are ``kept``, one value per clip."""
+        clips = tuple(compress(self.clips, kept))
+        return dataclasses.replace(
+            self, clips=clips, audio=None if self.audio is None else tuple(compress(self.audio, kept))
+        )
+
     def _samples(self, clip: Clip, index: int, samples: int, place: float) -> Tensor:
-        if self.audio is None and clip.samples > max(samples, LONG_SECONDS * self.sample_rate):
-            start = int(place * (clip.samples - samples))
-            content = None if clip.member is None else clip.member.open()
-            return read_region(clip.path, start, samples, self.sample_rate, content)
-        audio = read_clip(clip, self.sample_rate) if self.audio is None else self.audio[index]
+        if self._in_parts(clip, samples):
+            return self._part(clip, int(place * (clip.samples - samples)), samples)
+        audio = self._whole(clip, index)
         start = int(place * max(len(audio) - samples + 1, 0))
         return audio[start : start + samples]
+
+    def _in_parts(self, clip: Clip, samples: int) -> bool:
+        """Whether of a crop of ``samples`` no more than itself is decoded."""
+        return self.audio is None and clip.samples > max(samples, LONG_SECONDS * self.sample_rate)
+
+    def _part(self, clip: Clip, start: int, samples: int) -> Tensor:
+        content = None if clip.member is None else clip.member.open()
+        return read_region(clip.path, start, samples, self.sample_rate, content)
+
+    def _whole(self, clip: Clip, index: int) -> Tensor:
+        return read_clip(clip, self.sample_rate) if self.audio is None else self.audio[index]
 
 
 def read_clip(clip: Clip | Entry, sample_rate: int) -> Tensor:
@@ -134,12 +162,7 @@ def open_corpus(data: str | Path, sample_rate: int, minimum_samples: int, cache_
         return Clip(entry.path, entry.name, samples, entry.text, entry.domain, entry.member)
 
     def keep_long(clip: Clip, samples: int) -> bool:
-        if samples < minimum_samples:
-            skipped.append(
-                f"{clip.path}: too short, {samples / sample_rate:.3f} s; training takes clips of at least "
-                f"{minimum_samples / sample_rate} s"
-            )
-        return samples >= minimum_samples
+        return long_enough(clip, samples, sample_rate, minimum_samples, skipped)
 
     clips = [clip for clip in attempt(measure, entries, skipped) if keep_long(clip, clip.samples)]
     corpus = Corpus(tuple(clips), sample_rate, minimum_samples, tuple(skipped))
@@ -156,6 +179,17 @@ def open_corpus(data: str | Path, sample_rate: int, minimum_samples: int, cache_
     if not corpus.clips:
         raise TrainingError(f"{data}: none of its {count} audio files can be used; the first: {skipped[0]}")
     return corpus
+
+
+def long_enough(clip: Clip, samples: int, sample_rate: int, minimum_samples: int, skipped: list[str]) -> bool:
+    """Whether a clip of ``samples`` has at least ``minimum_samples``; else a sentence that names it goes to
+    ``skipped``."""
+    if samples < minimum_samples:
+        skipped.append(
+            f"{clip.path}: too short, {samples / sample_rate:.3f} s; training takes clips of at least "
+            f"{minimum_samples / sample_rate} s"
+        )
+    return samples >= minimum_samples
 
 
 def attempt(function: Callable, items: Iterable, skipped: list[str]) -> list:

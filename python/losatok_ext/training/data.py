@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from losatok_ext.errors import ConfigError, TrainingError
+from losatok_ext.errors import TrainingError
 from losatok_ext.training.augment import draw_variation, vary
 from losatok_ext.training.balance import DomainSchedule, DomainShare, domain_shares
 from losatok_ext.training.corpus import BAD_FILES, Clip, Corpus
@@ -48,18 +49,40 @@ class Batch:
     gram_energy: Tensor | None = None
     """Of teacher features: what ``ops.gram_energy`` gave for each crop, [B] float32, NaN where a crop is only a part of
     its clip."""
+    features: Tensor | None = None
+    """Of recordings whose teacher features are stored: these, [B, T, D] float32, zeros past each crop's; T is that of
+    the padded audio."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its audio on ``device``; lengths stay on the CPU, where the model reads them at once."""
+        """The batch with its audio and features on ``device``; lengths stay on the CPU, where the model reads them at
+        once."""
         if device.type == "cpu":
             return self
-        return dataclasses.replace(self, audio=self.audio.pin_memory().to(device, non_blocking=True))
+        audio, features = (
+            None if values is None else values.pin_memory().to(device, non_blocking=True)
+            for values in (self.audio, self.features)
+        )
+        assert audio is not None
+        return dataclasses.replace(self, audio=audio, features=features)
+
+    def padded(self, samples: int) -> Batch:
+        """The batch, padded with zeros to ``samples`` samples."""
+        missing = samples - self.audio.shape[1]
+        if missing <= 0:
+            return self
+        features = self.features
+        if features is not None:
+            frames = samples * features.shape[1] // self.audio.shape[1]
+            features = F.pad(features, (0, 0, 0, frames - features.shape[1]))
+        audio = F.pad(self.audio, (0, 0) * (self.audio.dim() - 2) + (0, missing))
+        return dataclasses.replace(self, audio=audio, features=features)
 
 
 class _Crop(NamedTuple):
     audio: Tensor
     clip: Clip
     whole: bool
+    features: Tensor | None
 
 
 class CropSource:
@@ -75,7 +98,8 @@ class CropSource:
         config: length of crops, threads that read ahead, shares of domains.
         batch_size: crops per batch.
         seed: of the order, of the crops and of how they are varied.
-        multiple: batches are padded to a multiple of so many samples (the model's hop).
+        multiple: batches are padded to a multiple of so many samples (the model's hop; where features are stored,
+            samples between their frames).
         augment: how crops are varied; None: not at all.
 
     Raises:
@@ -170,23 +194,24 @@ class CropSource:
         epoch, position = divmod(rank, len(self._visits[group]))
         order = self._order(group, epoch)
         place = float(np.random.default_rng([self.seed, _CROP, number]).random())
-        audio, clip = self._read(order, position, self.crop, place)
+        audio, features, clip = self._read(order, position, self.crop, place)
         if self.augment is None:
-            return _Crop(audio, clip, len(audio) == clip.samples)
+            return _Crop(audio, clip, len(audio) == clip.samples, features)
         variation = draw_variation(self.augment, np.random.default_rng([self.seed, _VARIATION, number]))
         other = None
         if variation.snr_db is not None:
             which, where, _ = variation.other
-            other, _ = self._read(self._all_visits, int(which * len(self._all_visits)), len(audio), where)
-        return _Crop(vary(audio, variation, other), clip, False)
+            other, *_ = self._read(self._all_visits, int(which * len(self._all_visits)), len(audio), where)
+        return _Crop(vary(audio, variation, other), clip, False, features)
 
-    def _read(self, order: np.ndarray, position: int, samples: int, place: float) -> tuple[Tensor, Clip]:
-        """A crop of the clip at ``position`` of ``order``, or of the first one after it that can be read."""
+    def _read(self, order: np.ndarray, position: int, samples: int, place: float) -> tuple[Tensor, Tensor | None, Clip]:
+        """A crop of the clip at ``position`` of ``order``, or of the first one after it that can be read, and its
+        features where they are stored."""
         for attempt in range(MAX_UNREADABLE):
             index = int(order[(position + attempt) % len(order)])
             clip = self.corpus.clips[index]
             try:
-                return self.corpus.crop(index, samples, place), clip
+                return self.corpus.crop(index, samples, place), self.corpus.features(index, samples, place), clip
             except BAD_FILES as error:
                 self.unreadable[clip.name] = str(error)
         last = list(self.unreadable.values())[-1]
@@ -210,9 +235,8 @@ class CropSource:
         crops = [self._crop_of(number) for number in numbers]
         lengths = torch.tensor([len(crop.audio) for crop in crops])
         longest = -(-int(lengths.max()) // self.multiple) * self.multiple
-        audio = torch.zeros(len(crops), longest, *crops[0].audio.shape[1:])
-        for row, crop in zip(audio, crops, strict=True):
-            row[: len(crop.audio)] = crop.audio
+        audio = _stacked([crop.audio for crop in crops], longest)
+        features = [crop.features for crop in crops if crop.features is not None]
         clips = [crop.clip for crop in crops]
         return Batch(
             audio,
@@ -221,6 +245,7 @@ class CropSource:
             int(lengths.sum()) / self.corpus.sample_rate,
             tuple(clip.text for clip in clips),
             gram_energy=_energies(crops),
+            features=_stacked(features, longest // self.multiple) if features else None,
         )
 
     def batches(self, start: int, stop: int, rows: slice | None = None) -> Iterator[Batch]:
@@ -245,14 +270,16 @@ class CropSource:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _stacked(rows: list[Tensor], length: int) -> Tensor:
+    """``rows`` [N, ...] of any lengths, padded with zeros to ``length``."""
+    stacked = torch.zeros(len(rows), length, *rows[0].shape[1:])
+    for place, row in zip(stacked, rows, strict=True):
+        place[: len(row)] = row
+    return stacked
+
+
 def _energies(crops: list[_Crop]) -> Tensor | None:
     if all(crop.clip.gram_energy is None for crop in crops):
         return None
     known = ((crop.clip.gram_energy, crop.whole) for crop in crops)
     return torch.tensor([energy if whole and energy is not None else math.nan for energy, whole in known])
-
-
-def check_not_augmented(augment: AugmentConfig, data: object, kind: str) -> None:
-    """Raise ConfigError where ``augment`` would vary what is not audio."""
-    if augment.changes_audio:
-        raise ConfigError(f"augment varies recordings, and {data} holds {kind}; leave it out, or train on recordings")

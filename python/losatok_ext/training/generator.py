@@ -16,9 +16,10 @@ from losatok_ext.models import LoSATok
 from losatok_ext.models.checkpoint import read_config
 from losatok_ext.models.dit_config import DiTConfig
 from losatok_ext.models.generator import MODEL_TYPE, Generator, GeneratorConfig
+from losatok_ext.training.augment import check_not_augmented
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.corpus import Corpus
-from losatok_ext.training.data import Batch, CropSource, check_not_augmented
+from losatok_ext.training.data import Batch, CropSource
 from losatok_ext.training.folders import model_folder
 from losatok_ext.training.latent_corpus import LatentCorpus, holds_latents, open_latents
 from losatok_ext.training.recordings import open_recordings

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext.errors import ConfigError
@@ -97,9 +96,7 @@ def cut(batch: Batch, processes: Processes, accumulate: int, multiple: int) -> I
     """The parts of this process's rows ``batch``, on the device, padded as the whole batch is."""
     lengths = processes.joined(batch.lengths)
     longest = -(-int(lengths.max()) // multiple) * multiple
-    if batch.audio.shape[1] < longest:
-        missing = longest - batch.audio.shape[1]
-        batch = dataclasses.replace(batch, audio=F.pad(batch.audio, (0, 0) * (batch.audio.dim() - 2) + (0, missing)))
+    batch = batch.padded(longest)
     size = len(batch.lengths) // accumulate
     for i in range(accumulate):
         rows = slice(i * size, (i + 1) * size)

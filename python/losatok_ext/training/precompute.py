@@ -18,7 +18,7 @@ from losatok_ext.inference.jobs import read_ahead
 from losatok_ext.models import LoSATok
 from losatok_ext.models.teachers import Teacher
 from losatok_ext.training.corpus import BAD_FILES, Clip, Corpus, open_corpus, read_clip
-from losatok_ext.training.shard_index import FEATURES, LATENTS, RECORDINGS
+from losatok_ext.training.shard_index import AUDIO_RATE, FEATURES, LATENTS, RECORDINGS
 from losatok_ext.training.shard_job import OnProgress, Packed, ShardSummary, write_shards
 from losatok_ext.training.token_files import DTYPES, pack_tokens
 
@@ -88,11 +88,15 @@ def _flac(audio: Tensor, sample_rate: int) -> bytes:
     """``audio`` [N] as a 16-bit FLAC file; samples that were 16-bit integers come back exactly."""
     import soundfile
 
-    # libsndfile would scale by 32767 on the way out, and by 32768 on the way in.
-    integers = (audio * 32768).round().clamp(-32768, 32767).to(torch.int16)
     file = io.BytesIO()
-    soundfile.write(file, integers.numpy(), sample_rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(file, _integers(audio).to(torch.int16).numpy(), sample_rate, format="FLAC", subtype="PCM_16")
     return file.getvalue()
+
+
+def _integers(audio: Tensor) -> Tensor:
+    """``audio`` as 16-bit integers, float32. libsndfile would scale by 32767 on the way out, and by 32768 on the way
+    in."""
+    return (audio * 32768).round().clamp(-32768, 32767)
 
 
 def precompute_features(
@@ -104,13 +108,14 @@ def precompute_features(
     batch_seconds: float = BATCH_SECONDS,
     on_progress: OnProgress | None = None,
     precision: Precision = "float32",
+    audio: bool = False,
 ) -> ShardSummary:
     """Write the teacher's features of the recordings of ``data`` as shards, with what ``ops.gram_energy`` gives for
     each, and the teacher's fingerprint.
 
-    ``train_sembo`` takes the folder in place of the recordings, and the teacher then never runs. Features of a crop are
-    cut from those of the whole recording: the teacher heard what lies around. On a CPU the same call gives the same
-    bytes, however often it was interrupted.
+    ``train_sembo`` takes the folder in place of the recordings, and with ``audio`` so does ``train_tokenizer``; the
+    teacher then never runs. Features of a crop are cut from those of the whole recording: the teacher heard what lies
+    around. On a CPU the same call gives the same bytes, however often it was interrupted.
 
     Args:
         data: folder, manifest or shards of recordings.
@@ -121,6 +126,8 @@ def precompute_features(
         batch_seconds: audio that is computed at once.
         on_progress: called now and then with the clips done and all clips.
         precision: ``"bfloat16"`` computes under autocast, as training with ``precision: bfloat16`` would.
+        audio: keep each recording beside its features, as 16-bit mono FLAC at the teacher's rate. The teacher hears
+            what is kept: a recording that was not 16-bit of that rate is rounded first.
 
     Raises:
         TrainingError: as :func:`shard_recordings`.
@@ -131,16 +138,21 @@ def precompute_features(
     corpus = open_corpus(data, teacher.sample_rate, teacher.samples_per_token, 0)
     device = next(teacher.encoder.parameters()).device
 
-    def compute(clips: Sequence[Clip], audio: Tensor, lengths: Tensor) -> Iterator[Packed | str]:
+    def compute(clips: Sequence[Clip], heard: Tensor, lengths: Tensor) -> Iterator[Packed | str]:
+        if audio:
+            heard = _integers(heard) / 32768
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            features, counts = teacher(audio.to(device), lengths)
-        for clip, row, count, samples in zip(clips, features, counts.tolist(), lengths.tolist(), strict=True):
-            stored = row[None, :count].to(dtype).float()  # what training will read
+            features, counts = teacher(heard.to(device), lengths)
+        for i, (clip, count, samples) in enumerate(zip(clips, counts.tolist(), lengths.tolist(), strict=True)):
+            stored = features[i : i + 1, :count].to(dtype).float()  # what training will read
             values = {"seconds": samples / teacher.sample_rate, "gram_energy": float(ops.gram_energy(stored))}
-            yield _packed(clip, row[:count], dtype, values)
+            kept = heard[i, :samples] if audio else None
+            yield _packed(clip, features[i, :count], dtype, values, kept, teacher.sample_rate)
 
     frame_rate = teacher.sample_rate // teacher.samples_per_token
     facts = _facts(teacher.fingerprint(), teacher.dim, frame_rate, precision)
+    if audio:
+        facts[AUDIO_RATE] = teacher.sample_rate
     return _write_tokens(output, FEATURES, facts, corpus, compute, dtype, shard_megabytes, batch_seconds, on_progress)
 
 
@@ -193,6 +205,7 @@ def _write_tokens(
     on_progress: OnProgress | None,
 ) -> ShardSummary:
     per_sample = facts["frame_rate"] * facts["width"] * dtype.itemsize / corpus.sample_rate
+    per_sample += _FLAC_BYTES if AUDIO_RATE in facts else 0.0
 
     def read(batch: Sequence[int], clips: Sequence[Clip]) -> list[Tensor | str]:
         return [_attempt(partial(read_clip, clips[i], corpus.sample_rate)) for i in batch]
@@ -244,12 +257,23 @@ def _facts(fingerprint: str, width: int, frame_rate: int, precision: str) -> dic
     return {"fingerprint": fingerprint, "width": width, "frame_rate": frame_rate, "precision": precision}
 
 
-def _packed(clip: Clip, tokens: Tensor, dtype: torch.dtype, values: dict[str, float]) -> Packed | str:
+def _packed(
+    clip: Clip,
+    tokens: Tensor,
+    dtype: torch.dtype,
+    values: dict[str, float],
+    audio: Tensor | None = None,
+    sample_rate: int = 0,
+) -> Packed | str:
     if len(tokens) == 0:
         return f"{clip.path}: too short for one token"
-    return _attempt(
-        lambda: Packed("safetensors", pack_tokens(tokens, dtype, str(clip.path)), {"tokens": len(tokens), **values})
-    )
+
+    def work() -> Packed:
+        content = pack_tokens(tokens, dtype, str(clip.path))
+        flac = None if audio is None else _flac(audio, sample_rate)
+        return Packed("safetensors", content, {"tokens": len(tokens), **values}, flac)
+
+    return _attempt(work)
 
 
 def _attempt(work: Callable[[], T]) -> T | str:

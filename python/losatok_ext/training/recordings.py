@@ -12,10 +12,12 @@ from losatok_ext import ops
 from losatok_ext.errors import TrainingError
 from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.teachers import Teacher
+from losatok_ext.training.augment import check_features_stay, check_not_augmented
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.corpus import Corpus, open_corpus
-from losatok_ext.training.data import Batch, CropSource, check_not_augmented
-from losatok_ext.training.shard_index import FEATURES, shards_kind
+from losatok_ext.training.data import Batch, CropSource
+from losatok_ext.training.paired_corpus import PairedCorpus, open_paired
+from losatok_ext.training.shard_index import FEATURES, LATENTS, shards_kind
 from losatok_ext.training.token_corpus import TokenCorpus, open_tokens
 
 
@@ -26,19 +28,43 @@ def open_recordings(data: str | Path, model: LoSATokConfig, config: TrainConfig)
         TrainingError: no recording can be used, or all together do not fill a batch.
         ConfigError: ``config.data.balance`` does not fit their domains.
     """
-    # A clip needs one token of the semantic encoder, which sees the most audio at once.
-    multiple = max(model.samples_per_token, model.semantic_upsampling * model.samples_per_token)
-    corpus = open_corpus(data, model.sample_rate, multiple, config.data.cache_megabytes)
+    corpus = open_corpus(data, model.sample_rate, _multiple(model), config.data.cache_megabytes)
+    return corpus, _crops(corpus, model, config)
+
+
+def open_recordings_with_features(
+    data: str | Path, model: LoSATokConfig, config: TrainConfig
+) -> tuple[PairedCorpus, CropSource]:
+    """The recordings in the shards ``data`` with the features stored beside them, and their batches: crops begin on a
+    token.
+
+    Raises:
+        ConfigError: ``config.augment`` would change what the features should be, or ``config.data.balance`` does not
+            fit.
+        TrainingError: the shards do not fit ``model`` or hold no audio, no clip can be used, or all together do not
+            fill a batch.
+    """
+    check_features_stay(config.augment, data, hears_power=model.semantic is None)
+    corpus = open_paired(data, model, _multiple(model), config.data.cache_megabytes)
+    return corpus, _crops(corpus, model, config)
+
+
+def _multiple(model: LoSATokConfig) -> int:
+    """Samples of one token of the semantic encoder, which sees the most audio at once: a clip needs one."""
+    return max(model.samples_per_token, model.semantic_upsampling * model.samples_per_token)
+
+
+def _crops(corpus: Corpus, model: LoSATokConfig, config: TrainConfig) -> CropSource:
     source = CropSource(
         corpus,
         config.data,
         batch_size=config.batch_size,
         seed=config.seed,
-        multiple=multiple,
+        multiple=_multiple(model),
         augment=config.augment,
     )
     source.check_enough()
-    return corpus, source
+    return source
 
 
 def open_features(data: str | Path, config: TrainConfig) -> tuple[TokenCorpus, CropSource]:
@@ -66,10 +92,13 @@ class RecordingStage:
     name: str
     takes_features = False
     """Whether the stage learns from shards of teacher features too."""
+    needs_audio = True
+    """Whether these have to hold the recordings as well."""
 
     def __init__(self, data: str | Path, config: TrainConfig) -> None:
         self.data, self.config = data, config
         self._model: LoSATok | None = None
+        self._opened: list[tuple[str | Path, TokenCorpus | PairedCorpus]] = []  # a copy that opens other data shares it
 
     def model_config(self) -> LoSATokConfig:
         """What ``build`` will build."""
@@ -95,28 +124,46 @@ class RecordingStage:
 
     def open_data(self, model: LoSATokConfig) -> tuple[Corpus, CropSource]:
         """The corpus and its batches. Raises as :func:`open_recordings`, and where the stage cannot learn from it."""
-        if shards_kind(Path(self.data)) != FEATURES:
+        kind = shards_kind(Path(self.data))
+        if kind == LATENTS or (kind == FEATURES and not self.takes_features):
+            raise TrainingError(f"{self.data} holds {kind}, and train {self.name} needs {self._needs()}")
+        if kind != FEATURES:
             return open_recordings(self.data, model, self.config)
-        if not self.takes_features:
-            raise TrainingError(f"{self.data} holds {FEATURES}, and train {self.name} needs recordings")
-        corpus, source = open_features(self.data, self.config)
+        corpus: TokenCorpus | PairedCorpus
+        if self.needs_audio:
+            corpus, source = open_recordings_with_features(self.data, model, self.config)
+        else:
+            corpus, source = open_features(self.data, self.config)
         if corpus.width != model.embed_dim:
             raise TrainingError(
                 f"{self.data} holds features of {corpus.width} dimensions, and the model's teacher has "
-                f"{model.embed_dim}; train with the teacher that computed them: --teacher or --init"
+                f"{model.embed_dim}; train with the teacher that computed them: {self._cure()}"
             )
+        self._opened.append((self.data, corpus))
         return corpus, source
 
-    def check_teacher(self, corpus: Corpus, model: LoSATok) -> None:
-        """Raise TrainingError where ``corpus`` holds features of another teacher than ``model`` has."""
-        if not isinstance(corpus, TokenCorpus):
+    def _needs(self) -> str:
+        """What the stage learns from, for messages."""
+        if not self.takes_features:
+            return "recordings"
+        command = f"`losatok precompute features{' --audio' if self.needs_audio else ''}`"
+        return f"recordings, or teacher features: {command} writes them"
+
+    def _cure(self) -> str:
+        return "--init" if self.needs_audio else "--teacher or --init"
+
+    def check_teacher(self, model: LoSATok) -> None:
+        """Raise TrainingError where data that was opened, to train or to validate on, holds features of another teacher
+        than ``model`` has."""
+        if not self._opened:
             return
         own = Teacher("its own", model.semantic_encoder, model.config).fingerprint()
-        if corpus.fingerprint != own:
-            raise TrainingError(
-                f"{self.data} holds features of the teacher {corpus.fingerprint}, and the model to train has {own}; "
-                "train with the teacher that computed them (--teacher or --init), or run losatok precompute again"
-            )
+        for data, corpus in self._opened:
+            if corpus.fingerprint != own:
+                raise TrainingError(
+                    f"{data} holds features of the teacher {corpus.fingerprint}, and the model to train has {own}; "
+                    f"train with the teacher that computed them ({self._cure()}), or run losatok precompute again"
+                )
 
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """The teacher's features [B, T, D] of a batch, their lengths [B] in tokens, and what ``ops.gram_energy`` gives

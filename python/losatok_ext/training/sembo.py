@@ -29,6 +29,7 @@ class SemBoStage(SemBoView, RecordingStage):
 
     name = "sembo"
     takes_features = True
+    needs_audio = False
     paper_steps = 100_000
 
     def __init__(self, data: str | Path, config: TrainConfig) -> None:
@@ -73,7 +74,7 @@ class SemBoStage(SemBoView, RecordingStage):
         """
         model = self._new()
         model.config = self._nested(model.config)
-        self.check_teacher(corpus, model)
+        self.check_teacher(model)
         return model
 
     def _new(self) -> LoSATok:

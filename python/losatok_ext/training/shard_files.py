@@ -1,7 +1,8 @@
 """Shards, tar files in WebDataset's layout: what lies where in one, and reading any part of it at once.
 
 A clip is the files of one key that stand together: ``KEY.flac`` (or another audio file) and ``KEY.json``, or
-``KEY.safetensors`` and ``KEY.json``; ``KEY.txt`` may give its text.
+``KEY.safetensors`` and ``KEY.json``, where ``KEY.flac`` may hold the audio that the tokens were computed from;
+``KEY.txt`` may give its text.
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ class Sample:
     key: str
     member: Member
     values: dict[str, Any] = field(default_factory=dict)
+    audio: Member | None = None
+    """Of tokens: the audio that they were computed from, where it is kept."""
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,11 @@ def _holds_data(file: BinaryIO, start: int, stop: int) -> bool:
 
 def _sample(path: Path, key: str, group: dict[str, Member], left_out: list[str]) -> Sample | None:
     """The clip of the files of one key, or None: with a sentence where it should have been one."""
-    suffixes = (*READABLE_SUFFIXES, TOKEN_SUFFIX)
-    data = [member for name, member in sorted(group.items()) if f".{name.lower()}".endswith(suffixes)]
-    if not data:
+    audio, tokens = (
+        [member for name, member in sorted(group.items()) if f".{name.lower()}".endswith(suffixes)]
+        for suffixes in (READABLE_SUFFIXES, TOKEN_SUFFIX)
+    )
+    if not audio and not tokens:
         left_out.append(f"{path}: {_shown(key)} has no audio ({', '.join(sorted(group))})")
         return None
     try:
@@ -210,7 +215,9 @@ def _sample(path: Path, key: str, group: dict[str, Member], left_out: list[str])
     except (ShardError, ValueError, RecursionError) as error:
         left_out.append(f"{path}: what is said of {_shown(key)} cannot be read: {error}")
         return None
-    return Sample(key, data[0], values)
+    if tokens and (not audio or isinstance(values.get("facts"), dict)):  # which say what computed the tokens
+        return Sample(key, tokens[0], values, audio[0] if audio else None)
+    return Sample(key, audio[0], values)
 
 
 def _json(member: Member) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 ``index.json`` is one object: ``"format"``, ``"version"``, ``"kind"``; ``"facts"``, what all clips have in common (of
 tokens the fingerprint of what computed them, their width and rate); ``"shards"``, a list of objects with ``"name"``,
 ``"bytes"``, ``"left_out"`` (sentences on recordings that are not in it) and ``"clips"``, a list of objects with
-``"key"``, ``"file"``, ``"offset"``, ``"size"``, ``"crc32"`` and ``"values"``, which the clip's JSON file holds.
+``"key"``, ``"file"``, ``"offset"``, ``"size"``, ``"crc32"`` and ``"values"``, which the clip's JSON file holds;
+of tokens whose audio is kept also ``"audio"``, an object with that file's ``"file"``, ``"offset"``, ``"size"`` and
+``"crc32"``.
 ``"left_out"``, ``"megabytes"``, ``"digest"`` and ``"count"`` tell whoever writes the shards whether they are the same.
 """
 
@@ -27,6 +29,8 @@ INDEX, PLAN = "index.json", "plan.json"
 FORMAT, VERSION = "losatok-shards", 1
 RECORDINGS, FEATURES, LATENTS = "recordings", "teacher features", "latents"
 KINDS = (RECORDINGS, FEATURES, LATENTS)
+AUDIO_RATE = "audio_rate"
+"""The fact that tokens have the audio they were computed from beside them, and its rate in Hz."""
 
 _BEGIN = re.compile(
     f'{{"format":"{FORMAT}","version":{VERSION},"kind":"({"|".join(KINDS)})"'.encode()
@@ -184,8 +188,17 @@ def _expanded(data: Path) -> list[Path]:
 
 
 def _listed_sample(path: Path, clip: Mapping[str, Any]) -> Sample:
-    member = Member(path, clip["file"], clip["offset"], clip["size"], clip.get("crc32"))
-    return Sample(clip["key"], member, dict(clip["values"]))
+    audio = clip.get("audio")
+    return Sample(
+        clip["key"],
+        _listed_member(path, clip),
+        dict(clip["values"]),
+        None if audio is None else _listed_member(path, audio),
+    )
+
+
+def _listed_member(path: Path, file: Mapping[str, Any]) -> Member:
+    return Member(path, file["file"], file["offset"], file["size"], file.get("crc32"))
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
@@ -242,9 +255,16 @@ def _problem(index: dict[str, Any]) -> str | None:
 
 
 def _clip_fits(clip: dict[str, Any], size: int) -> bool:
-    offset, length, crc32 = clip.get("offset"), clip.get("size"), clip.get("crc32")
-    texts = all(isinstance(clip.get(name), str) for name in ("key", "file")) and isinstance(clip.get("values"), dict)
-    return texts and _count(offset) and _count(length) and (crc32 is None or _count(crc32)) and offset + length <= size
+    audio = clip.get("audio")
+    told = isinstance(clip.get("key"), str) and isinstance(clip.get("values"), dict)
+    files = [clip] if audio is None else [clip, audio]
+    return told and all(isinstance(file, dict) and _file_fits(file, size) for file in files)
+
+
+def _file_fits(file: dict[str, Any], size: int) -> bool:
+    offset, length, crc32 = file.get("offset"), file.get("size"), file.get("crc32")
+    named = isinstance(file.get("file"), str)
+    return named and _count(offset) and _count(length) and (crc32 is None or _count(crc32)) and offset + length <= size
 
 
 def _count(value: object) -> TypeGuard[int]:

@@ -20,8 +20,11 @@ from typing import Any
 from losatok_ext.errors import TrainingError, UserError
 from losatok_ext.files import atomic_path
 from losatok_ext.training.corpus import Clip, Corpus
-from losatok_ext.training.shard_files import scan_shard
+from losatok_ext.training.shard_files import Member, Sample, scan_shard
 from losatok_ext.training.shard_index import FORMAT, INDEX, PLAN, SUFFIX, VERSION, read_index
+
+AUDIO = "flac"
+"""Suffix of the audio kept beside tokens."""
 
 _LOCK = ".lock"
 
@@ -35,6 +38,8 @@ class Packed:
     content: bytes
     values: dict[str, Any]
     """What its JSON file says."""
+    audio: bytes | None = None
+    """Of tokens: the FLAC file that they were computed from, kept beside them."""
 
 
 Produce = Callable[[Sequence[Clip], Callable[[int], None]], Iterable[Packed | str]]
@@ -234,6 +239,7 @@ def _write(
         raise UserError(f"writing shards needs webdataset ({error}); pip install 'losatok-ext[train]'") from error
     left_out: list[str] = []
     listed: dict[str, dict[str, Any]] = {}
+    sums: dict[str, dict[str, int]] = {}
     try:
         with atomic_path(path) as temporary:
             with temporary.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as writer:
@@ -244,15 +250,15 @@ def _write(
                     key, values = f"{number:08d}", {"path": clip.name, **packed.values}
                     values.update({name: text for name in ("text", "domain") if (text := getattr(clip, name))})
                     told = {**values, "facts": facts} if facts else values
-                    writer.write({"__key__": key, packed.suffix: packed.content, "json": json.dumps(told).encode()})
-                    listed[key] = {"crc32": zlib.crc32(packed.content), "values": values}
-            places = [(sample.key, sample.member) for sample in scan_shard(temporary).samples]
+                    audio = {} if packed.audio is None else {AUDIO: packed.audio}
+                    files = {packed.suffix: packed.content, **audio, "json": json.dumps(told).encode()}
+                    writer.write({"__key__": key, **files})
+                    sums[key] = {name: zlib.crc32(content) for name, content in files.items()}
+                    listed[key] = values
+            samples = scan_shard(temporary).samples
             size = temporary.stat().st_size
-        assert [key for key, _ in places] == list(listed)
-        indexed = [
-            {"key": key, "file": member.name, "offset": member.offset, "size": member.size, **listed[key]}
-            for key, member in places
-        ]
+        assert [sample.key for sample in samples] == list(listed)
+        indexed = [_indexed(sample, sums[sample.key], listed[sample.key]) for sample in samples]
         entry = {"name": path.name, "bytes": size, "left_out": left_out, "clips": indexed}
         _write_json(_sidecar(path), entry)
     except OSError as error:
@@ -261,6 +267,17 @@ def _write(
             "finished shards are kept"
         ) from error
     return entry
+
+
+def _indexed(sample: Sample, sums: Mapping[str, int], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the index says of a clip, given the CRC-32 of each of its files by suffix."""
+
+    def place(member: Member) -> dict[str, Any]:
+        crc32 = sums[member.name.rpartition(".")[2]]
+        return {"file": member.name, "offset": member.offset, "size": member.size, "crc32": crc32}
+
+    audio = {} if sample.audio is None else {"audio": place(sample.audio)}
+    return {"key": sample.key, **place(sample.member), "values": values, **audio}
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -49,9 +49,9 @@ def open_tokens(data: str | Path, kind: str, cache_megabytes: int) -> TokenCorpu
     shards = open_shards(data)
     if shards.kind != kind:
         raise TrainingError(f"{data} holds {shards.kind}, and {kind} are needed here")
-    facts = _facts(data, shards)
+    facts = token_facts(data, shards)
     skipped = list(shards.left_out)
-    clips = attempt(lambda sample: _clip(sample, kind), shards.samples, skipped)
+    clips = attempt(lambda sample: token_clip(sample, kind), shards.samples, skipped)
     loaded = None
     if sum(clip.member.size for clip in clips) <= cache_megabytes * 1e6:
         whole = attempt(lambda clip: (clip, _read_all(clip, facts["width"])), clips, skipped)
@@ -80,7 +80,12 @@ def _read_all(clip: Clip, width: int) -> Tensor:
     return tokens
 
 
-def _facts(data: Path, shards: Shards) -> dict[str, Any]:
+def token_facts(data: Path, shards: Shards) -> dict[str, Any]:
+    """What all clips in shards of tokens have in common: ``fingerprint``, ``width``, ``frame_rate`` and more.
+
+    Raises:
+        TrainingError: the shards do not say it.
+    """
     facts = shards.facts
     counts = [facts.get(name) for name in ("width", "frame_rate")]
     if not all(type(count) is int and count > 0 for count in counts) or not isinstance(facts.get("fingerprint"), str):
@@ -90,7 +95,12 @@ def _facts(data: Path, shards: Shards) -> dict[str, Any]:
     return facts
 
 
-def _clip(sample: Sample, kind: str) -> Clip:
+def token_clip(sample: Sample, kind: str) -> Clip:
+    """A clip of tokens as its shard describes it.
+
+    Raises:
+        ShardError: the shard does not say what is needed.
+    """
     values, shard = sample.values, sample.member.shard
     tokens, energy = values.get("tokens"), values.get("gram_energy")
     if type(tokens) is not int or tokens < 1:

@@ -34,10 +34,14 @@ class TokenizerStage(TokenizerView, RecordingStage):
     it is the mean of the posterior that is quantized and decoded, as in inference, and ``quantizer`` is added. A model
     with nested latents decodes each clip from a random one of their prefixes.
 
+    Where the data has the teacher's features beside its recordings, the semantic encoder never runs; the bottleneck,
+    a thousandth of its work, does.
+
     The audio that a step decodes is kept, detached, for :meth:`critic_losses`: the decoder runs once.
     """
 
     name = "tokenizer"
+    takes_features = True
     paper_steps = 1_000_000
 
     def __init__(self, data: str | Path, config: TrainConfig) -> None:
@@ -65,7 +69,7 @@ class TokenizerStage(TokenizerView, RecordingStage):
         """The corpus and its batches; with ``supervision.labels`` also the clips' classes.
 
         Raises:
-            TrainingError: no recording can be used, or the labels cannot be told apart.
+            TrainingError: no recording can be used, stored features are of no use, or the labels cannot be told apart.
         """
         corpus, source = super().open_data(model)
         if self.config.supervision.labels and self.config.tokenizer.label > 0:
@@ -109,9 +113,12 @@ class TokenizerStage(TokenizerView, RecordingStage):
     def build(self, corpus: Corpus) -> LoSATok:
         """The model of the folder ``init``, with a new quantizer where the configuration has one.
 
-        Raises as :meth:`model_config`.
+        Raises:
+            ConfigError, CheckpointError: as :meth:`model_config`.
+            TrainingError: the data holds features of another teacher than that model's.
         """
         model = LoSATok.from_pretrained(_init(self.config))
+        self.check_teacher(model)
         quantizer, floor = _quantizer(self.config), self.config.supervision.kl_floor
         if quantizer is not None:
             torch.manual_seed(self.config.seed)
@@ -135,6 +142,7 @@ class TokenizerStage(TokenizerView, RecordingStage):
         """
         options = {
             "sample": self.model.quantizer is None,
+            "features": self.semantic(batch),
             "semantic_distance": self.config.supervision.distance,
             "dims": self._prefixes(len(batch.lengths)),
         }

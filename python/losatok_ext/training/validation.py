@@ -5,7 +5,6 @@ It changes nothing of the run: no weight, no buffer, no random number of a step.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
@@ -103,18 +102,9 @@ def hold_out(corpus: Corpus, share: float, data: object) -> tuple[Corpus, Corpus
             f"{data}: validation.share {share:g} of its {len(corpus.clips)} clips leaves none to "
             f"{'train' if all(held) else 'validate'} on; take another share, or validation.data"
         )
-    return _pick(corpus, [not h for h in held]), _pick(corpus, held)
+    return corpus.pick([not h for h in held]), corpus.pick(held)
 
 
 def _fraction(name: str) -> float:
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _pick(corpus: Corpus, kept: list[bool]) -> Corpus:
-    audio = corpus.audio
-    return dataclasses.replace(
-        corpus,
-        clips=tuple(clip for clip, keep in zip(corpus.clips, kept, strict=True) if keep),
-        audio=None if audio is None else tuple(a for a, keep in zip(audio, kept, strict=True) if keep),
-    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext.models.config import SEMANTIC_PATCH, LoSATokConfig
@@ -14,6 +15,7 @@ from losatok_ext.training.stage import ClipLatents, Shown
 
 if TYPE_CHECKING:
     from losatok_ext.models import LoSATok
+    from losatok_ext.models.reconstruction import Reconstruction
     from losatok_ext.training.config import TrainConfig
 
 
@@ -67,14 +69,32 @@ class TokenizerView:
         frames = torch.stack([(heard // hop + 1) * hop for hop in hops]).sum(0)
         return {**dict.fromkeys(("semantic_high", "semantic_low", "kl", "quantizer"), tokens), "mel": frames}
 
+    def semantic(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """The teacher's features [B, T, D] of a batch and their lengths [B] where they are stored; None: the model
+        computes them."""
+        if batch.features is None:
+            return None
+        tokens = semantic_tokens(batch, batch.lengths, self.model.config)
+        return batch.features, tokens.to(batch.features.device)
+
+    def _made(self, batch: Batch) -> Reconstruction:
+        """What the model makes of a batch whose features are stored, without its teacher."""
+        options = {"sample": False, "features": self.semantic(batch), "reconstruction": True}
+        return self.model(batch.audio, batch.lengths, **options)[1]
+
     def latents(self, batch: Batch) -> ClipLatents:
         """The posterior of the latents."""
-        latents = self.model.encode(batch.audio, lengths=batch.lengths)
+        stored = batch.features is not None
+        latents = self._made(batch).latents if stored else self.model.encode(batch.audio, lengths=batch.lengths)
         return ClipLatents(latents.mu, latents.logvar, latents.lengths)
 
     def show(self, batch: Batch) -> list[Shown]:
-        """Each clip, and its reconstruction."""
-        made = self.model.reconstruct(batch.audio, lengths=batch.lengths)
+        """Each clip, and its reconstruction; where features are stored to the end of its last token."""
+        if batch.features is None:
+            made = self.model.reconstruct(batch.audio, lengths=batch.lengths)
+        else:
+            made = self._made(batch).audio.float()
+            made = F.pad(made, (0, batch.audio.shape[1] - made.shape[1]))
         return [
             Shown(name, given[:n], ours[:n], self.model.sample_rate)
             for name, given, ours, n in zip(batch.names, batch.audio, made, batch.lengths.tolist(), strict=True)
