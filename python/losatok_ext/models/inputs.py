@@ -33,6 +33,15 @@ def as_batch(audio: Tensor) -> Tensor:
     return audio if audio.dim() == 2 else audio[None]
 
 
+def require_latents(z: Tensor, dim: int) -> None:
+    """Raise TypeError or ValueError unless ``z`` is a floating-point tensor [B, T, dim]."""
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"z should be a floating-point torch.Tensor [B, T, d] or Latents, got {kind}")
+    if z.dim() != 3 or z.shape[-1] != dim:
+        raise ValueError(f"z should have shape [B, T, d] with d = {dim}, got {list(z.shape)}")
+
+
 def clip_lengths(lengths: Tensor | Sequence[int] | None, batch: int, size: int) -> Tensor:
     """``lengths`` (None: all of ``size``) as an int64 tensor [B] on the CPU; a tensor on a GPU is waited for.
 

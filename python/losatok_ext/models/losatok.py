@@ -6,32 +6,28 @@ at 25 (or 50) tokens per second; a ConvNeXt decoder with an inverse STFT head tu
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losatok_ext import pretrained
 from losatok_ext.audio.stft import keep_valid
 from losatok_ext.errors import UserError
-from losatok_ext.models import checkpoint, nested, precision, published
+from losatok_ext.models import encoding, nested, precision
 from losatok_ext.models.acoustic import AcousticEncoder
 from losatok_ext.models.config import LoSATokConfig
 from losatok_ext.models.dasheng import SemanticEncoder, init_semantic_encoder
 from losatok_ext.models.decoder import Decoder, init_decoder
 from losatok_ext.models.huggingface_encoder import HuggingFaceEncoder
-from losatok_ext.models.inputs import as_batch, clip_lengths, require_finite, resample_clips
+from losatok_ext.models.inputs import as_batch, clip_lengths, require_finite, require_latents
 from losatok_ext.models.latents import Latents
 from losatok_ext.models.quantization import code_sizes, quantizer_name
-from losatok_ext.models.reconstruction import Reconstruction
-from losatok_ext.nn import noise
-from losatok_ext.nn.bottleneck import Bottleneck, upsample_tokens
-from losatok_ext.nn.losses import SEMANTIC_DISTANCES, MultiScaleMelLoss, kl_divergence
-from losatok_ext.nn.quantizers import Quantizer, QuantizerConfig, build_quantizer
+from losatok_ext.models.reconstruction import Reconstruction, batch_losses
+from losatok_ext.models.stored_tokenizer import StoredTokenizer
+from losatok_ext.nn.bottleneck import Bottleneck
+from losatok_ext.nn.losses import MultiScaleMelLoss
+from losatok_ext.nn.quantizers import build_quantizer
 
 INITIAL_LOGVAR = -4.0
 """Log variance of a new model's posterior. Noise of variance 1 would drown its first latents: on the bundled recordings
@@ -43,10 +39,8 @@ STAGES = {
 }
 """What each stage of training trains, where the model has it; the semantic encoder never."""
 
-_QUANTIZER = "quantizer."
 
-
-class LoSATok(nn.Module):
+class LoSATok(StoredTokenizer):
     """The tokenizer. ``torch.manual_seed`` decides the random weights of a new one.
 
     A clip's latents and audio are the same alone, in any batch and behind any padding (to rounding). Encoding a clip of
@@ -58,8 +52,7 @@ class LoSATok(nn.Module):
 
     def __init__(self, config: LoSATokConfig | None = None) -> None:
         super().__init__()
-        config = LoSATokConfig() if config is None else config
-        self.config = config
+        self.config = config = LoSATokConfig() if config is None else config
         d = config.latent_dim
         self.semantic_encoder: SemanticEncoder | HuggingFaceEncoder = (
             SemanticEncoder(config) if config.semantic is None else HuggingFaceEncoder(config)
@@ -71,14 +64,12 @@ class LoSATok(nn.Module):
         self.fc_logvar = nn.Linear(d, d)
         self.decoder = Decoder(config)
         self.mel_loss = MultiScaleMelLoss(config.mel_loss_windows, config.mel_loss_bins, config.sample_rate)
-        self.made_from: tuple[str, str] | None = None  # of an int8 model: whose name it has, with which weights
-        self._fingerprint: tuple[object, str] | None = None
         nn.init.constant_(self.fc_logvar.bias, INITIAL_LOGVAR)
         if isinstance(self.semantic_encoder, SemanticEncoder):
             init_semantic_encoder(self.semantic_encoder)
         init_decoder(self.decoder)
         # Last, so that all else is the same with and without one.
-        self.quantizer: Quantizer | None = None
+        self.quantizer = None
         if config.quantizer is not None:
             self.quantizer = build_quantizer(config.quantizer, d)
 
@@ -151,22 +142,14 @@ class LoSATok(nn.Module):
                 ``target_error``.
             UserError: NaN or infinity within a clip, or a model without nested latents is to cut them.
         """
-        clips, counts = self._prepare(audio, sample_rate, lengths)
-        if dims is None and target_error is None:
-            return self._quantized(self._encode(clips, counts, sample, high=features, generator=generator))
+        clips, counts = encoding.prepare(self, audio, sample_rate, lengths)
         if dims is not None and target_error is not None:
             raise ValueError("dims and target_error should not both be given: the error decides the dimensions")
-        if dims is not None:
-            kept = nested.choose_dims(self, dims, len(clips))
-            return nested.truncate(self._encode(clips, counts, sample, high=features, generator=generator), kept)
-        assert target_error is not None
-        sizes = nested.require_nested(self, "target_error")
-        measure = nested.PrefixErrors(self.bottleneck, sizes)
-        teacher, tokens = self.semantic_encoder(clips, counts, None if features else measure)
-        low, errors = (measure(teacher) if features else teacher).split([self.config.latent_dim, len(sizes)], dim=-1)
-        branch = (teacher if features else low.to(self.fc_a.weight.dtype), tokens)
-        latents = self._encode(clips, counts, sample, high=features, generator=generator, teacher=branch)
-        return nested.truncate(latents, nested.least_dims(errors, tokens, sizes, target_error))
+        if target_error is not None:
+            return encoding.encode_within(self, clips, counts, target_error, sample, features, generator)
+        kept = None if dims is None else nested.choose_dims(self, dims, len(clips))
+        latents = encoding.encode(self, clips, counts, sample, features, generator)
+        return encoding.quantized(self, latents) if kept is None else nested.truncate(latents, kept)
 
     @torch.no_grad()
     def decode(self, z: Tensor | Latents, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
@@ -187,12 +170,7 @@ class LoSATok(nn.Module):
         if isinstance(z, Latents):
             lengths = z.lengths if lengths is None else lengths
             z = z.z
-        if not isinstance(z, Tensor) or not z.is_floating_point():
-            kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
-            raise TypeError(f"z should be a floating-point torch.Tensor [B, T, d] or Latents, got {kind}")
-        d = self.config.latent_dim
-        if z.dim() != 3 or z.shape[-1] != d:
-            raise ValueError(f"z should have shape [B, T, d] with d = {d}, got {list(z.shape)}")
+        require_latents(z, self.config.latent_dim)
         counts = clip_lengths(lengths, *z.shape[:2])
         require_finite("z", z, counts)
         ragged = counts.to(self.device) if bool((counts < z.shape[1]).any()) else None
@@ -216,13 +194,13 @@ class LoSATok(nn.Module):
             [B, N'] float32 at the model's sample rate, N' the samples of the longest clip at that rate; zeros past a
             clip's end. Raises as :meth:`encode`.
         """
-        clips, counts = self._prepare(audio, sample_rate, lengths)
+        clips, counts = encoding.prepare(self, audio, sample_rate, lengths)
         covered = torch.tensor([self.config.covering_samples(n) for n in counts.tolist()], dtype=torch.int64)
         size = clips.shape[1]
         target = counts.to(self.device)
         longest = int(covered.max()) if len(covered) else 0
         padded = F.pad(keep_valid(clips, target), (0, max(longest - size, 0)))
-        decoded = self.decode(self._quantized(self._encode(padded, covered)))
+        decoded = self.decode(encoding.quantized(self, encoding.encode(self, padded, covered)))
         return keep_valid(decoded[:, :size], target)
 
     @torch.no_grad()
@@ -274,7 +252,7 @@ class LoSATok(nn.Module):
         Returns:
             (features [B, T, D], lengths [B] int64 in frames of 40 ms); zeros past a clip's. Raises as :meth:`encode`.
         """
-        return self.semantic_encoder(*self._prepare(audio, self.sample_rate, lengths))
+        return self.semantic_encoder(*encoding.prepare(self, audio, self.sample_rate, lengths))
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -315,32 +293,8 @@ class LoSATok(nn.Module):
         counts = clip_lengths(lengths, *audio.shape) if lengths is None or lengths.device.type == "cpu" else lengths
         if features is None:
             features = self.semantic_encoder(audio, counts)
-        latents = self._encode(audio, counts, sample, high=True, generator=generator, teacher=features)
-        tokens = latents.lengths
-        acoustic, semantic = latents.acoustic, latents.semantic
-        acoustic_low, semantic_low = latents.acoustic_low, latents.semantic_low
-        assert acoustic is not None
-        assert semantic is not None
-        assert acoustic_low is not None
-        assert semantic_low is not None
-        z, own = (latents if dims is None else nested.truncate(latents, dims)).z, None
-        if self.quantizer is not None:
-            z, _, parts = self.quantizer(z, tokens)
-            own = sum(parts.values(), z.new_zeros((), dtype=torch.float32))
-        decoded = self.decoder(z, None if lengths is None else tokens)
-        size = min(decoded.shape[1], audio.shape[1])
-        heard = None if lengths is None else torch.minimum(tokens * self.samples_per_token, counts.to(self.device))
-        ragged = None if lengths is None else tokens
-        made = Reconstruction(latents, decoded[:, :size], audio[:, :size], heard)
-        distance = SEMANTIC_DISTANCES[semantic_distance]
-        losses = {
-            "mel": self.mel_loss(made.audio, made.target, heard),
-            "semantic_high": distance(acoustic, semantic, ragged),
-            "semantic_low": distance(acoustic_low, semantic_low, ragged),
-            "kl": kl_divergence(latents.mu, latents.logvar, ragged, self.config.kl_clamp),
-        }
-        if own is not None:
-            losses["quantizer"] = own
+        latents = encoding.encode(self, audio, counts, sample, high=True, generator=generator, teacher=features)
+        losses, made = batch_losses(self, latents, audio, None if lengths is None else counts, semantic_distance, dims)
         losses = {**losses, **self.sembo_losses(*features)} if sembo else losses
         return (losses, made) if reconstruction else losses
 
@@ -373,184 +327,3 @@ class LoSATok(nn.Module):
                 precision.require_trainable(name, getattr(self, name))
                 getattr(self, name).requires_grad_(True)
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if needed), each whole or not."""
-        checkpoint.save(self, folder)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | os.PathLike[str],
-        device: torch.device | str = "cpu",
-        dtype: str | torch.dtype | None = None,
-    ) -> LoSATok:
-        """The model that :meth:`save_pretrained` wrote, in eval mode.
-
-        Args:
-            folder: with ``config.json`` and ``model.safetensors``, or the name of a bundled model: ``"tiny"``.
-            device: where to put it.
-            dtype: ``"bfloat16"`` halves the weights and, where the processor multiplies it, several times the speed;
-                what does not bear it stays in float32 (see :mod:`losatok_ext.models.precision`), as latents and audio
-                do. ``"int8"`` quarters them: linear layers have int8 weights and multiply in bfloat16. ``"float32"``
-                makes a model of any precision float32. None: as it was saved, a bundled model in float32.
-
-        Raises:
-            CheckpointError: a file is missing or unreadable, or a tensor is missing, left over or of another shape.
-            ValueError: another dtype.
-        """
-        chosen = None if dtype is None else precision.dtype_of(dtype)
-        folder = pretrained.resolve(folder)
-        if chosen is None and pretrained.is_bundled(folder):
-            chosen = torch.float32
-        model = checkpoint.load(cls, folder)
-        model.made_from = checkpoint.read_made_from(folder)
-        return (model if chosen is None else precision.cast(model, chosen)).to(device)
-
-    @classmethod
-    def from_reference_checkpoint(
-        cls,
-        path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor],
-        config: LoSATokConfig | Mapping[str, Any] | None = None,
-        hidden_dim: int = 512,
-        frame_rate: int = 25,
-        semantic_encoder: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
-    ) -> LoSATok:
-        """The model of a checkpoint in the published layout, in eval mode. Nothing is fetched and no pickle is run.
-
-        The layout has no quantizer: one in ``config`` is new.
-
-        Args:
-            path_or_state_dict: a ``.safetensors`` file, a ``.pth``/``.pt``/``.bin`` file (read with
-                ``weights_only=True``), or the state dict itself.
-            config: a LoSATokConfig, or the published configuration's own dict; None is the published model.
-            hidden_dim: of the semantic bottleneck; used with a dict or None, as the published configuration does not
-                hold it.
-            frame_rate: tokens per second; likewise.
-            semantic_encoder: the semantic encoder's weights where they are kept apart: a file, a state dict or a folder
-                of sharded safetensors, by MiDashengLM's names (``audio_encoder.*``; of a large model nothing else is
-                read) or bare.
-
-        Raises:
-            CheckpointError: unreadable, or tensors missing, left over or of another shape.
-            ConfigError: ``config`` holds an unknown key, or contradicts ``frame_rate``.
-        """
-        if not isinstance(config, LoSATokConfig):
-            config = LoSATokConfig.from_published(config or {}, hidden_dim, frame_rate)
-        state = published.read(path_or_state_dict, config, semantic_encoder)
-        if config.quantizer is not None:
-            state.update(_quantizer_state(build_quantizer(config.quantizer, config.latent_dim)))
-        return checkpoint.build(cls, config, state, "the published checkpoint")
-
-    def to_reference_state_dict(self) -> dict[str, Tensor]:
-        """The weights by the published checkpoint's names and layout, its computed buffers included.
-
-        The quantizer is left out: the layout has no names for it.
-        """
-        state = {name: value for name, value in self.state_dict().items() if not name.startswith(_QUANTIZER)}
-        return published.to_published(precision.widened(state), self.config)
-
-    def with_quantizer(self, quantizer: Quantizer | QuantizerConfig | None) -> LoSATok:
-        """A model with the same weights (not copied) and another quantizer, or none; in eval mode.
-
-        Args:
-            quantizer: a quantizer of ``latent_dim`` features, whose weights are taken; or the configuration of a new
-                one.
-        """
-        if isinstance(quantizer, QuantizerConfig):
-            quantizer = build_quantizer(quantizer, self.config.latent_dim)
-        config = dataclasses.replace(self.config, quantizer=None if quantizer is None else quantizer.config)
-        state = {name: value for name, value in self.state_dict().items() if not name.startswith(_QUANTIZER)}
-        if quantizer is not None:
-            state.update(_quantizer_state(quantizer))
-        model = checkpoint.build(type(self), config, state, "the quantizer").to(self.device)
-        if model.quantizer is not None:
-            model.quantizer.to(self.fc_mu.weight.dtype)
-        model.made_from = self.made_from
-        return model
-
-    def fingerprint(self) -> str:
-        """16 hex digits that name this model: a hash of its configuration and weights.
-
-        Weights are rounded to bfloat16 first, so that a model and its bfloat16 copy have one name. An int8 model has
-        the name of the one it was made from, whose latents it takes and gives, as long as it has the weights that it
-        was made with. The hash is kept until a weight changes.
-        """
-        own = self.weights_digest()
-        return own if self.made_from is None or self.made_from[1] != own else self.made_from[0]
-
-    def weights_digest(self) -> str:
-        """16 hex digits, the hash of the configuration and the weights as they are; see :meth:`fingerprint`."""
-        weights = [*self.parameters(), *self.buffers()]
-        key = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in weights)
-        if self._fingerprint is None or self._fingerprint[0] != key:
-            self._fingerprint = (key, checkpoint.fingerprint(self.config, self.state_dict()))
-        return self._fingerprint[1]
-
-    def quantizer_fingerprint(self) -> str | None:
-        """16 hex digits that name the quantizer: a hash of its configuration and weights; None where there is none."""
-        if self.quantizer is None:
-            return None
-        return checkpoint.digest(self.quantizer.config.to_dict(), self.quantizer.state_dict(prefix=_QUANTIZER))
-
-    # -- inner ---------------------------------------------------------------------------------------------------------
-
-    def _prepare(
-        self, audio: Tensor, sample_rate: int, lengths: Tensor | Sequence[int] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Clips [B, N] float32 on the model's device, at its rate, cut to the longest; lengths [B] on the CPU."""
-        audio = as_batch(audio)
-        counts = clip_lengths(lengths, *audio.shape)
-        require_finite("audio", audio, counts)
-        audio = audio.detach().float()
-        if sample_rate != self.sample_rate:
-            audio, counts = resample_clips(audio, counts, sample_rate, self.sample_rate)
-        longest = int(counts.max()) if len(counts) else 0
-        return audio[:, :longest].to(self.device), counts
-
-    def _quantized(self, latents: Latents) -> Latents:
-        """With codes, and what they stand for as z, where there is a quantizer."""
-        if self.quantizer is None:
-            return latents
-        z, codes = self.quantize(latents.z, latents.lengths)
-        return dataclasses.replace(latents, z=z, codes=codes)
-
-    def _encode(
-        self,
-        audio: Tensor,
-        lengths: Tensor,
-        sample: bool = False,
-        high: bool = False,
-        generator: torch.Generator | None = None,
-        teacher: tuple[Tensor, Tensor] | None = None,
-    ) -> Latents:
-        """Latents of clips [B, N] with ``lengths`` [B], with gradients, not quantized; ``high`` keeps the features."""
-        factor = self.config.semantic_upsampling
-        if teacher is None:
-            teacher = self.semantic_encoder(audio, lengths, None if high else self.bottleneck.down)
-        semantic, semantic_lengths = teacher
-        semantic_low = self.bottleneck.down(semantic) if high else semantic
-        acoustic, acoustic_lengths = self.acoustic_encoder(audio, lengths.to(audio.device))
-        time = min(semantic.shape[1] * factor, acoustic.shape[1])
-        tokens = torch.minimum(semantic_lengths * factor, acoustic_lengths)
-        acoustic = acoustic[:, :time]
-        acoustic_low = self.fc_a(acoustic.to(self.fc_a.weight.dtype))
-        semantic_low = upsample_tokens(semantic_low, factor, semantic_lengths)[:, :time]
-        unified_low = acoustic_low + semantic_low
-        mu, logvar = self.fc_mu(unified_low), self.fc_logvar(unified_low).clamp(-20.0, 20.0)
-        z = mu
-        if sample:
-            drawn = noise.normal(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
-            z = mu + (0.5 * logvar).exp() * drawn
-        ours = {"z": z, "mu": mu, "logvar": logvar}
-        if high:
-            semantic = upsample_tokens(semantic, factor, semantic_lengths)[:, :time]
-            ours.update(semantic=semantic, semantic_low=semantic_low, acoustic=acoustic, acoustic_low=acoustic_low)
-            ours.update(unified=semantic + acoustic, unified_low=unified_low)
-        return Latents(lengths=tokens, **{name: keep_valid(value, tokens) for name, value in ours.items()})
-
-
-def _quantizer_state(quantizer: Quantizer) -> dict[str, Tensor]:
-    return dict(quantizer.state_dict(prefix=_QUANTIZER))

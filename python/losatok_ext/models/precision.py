@@ -14,7 +14,7 @@ depend on its batch, and one for each frame gains nothing (see docs/speed.md).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ from losatok_ext.errors import CheckpointError, UserError
 from losatok_ext.nn.linear import Int8Linear, Linear
 
 if TYPE_CHECKING:
-    from losatok_ext.models.losatok import LoSATok
+    from losatok_ext.models.stored_tokenizer import StoredTokenizer
+
+M = TypeVar("M", bound="StoredTokenizer")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -61,7 +63,7 @@ def dtype_name(model: nn.Module) -> str:
     return next(name for name in reversed(DTYPES) if DTYPES[name] in found)
 
 
-def cast(model: LoSATok, dtype: torch.dtype) -> LoSATok:
+def cast(model: M, dtype: torch.dtype) -> M:
     """``model`` itself with its weights in ``dtype``, those of :data:`KEPT` in float32.
 
     An int8 model keeps the name of the one it was made from (:meth:`LoSATok.fingerprint`). What came out of int8 again
