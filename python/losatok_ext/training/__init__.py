@@ -2,8 +2,9 @@
 
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.log import read_log
+from losatok_ext.training.prepared_run import RunStart
 from losatok_ext.training.reports import Best, StepReport, Validation
-from losatok_ext.training.run import RunStart, TrainResult, train_generator, train_sembo, train_teacher, train_tokenizer
+from losatok_ext.training.run import TrainResult, train_generator, train_sembo, train_teacher, train_tokenizer
 
 __all__ = [
     "Best",

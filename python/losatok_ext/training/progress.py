@@ -7,8 +7,8 @@ from types import TracebackType
 
 from losatok_ext.errors import TrainingError
 from losatok_ext.training.balance import DomainShare
+from losatok_ext.training.prepared_run import RunStart
 from losatok_ext.training.reports import StepReport
-from losatok_ext.training.run import RunStart
 
 try:
     from rich.console import Console
