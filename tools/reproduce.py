@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The paper's tables in miniature: teacher, bottlenecks and tokenizers, trained and measured for three seeds.
+"""The paper's tables in miniature: teacher, bottlenecks and tokenizers, trained and measured for four seeds.
 
-    python tools/reproduce.py -o runs/reproduce [--scale 1]        # make reproduce
+    python tools/reproduce.py -o runs/reproduce [--scale 1] [--jobs 2]        # make reproduce
 
 Renders a corpus to train on and one to test on (tools/make_corpus.py: espeak-ng, fluidsynth). For each seed it trains a
 teacher on unlabelled clips (masked autoencoder), five bottlenecks on it, and six tokenizers on the first of them; what
-each makes of the test corpus is probed and set beside the paper's claims. The same command goes on where it stopped.
+each makes of the test corpus, heard through noise, is probed and set beside the paper's claims. Seeds run side by side.
+The same command goes on where it stopped.
 Writes OUTPUT/figures.json and OUTPUT/reproduction.md.
 """
 
@@ -13,26 +14,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reproduction import measure, plan, report
+from reproduction import hear, measure, plan, report
 
+from losatok_ext.errors import UserError
 from losatok_ext.evaluation.items import find_items
 from losatok_ext.files import atomic_path
 from losatok_ext.models import LoSATok
 
 SPECTRA_CLIPS = 20
 """Per domain, of the test corpus, that tokenizers reconstruct."""
+DECIBELS = -5.0
+"""Of the clips that are probed, over their noise. Without noise, random weights answer nearly everything."""
 
 
-def of_seed(seed: int, output: Path, data: Path, items: list, scale: float) -> dict[str, Any]:
-    """Train and measure everything of one seed."""
+def of_seed(seed: int, output: Path, data: Path, test: Path, heard: Path, scale: float, threads: int) -> dict[str, Any]:
+    """Train and measure everything of one seed: spectra of the ``test`` corpus, probes of the ``heard`` one."""
+    torch.set_num_threads(threads)
+    items, _ = find_items([heard])
     folder = output / f"seed-{seed}"
     kept = folder / "figures.json"
     if kept.exists():
@@ -47,8 +56,11 @@ def of_seed(seed: int, output: Path, data: Path, items: list, scale: float) -> d
 
     paths: dict[tuple[str, str], Path] = {}
     d = plan.DIMS
-    trained("teacher", "own", {}, None)
-    figures: dict[str, Any] = {"compression": {}, "tokenizers": {}}
+    figures: dict[str, Any] = {"compression": {report.CHANCE: {"probes": measure.chance(items)}}, "tokenizers": {}}
+    torch.manual_seed(seed)
+    untrained = LoSATok(trained("teacher", "own", {}, None).config).eval()
+    found = measure.probes(measure.features_of(untrained, items, ["semantic"], folder / "features"), ["semantic"])
+    figures["compression"][report.UNTRAINED] = {"probes": found["semantic"]}
     for variant in plan.BOTTLENECKS:
         model = trained("sembo", variant.name, variant.changes, paths["teacher", "own"])
         names = ["semantic_low"]
@@ -61,7 +73,8 @@ def of_seed(seed: int, output: Path, data: Path, items: list, scale: float) -> d
             for shown, name in zip((report.TEACHER, report.MERGE, report.PCA), names[1:], strict=True):
                 figures["compression"][shown] = {"probes": found[name]}
             figures["ranks"] = measure.ranks(features, "semantic")
-    few = [i for domain in measure.DOMAINS for i in [i for i in items if i.domain == domain][:SPECTRA_CLIPS]]
+    clean, _ = find_items([test])
+    few = [i for domain in measure.DOMAINS for i in [i for i in clean if i.domain == domain][:SPECTRA_CLIPS]]
     for variant in plan.TOKENIZERS:
         init = paths["sembo", plan.BOTTLENECKS[0].name]
         model = trained("tokenizer", variant.name, variant.changes, init)
@@ -85,8 +98,9 @@ def setting(count: int, options: argparse.Namespace) -> str:
         f"Trained on {3 * options.clips} rendered clips (seed {plan.TRAINING_SEED}), tested on "
         f"{3 * options.test_clips} of seed {plan.TEST_SEED}; the `tiny` preset with d = {plan.DIMS}; steps: {steps}; "
         f"{count} seeds, each from the teacher up: mean ± standard deviation over them. Probes are linear, on the mean "
-        "over a clip's frames, mean accuracy of three splits: the spoken digit by voices the probe did not hear, "
-        "the voice, the instrument, the sound event. Spectra: log-band distance of reconstructed clips over that of a "
+        f"over a clip's frames, with pink noise of {-DECIBELS:+.0f} dB in each clip, mean accuracy of three splits: "
+        "the spoken digit by voices the probe did not hear, the voice, the instrument, the sound event. Spectra: "
+        "log-band distance of reconstructed clips over that of a "
         f"constant spectrum, smaller is better. torch {torch.__version__}, {time.strftime('%Y-%m-%d')}."
     )
 
@@ -97,12 +111,24 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--scale", type=float, default=1.0, help="train for this many times the steps")
     parser.add_argument("--clips", type=int, default=200, help="per domain, to train on")
-    parser.add_argument("--test-clips", type=int, default=160, help="per domain, to test on")
+    parser.add_argument("--test-clips", type=int, default=400, help="per domain, to test on")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at once; they share the cores")
     options = parser.parse_args()
+    if not (options.scale > 0 and options.clips > 0 and options.test_clips > 0 and options.jobs > 0):
+        parser.error("--scale, --clips, --test-clips and --jobs take numbers above 0")
     data = plan.corpus(options.output / "corpus", options.clips, plan.TRAINING_SEED)
     test = plan.corpus(options.output / "test", options.test_clips, plan.TEST_SEED)
-    items, _ = find_items([test])
-    seeds = [of_seed(seed, options.output, data, items, options.scale) for seed in plan.SEEDS]
+    heard = hear.noisy(test, options.output / "heard", DECIBELS, plan.TEST_SEED)
+    threads = max((os.cpu_count() or 1) // options.jobs, 1)
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        runs = [
+            pool.submit(of_seed, seed, options.output, data, test, heard, options.scale, threads) for seed in plan.SEEDS
+        ]
+        try:
+            seeds = [run.result() for run in runs]
+        except UserError as error:
+            pool.shutdown(cancel_futures=True)
+            parser.exit(2, f"reproduce: {error}\n")
     with atomic_path(options.output / "figures.json") as temporary:
         temporary.write_text(json.dumps(seeds, indent=1), encoding="utf-8")
     text = report.write(seeds, setting(len(seeds), options))

@@ -34,6 +34,12 @@ def probes(features: FeatureSet, names: Sequence[str], tasks: Sequence[str] = TA
     return found
 
 
+def chance(items: Sequence[Item], tasks: Sequence[str] = TASKS) -> dict[str, float]:
+    """Accuracy of always giving the commonest answer, by task."""
+    labels = {task: [item.values[task] for item in items if task in item.values] for task in tasks}
+    return {task: max(map(found.count, set(found))) / len(found) for task, found in labels.items()}
+
+
 def features_of(model: LoSATok, items: Sequence[Item], names: Sequence[str], folder: Path) -> FeatureSet:
     """Features of all clips, kept in ``folder``."""
     return extract(model, items, [parse_spec(name).base for name in names], folder)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import make_corpus
+
 from losatok_ext.files import atomic_path
 from losatok_ext.training import TrainConfig, train_sembo, train_teacher, train_tokenizer
 
-TOOL = Path(__file__).parents[1] / "make_corpus.py"
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3)
 DIMS = 16
 """d: a tenth of the teacher's 160 dimensions, as 128 is of 1280."""
 TRAINING_SEED, TEST_SEED = 11, 9011
@@ -45,7 +45,7 @@ TOKENIZERS = (
 )
 """All on the first of :data:`BOTTLENECKS`; the first is the recipe, the next three are about supervision."""
 
-STEPS = {"teacher": 2000, "sembo": 600, "tokenizer": 800}
+STEPS = {"teacher": 4000, "sembo": 600, "tokenizer": 800}
 _BATCHES = {"teacher": (8, 2.56, 1e-3), "sembo": (8, 1.28, 4e-3), "tokenizer": (4, 0.64, 2e-3)}  # crops, s, rate
 
 
@@ -54,8 +54,11 @@ def corpus(folder: Path, clips: int, seed: int) -> Path:
     manifest = folder / "manifest.jsonl"
     lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.exists() else []
     if len(lines) != 3 * clips:
-        command = [sys.executable, str(TOOL), str(folder), "--clips-per-domain", str(clips), "--seed", str(seed)]
-        subprocess.run(command, check=True)
+        domains = list(make_corpus.DOMAINS)
+        lacking = make_corpus.missing(domains, make_corpus.SOUND_FONT)
+        if lacking:
+            sys.exit(f"make_corpus: {lacking}")
+        make_corpus.make_corpus(folder, clips, seed, domains)
     return manifest
 
 

@@ -102,7 +102,8 @@ def train_tokenizer(
     """Train acoustic encoder, latent and decoder on the recordings of ``data``, and leave a model folder
     ``output/model``.
 
-    ``config.init`` names the folder that :func:`train_sembo` wrote. All else is as there.
+    ``config.init`` names the folder that :func:`train_sembo` wrote. ``data`` may be shards of teacher features with
+    their audio (``losatok precompute features --audio``); the teacher does not run then. All else is as there.
     """
     return train(lambda device: TokenizerStage(data, config), output, config, on_start, on_step)
 
