@@ -15,13 +15,14 @@ MODEL = {
     "decoder_dim": 16,
     "decoder_depth": 1,
     "decoder_hidden": 32,
-    "mel_loss_windows": [128, 512],
-    "mel_loss_bins": [10, 20],
+    "mel_loss_windows": [128],
+    "mel_loss_bins": [10],
 }
+DIT = {"width": 32, "depth": 2, "heads": 2, "text_dim": 32, "text_layers": 1, "time_features": 16, "text_bytes": 64}
 SPEECH = sample_folder() / "speech"
 
 
-def config(steps=6, **more):
+def small_run(steps=6, **more):
     values = {
         "preset": "tiny",
         "model": MODEL,
@@ -38,7 +39,7 @@ def config(steps=6, **more):
 
 
 def tokenizer_config(init, **more):
-    return config(preset=None, model={}, init=str(init), **more)
+    return small_run(preset=None, model={}, init=str(init), **more)
 
 
 def killed_config(init, steps):

@@ -13,7 +13,7 @@ from losatok_ext.models.nested import PrefixErrors, least_dims
 from losatok_ext.nn import Bottleneck, FSQConfig
 from losatok_ext.training import train_sembo, train_tokenizer
 from small_models import lively, small_config, tone
-from training_runs import SPEECH, config, tokenizer_config
+from training_runs import SPEECH, small_run, tokenizer_config
 
 DIMS = (2, 4, 8)
 
@@ -151,7 +151,7 @@ def test_both_stages_train_prefixes(tmp_path):
     runs = {}
     for name, prefixes in (("nested", [2, 4]), ("plain", [])):
         settings = {"sembo": {"prefixes": prefixes}, "steps": 60, "batch_size": 8, "optimizer": {"lr": 1e-2}}
-        train_sembo(SPEECH, tmp_path / name, config(**settings, checkpoint={"every": 60}))
+        train_sembo(SPEECH, tmp_path / name, small_run(**settings, checkpoint={"every": 60}))
         runs[name] = LoSATok.from_pretrained(tmp_path / name / "model")
     assert runs["nested"].config.nested_dims == (2, 4, 8)
     assert runs["plain"].config.nested_dims == ()
@@ -165,7 +165,7 @@ def test_both_stages_train_prefixes(tmp_path):
     assert tokenizer.config.nested_dims == (2, 4, 8)
     assert tokenizer.encode(torch.randn(1, 6400), dims=2).dims.tolist() == [2]
     with pytest.raises(ConfigError, match=r"sembo\.prefixes should lie within the 8 dimensions of the latent, got 16"):
-        train_sembo(SPEECH, tmp_path / "wrong", config(sembo={"prefixes": [16]}))
+        train_sembo(SPEECH, tmp_path / "wrong", small_run(sembo={"prefixes": [16]}))
 
 
 def test_the_decoder_learns_from_cut_latents(model):

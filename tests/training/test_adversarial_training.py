@@ -17,8 +17,16 @@ from losatok_ext.training.corpus import open_corpus
 from losatok_ext.training.data import Batch
 from losatok_ext.training.labels import ClipLabels
 from losatok_ext.training.tokenizer import TokenizerStage
-from training_runs import MODEL, SPEECH, StoppedError, assert_same_weights, stop_at, tokenizer_config, weights
-from training_runs import config as sembo_config
+from training_runs import (
+    MODEL,
+    SPEECH,
+    StoppedError,
+    assert_same_weights,
+    small_run,
+    stop_at,
+    tokenizer_config,
+    weights,
+)
 
 GAME = {"feature_matching", "adversarial", "discriminator"}
 
@@ -26,7 +34,7 @@ GAME = {"feature_matching", "adversarial", "discriminator"}
 @pytest.fixture(scope="module")
 def sembo(tmp_path_factory):
     output = tmp_path_factory.mktemp("sembo")
-    train_sembo(SPEECH, output, sembo_config(steps=1))
+    train_sembo(SPEECH, output, small_run(steps=1))
     return output
 
 
@@ -226,7 +234,7 @@ def test_a_checkpoint_of_other_discriminators_is_refused_by_name(sembo, tmp_path
 
 def test_a_batch_in_parts_plays_the_game_of_the_whole(tmp_path):
     """Crops that are all as long, prefixes drawn per clip: the parts together are the batch."""
-    train_sembo(SPEECH, tmp_path / "sembo", sembo_config(steps=1, sembo={"prefixes": [2, 4]}))
+    train_sembo(SPEECH, tmp_path / "sembo", small_run(steps=1, sembo={"prefixes": [2, 4]}))
     lines = {}
     for parts in (1, 2):
         optimizer = {"lr": 1e-3, "eps": 1e-3, "warmup_steps": 0, "accumulate": parts}

@@ -9,19 +9,8 @@ from losatok_ext.audio.samples import sample_folder
 from losatok_ext.cli import main
 from losatok_ext.models import LoSATok
 from losatok_ext.training import read_log
+from training_runs import MODEL
 
-MODEL = {
-    "embed_dim": 32,
-    "depth": 1,
-    "num_heads": 2,
-    "latent_dim": 8,
-    "bottleneck_dim": 16,
-    "decoder_dim": 16,
-    "decoder_depth": 1,
-    "decoder_hidden": 32,
-    "mel_loss_windows": [128],
-    "mel_loss_bins": [10],
-}
 MUSIC = str(sample_folder() / "music")
 
 

@@ -5,36 +5,14 @@ import torch
 from safetensors.torch import load_file
 
 from critic_stage import START, CriticStage
-from losatok_ext.audio.samples import sample_folder
-from losatok_ext.training import TrainConfig, read_log
+from losatok_ext.training import read_log
 from losatok_ext.training.run import train
-
-SPEECH = sample_folder() / "speech"
-MODEL = {
-    "embed_dim": 32,
-    "depth": 1,
-    "num_heads": 2,
-    "latent_dim": 8,
-    "bottleneck_dim": 16,
-    "decoder_dim": 16,
-    "decoder_depth": 1,
-    "decoder_hidden": 32,
-}
+from training_runs import SPEECH, StoppedError, small_run, stop_at
 
 
 def config(**more):
-    values = {
-        "preset": "tiny",
-        "model": MODEL,
-        "steps": 6,
-        "batch_size": 3,
-        "device": "cpu",
-        "data": {"crop_seconds": 0.4},
-        "optimizer": {"lr": 1e-3, "critic_lr": 3e-3, "critic_betas": [0.5, 0.9], "ema_decay": 0.9},
-        "checkpoint": {"every": 3},
-        "log": {"every": 1},
-    }
-    return TrainConfig.from_dict(values | more)
+    rates = {"lr": 1e-3, "critic_lr": 3e-3, "critic_betas": [0.5, 0.9], "ema_decay": 0.9}
+    return small_run(**{"optimizer": rates} | more)
 
 
 def run(output, on_step=None, stages=None, **more):
@@ -70,16 +48,9 @@ def test_both_sides_learn_from_its_start_on(tmp_path):
 
 
 def test_it_goes_on_exactly(tmp_path):
-    class StoppedError(Exception):
-        pass
-
-    def stop(report):
-        if report.step == 5:
-            raise StoppedError
-
     run(tmp_path / "straight")
     with pytest.raises(StoppedError):
-        run(tmp_path / "parts", stop)
+        run(tmp_path / "parts", stop_at(5))
     run(tmp_path / "parts")
     for name in ("model", "optimizer", "ema", "critic", "critic_optimizer"):
         one, other = (part(tmp_path / run_, 6, name) for run_ in ("straight", "parts"))

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
 
 from critic_stage import CriticStage
 from losatok_ext.errors import ConfigError, TrainingError
@@ -18,20 +17,7 @@ from losatok_ext.training.precompute import precompute_features
 from losatok_ext.training.run import train
 from small_models import lively, small_config, tone
 from training_ranks import run_jobs
-
-MODEL = {
-    "embed_dim": 32,
-    "depth": 1,
-    "num_heads": 2,
-    "latent_dim": 8,
-    "bottleneck_dim": 16,
-    "decoder_dim": 16,
-    "decoder_depth": 1,
-    "decoder_hidden": 32,
-    "mel_loss_windows": [128],
-    "mel_loss_bins": [10],
-}
-DIT = {"width": 32, "depth": 2, "heads": 2, "text_dim": 32, "text_layers": 1, "time_features": 16, "text_bytes": 64}
+from training_runs import DIT, MODEL, weights
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +62,6 @@ def config(steps=4, optimizer=None, **more):
 
 def new(**more):
     return config(preset="tiny", model=MODEL, **more)
-
-
-def weights(output):
-    return load_file(output / "model" / "model.safetensors")
 
 
 def assert_same_learning(one, other, losses=1e-4, grown=1e-4):

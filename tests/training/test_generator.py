@@ -18,9 +18,7 @@ from losatok_ext.training import TrainConfig, read_log, train_generator
 from losatok_ext.training.corpus import open_corpus
 from losatok_ext.training.statistics import RunningMoments
 from small_models import lively, small_config
-
-DIT = {"width": 32, "depth": 3, "heads": 2, "text_dim": 32, "text_layers": 1, "time_features": 16, "text_bytes": 64}
-SPEECH = sample_folder() / "speech"
+from training_runs import DIT, SPEECH, StoppedError, stop_at, weights
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +60,6 @@ def config(tokenizer=None, steps=4, generator=None, **more):
         "generator": {"tokenizer": None if tokenizer is None else str(tokenizer), **(generator or {})},
     }
     return TrainConfig.from_dict(values | more)
-
-
-def weights(output):
-    return load_file(output / "model" / "model.safetensors")
-
-
-class StoppedError(Exception):
-    pass
-
-
-def stop_at(step):
-    def on_step(report):
-        if report.step == step:
-            raise StoppedError
-
-    return on_step
 
 
 @pytest.mark.parametrize("kind", ["recordings", "latents"])

@@ -33,10 +33,10 @@ from losatok_ext.training.shard_index import FEATURES, LATENTS, open_shards
 from losatok_ext.training.token_corpus import open_tokens
 from losatok_ext.training.token_files import pack_tokens, read_tokens
 from small_models import lively, small_config
+from training_runs import DIT
 
 SAMPLES = sample_folder()
 SOUNDS = SAMPLES / "environment"
-DIT = {"width": 32, "depth": 1, "heads": 2, "text_dim": 32, "text_layers": 1, "time_features": 16, "text_bytes": 64}
 
 
 @pytest.fixture(scope="module")

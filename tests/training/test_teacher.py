@@ -2,40 +2,19 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from losatok_ext.audio.files import read_audio
-from losatok_ext.audio.samples import sample_folder
 from losatok_ext.errors import ConfigError
 from losatok_ext.models import LoSATok
-from losatok_ext.training import TrainConfig, read_log, train_sembo, train_teacher
+from losatok_ext.training import read_log, train_sembo, train_teacher
+from training_runs import MODEL, SPEECH, StoppedError, assert_same_weights, small_run, stop_at, weights
 
-MODEL = {
-    "embed_dim": 32,
-    "depth": 2,
-    "num_heads": 2,
-    "latent_dim": 8,
-    "bottleneck_dim": 16,
-    "decoder_dim": 16,
-    "decoder_depth": 1,
-    "decoder_hidden": 32,
-}
-SPEECH = sample_folder() / "speech"
+TWO_LAYERS = MODEL | {"depth": 2}
 
 
 def config(steps=6, **more):
-    values = {
-        "preset": "tiny",
-        "model": MODEL,
-        "steps": steps,
-        "batch_size": 4,
-        "device": "cpu",
-        "data": {"crop_seconds": 0.8},
-        "optimizer": {"lr": 3e-3},
-        "checkpoint": {"every": 3},
-        "log": {"every": 1},
-    }
-    return TrainConfig.from_dict(values | more)
+    values = {"model": TWO_LAYERS, "batch_size": 4, "data": {"crop_seconds": 0.8}, "optimizer": {"lr": 3e-3}}
+    return small_run(steps, **values | more)
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +46,11 @@ def test_mel_statistics_are_those_of_the_recordings(trained):
 
 
 def test_resume_is_exact(tmp_path):
-    class StoppedError(Exception):
-        pass
-
-    def stop(report):
-        if report.step == 4:
-            raise StoppedError
-
     train_teacher(SPEECH, tmp_path / "whole", config())
     with pytest.raises(StoppedError):
-        train_teacher(SPEECH, tmp_path / "cut", config(), on_step=stop)
+        train_teacher(SPEECH, tmp_path / "cut", config(), on_step=stop_at(4))
     train_teacher(SPEECH, tmp_path / "cut", config())
-    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
-    for name, value in one.items():
-        assert torch.equal(value, two[name]), name
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
 def test_sembo_starts_from_it(trained, tmp_path):

@@ -23,8 +23,8 @@ from training_runs import (
     SPEECH,
     StoppedError,
     assert_same_weights,
-    config,
     killed_config,
+    small_run,
     stop_at,
     tokenizer_config,
     weights,
@@ -35,13 +35,13 @@ from training_runs import (
 def trained(tmp_path_factory):
     """A finished run of stage one."""
     output = tmp_path_factory.mktemp("sembo")
-    train_sembo(SPEECH, output, config())
+    train_sembo(SPEECH, output, small_run())
     return output
 
 
 def train(stage, output, trained, on_step=None, **more):
     if stage == "sembo":
-        return train_sembo(SPEECH, output, config(**more), on_step=on_step)
+        return train_sembo(SPEECH, output, small_run(**more), on_step=on_step)
     return train_tokenizer(SPEECH, output, tokenizer_config(trained, **more), on_step=on_step)
 
 
@@ -83,7 +83,7 @@ def test_a_stage_changes_its_own_weights_and_no_others(stage, trained, tmp_path)
     changed = {name.split(".")[0] for name, value in weights(tmp_path).items() if not torch.equal(value, before[name])}
     expected = {"sembo": {"bottleneck"}, "tokenizer": {"acoustic_encoder", "fc_a", "fc_mu", "fc_logvar", "decoder"}}
     assert changed == expected[stage]
-    options = config().sembo if stage == "sembo" else config().tokenizer
+    options = small_run().sembo if stage == "sembo" else small_run().tokenizer
     by_name = {f"sembo_{k}" if stage == "sembo" else k: w for k, w in dataclasses.asdict(options).items()}
     for absent in ("sembo_prefixes", "sembo_window", "quantizer", "adversarial", "feature_matching", "label"):
         by_name.pop(absent, None)  # what this model and run do not have
@@ -185,7 +185,7 @@ def test_asked_to_stop_it_finishes_the_step_and_keeps_it(trained, tmp_path):
 def test_a_finished_run_returns_at_once_and_mends_its_model(trained, tmp_path):
     before = weights(trained)
     (trained / "model" / "model.safetensors").unlink()
-    result = train_sembo(SPEECH, trained, config())
+    result = train_sembo(SPEECH, trained, small_run())
     assert (result.steps, result.last) == (6, None)
     assert_same_weights(before, weights(trained))
 
@@ -253,15 +253,15 @@ def test_a_clip_shorter_than_a_crop_and_a_silent_one_train(tmp_path, trained):
     soundfile.write(tmp_path / "short.wav", np.ones(700) * 0.1, 16000)
     result = train_tokenizer(tmp_path, tmp_path / "run", tokenizer_config(trained, steps=3, batch_size=2))
     assert result.skipped == 0
-    result = train_sembo(tmp_path, tmp_path / "run-sembo", config(steps=3, batch_size=2))
+    result = train_sembo(tmp_path, tmp_path / "run-sembo", small_run(steps=3, batch_size=2))
     assert result.skipped == 0
 
 
 def test_another_configuration_or_corpus_does_not_go_on(trained, tmp_path):
     with pytest.raises(TrainingError, match=r"another configuration \(optimizer.lr was 0.001, is now 0.002\)"):
-        train_sembo(SPEECH, trained, config(optimizer={"lr": 2e-3}))
+        train_sembo(SPEECH, trained, small_run(optimizer={"lr": 2e-3}))
     with pytest.raises(TrainingError, match="the recordings are not those"):
-        train_sembo(sample_folder() / "music", trained, config())
+        train_sembo(sample_folder() / "music", trained, small_run())
     with pytest.raises(TrainingError, match="holds a run of train sembo; choose another folder for train tokenizer"):
         train_tokenizer(SPEECH, trained, tokenizer_config(trained))
 
@@ -277,26 +277,26 @@ def test_two_processes_do_not_share_a_folder(trained, tmp_path):
 def test_a_run_that_cannot_start_leaves_no_trace(tmp_path, trained):
     output = tmp_path / "out"
     with pytest.raises(ConfigError, match="train tokenizer needs init"):
-        train_tokenizer(SPEECH, output, config())
+        train_tokenizer(SPEECH, output, small_run())
     with pytest.raises(CheckpointError, match="gone"):
         train_tokenizer(SPEECH, output, tokenizer_config(tmp_path / "gone"))
     with pytest.raises(TrainingError, match="no such folder or manifest"):
-        train_sembo(tmp_path / "nothing", output, config())
+        train_sembo(tmp_path / "nothing", output, small_run())
     with pytest.raises(CheckpointError, match=r"weights\.pth"):
-        train_sembo(SPEECH, output, config(teacher=str(tmp_path / "weights.pth")))
+        train_sembo(SPEECH, output, small_run(teacher=str(tmp_path / "weights.pth")))
     with pytest.raises(ConfigError, match=r"model: .*depht"):
-        train_sembo(SPEECH, output, config(model={"depht": 3}))
+        train_sembo(SPEECH, output, small_run(model={"depht": 3}))
     assert not output.exists()
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TrainingError, match="cannot write the run's folder"):
-        train_sembo(SPEECH, tmp_path / "file", config())
+        train_sembo(SPEECH, tmp_path / "file", small_run())
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):
-    train_sembo(SPEECH, tmp_path, config(steps=3))
+    train_sembo(SPEECH, tmp_path, small_run(steps=3))
     (tmp_path / "checkpoints" / "step-00000003" / "model.safetensors").write_bytes(b"gone")
     with pytest.raises(CheckpointError, match=r"step-00000003: the checkpoint cannot be read .* remove that folder"):
-        train_sembo(SPEECH, tmp_path, config(steps=3))
+        train_sembo(SPEECH, tmp_path, small_run(steps=3))
 
 
 def test_a_teacher_file_is_the_teacher(tmp_path):
@@ -319,14 +319,14 @@ def test_a_teacher_file_is_the_teacher(tmp_path):
 
 
 def _run(output, **more):
-    train_sembo(SPEECH, output, config(steps=1, **more))
+    train_sembo(SPEECH, output, small_run(steps=1, **more))
     return output
 
 
 def test_tensorboard_scalars(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train_sembo(SPEECH, tmp_path, config(steps=3, log={"every": 1, "tensorboard": True}))
+    train_sembo(SPEECH, tmp_path, small_run(steps=3, log={"every": 1, "tensorboard": True}))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     tags = events.Tags()["scalars"]
@@ -339,13 +339,13 @@ def test_tensorboard_scalars(tmp_path):
 def test_tensorboard_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(TrainingError, match=r"pip install 'losatok-ext\[train\]'"):
-        train_sembo(SPEECH, tmp_path, config(steps=3, log={"every": 1, "tensorboard": True}))
+        train_sembo(SPEECH, tmp_path, small_run(steps=3, log={"every": 1, "tensorboard": True}))
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_it_trains_and_goes_on(tmp_path):
     options = {"device": "cuda", "precision": "bfloat16"}
-    train_sembo(SPEECH, tmp_path / "sembo", config(**options))
+    train_sembo(SPEECH, tmp_path / "sembo", small_run(**options))
     reports = []
     with pytest.raises(StoppedError):
         train("tokenizer", tmp_path / "run", tmp_path / "sembo", stop_at(4), **options)

@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,58 +13,31 @@ from safetensors.torch import load_file
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.errors import TrainingError
 from losatok_ext.nn import noise
-from losatok_ext.training import TrainConfig, read_log, train_sembo, train_tokenizer
+from losatok_ext.training import read_log, train_sembo, train_tokenizer
 from losatok_ext.training.corpus import open_corpus
 from losatok_ext.training.ema import decay_at
 from losatok_ext.training.latent_statistics import LatentStatistics
 from losatok_ext.training.stage import ClipLatents
 from losatok_ext.training.validation import hold_out
-
-SPEECH = sample_folder() / "speech"
-MODEL = {
-    "embed_dim": 32,
-    "depth": 1,
-    "num_heads": 2,
-    "latent_dim": 8,
-    "bottleneck_dim": 16,
-    "decoder_dim": 16,
-    "decoder_depth": 1,
-    "decoder_hidden": 32,
-    "mel_loss_windows": [128],
-    "mel_loss_bins": [10],
-}
+from training_runs import SPEECH, small_run, tokenizer_config, weights
 
 
-def config(optimizer=None, **more):
-    values = {
-        "steps": 6,
-        "batch_size": 4,
-        "device": "cpu",
-        "data": {"crop_seconds": 0.4},
-        "optimizer": {"lr": 1e-3, **(optimizer or {})},
-        "discriminator": {"kinds": []},
-        "checkpoint": {"every": 2},
-        "log": {"every": 1},
-    }
-    return TrainConfig.from_dict(values | more)
+def config(init, **more):
+    return tokenizer_config(init, **{"batch_size": 4, "checkpoint": {"every": 2}} | more)
 
 
 @pytest.fixture(scope="module")
 def sembo(tmp_path_factory):
     output = tmp_path_factory.mktemp("sembo")
-    train_sembo(SPEECH, output, config(preset="tiny", model=MODEL, steps=1))
+    train_sembo(SPEECH, output, small_run(steps=1))
     return output
-
-
-def weights(output):
-    return load_file(output / "model" / "model.safetensors")
 
 
 def test_validation_changes_nothing_and_is_the_same_every_time(sembo, tmp_path):
     music = str(sample_folder() / "music")
     checked = {"data": music, "every": 2, "clips": 4, "shown": 1}
-    train_tokenizer(SPEECH, tmp_path / "plain", config(init=str(sembo)))
-    settings = config(init=str(sembo), validation=checked, log={"every": 1, "tensorboard": True})
+    train_tokenizer(SPEECH, tmp_path / "plain", config(sembo))
+    settings = config(sembo, validation=checked, log={"every": 1, "tensorboard": True})
     result = train_tokenizer(SPEECH, tmp_path / "checked", settings)
     one, other = weights(tmp_path / "plain"), weights(tmp_path / "checked")
     assert all(torch.equal(value, other[name]) for name, value in one.items())
@@ -97,7 +71,7 @@ def test_a_held_out_share_is_not_trained_on(sembo, tmp_path):
     train_sembo(
         SPEECH,
         tmp_path,
-        config(preset="tiny", model=MODEL, steps=1, validation={"share": 0.3, "clips": 4}),
+        small_run(steps=1, validation={"share": 0.3, "clips": 4}),
         on_start=lambda start: seen.append(start.corpus),
     )
     assert [clip.name for clip in seen[0].clips] == [clip.name for clip in trained.clips]
@@ -107,7 +81,7 @@ def test_a_held_out_share_is_not_trained_on(sembo, tmp_path):
 
 def test_the_model_is_the_moving_mean(sembo, tmp_path):
     train_tokenizer(
-        SPEECH, tmp_path, config(init=str(sembo), optimizer={"ema_decay": 0.5}, checkpoint={"every": 1, "keep": 9})
+        SPEECH, tmp_path, config(sembo, optimizer={"lr": 1e-3, "ema_decay": 0.5}, checkpoint={"every": 1, "keep": 9})
     )
     mean = None
     for step in range(1, 7):
@@ -157,7 +131,7 @@ FULL_DISK = """
 import resource, signal, sys
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_validation import SPEECH, config, train_tokenizer
 from losatok_ext.errors import TrainingError
 
@@ -167,7 +141,7 @@ def fill(report):
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:
-    train_tokenizer(SPEECH, {output!r}, config(init={init!r}), on_step=fill)
+    train_tokenizer(SPEECH, {output!r}, config({init!r}), on_step=fill)
 except TrainingError as error:
     print(error)
     sys.exit(2)
@@ -178,13 +152,14 @@ def test_a_full_disk_leaves_the_last_checkpoint(sembo, tmp_path):
     """A limit on the size of files fails as a full disk does: in the middle of writing."""
     assert resource.RLIMIT_FSIZE
     output = tmp_path / "run"
-    code = FULL_DISK.format(tests=str(__file__).rpartition("/")[0], output=str(output), init=str(sembo))
+    here = Path(__file__).parent
+    code = FULL_DISK.format(tests=[str(here), str(here.parent)], output=str(output), init=str(sembo))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "the checkpoint of step 4 cannot be written" in done.stdout
     assert "the one of step 2 is intact" in done.stdout
     assert [path.name for path in (output / "checkpoints").glob("*-*")] == ["step-00000002"]
-    train_tokenizer(SPEECH, output, config(init=str(sembo)))
-    train_tokenizer(SPEECH, tmp_path / "straight", config(init=str(sembo)))
+    train_tokenizer(SPEECH, output, config(sembo))
+    train_tokenizer(SPEECH, tmp_path / "straight", config(sembo))
     one, other = weights(output), weights(tmp_path / "straight")
     assert all(torch.equal(value, other[name]) for name, value in one.items())
