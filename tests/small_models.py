@@ -3,6 +3,9 @@
 import torch
 
 from losatok_ext.models import LoSATokConfig
+from losatok_ext.models.dit_config import DiTConfig
+from losatok_ext.models.generator import Generator, GeneratorConfig
+from losatok_ext.nn.flow_matching import FlowMatching
 
 
 def small_config(**overrides):
@@ -40,3 +43,14 @@ def tone(samples, seed=0):
     time = torch.arange(samples) / 16000
     glide = torch.sin(2 * torch.pi * (200 + 90 * seed + 400 * time) * time)
     return 0.3 * glide * (1 + torch.sin(9 * time)) / 2 + 0.02 * torch.randn(samples, generator=generator)
+
+
+def make_generator(folder, fingerprint, **options):
+    """A small generator of the latents of the tokenizer of that fingerprint, saved in ``folder``."""
+    torch.manual_seed(0)
+    dit = DiTConfig(
+        latent_dim=8, width=32, depth=1, heads=2, text_layers=1, time_features=16, tokenizer=fingerprint,
+        **{"text_dim": 32, "text_bytes": 40, "aligned_dim": 9} | options
+    )  # fmt: skip
+    lively(Generator(GeneratorConfig(dit, FlowMatching(), context=dit.aligned_dim > 0))).save_pretrained(folder)
+    return folder

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from losatok_ext.audio.containers import missing_bytes
-from losatok_ext.audio.files import audio_info, read_audio, read_audio_with_info, write_audio
+from losatok_ext.audio.files import audio_info, flac_bytes, read_audio, read_audio_with_info, write_audio
 from losatok_ext.errors import AudioFileError, UserError
 
 TONE = 440.0  # Hz
@@ -235,6 +235,16 @@ def test_what_is_written_is_read_back(tmp_path, suffix, channels):
     assert audio.shape == (96_000,)
     assert (audio - x.mean(0)).abs()[1000:-1000].max() < (1e-4 if suffix in ("wav", "flac") else 0.05)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_every_16_bit_sample_comes_back_as_it_was(tmp_path, suffix):
+    samples = np.arange(-32768, 32768).astype(np.int16)
+    soundfile.write(tmp_path / f"in{suffix}", samples, 16000, subtype="PCM_16")
+    write_audio(tmp_path / f"out{suffix}", read_audio(tmp_path / f"in{suffix}", 16000), 16000)
+    assert np.array_equal(soundfile.read(tmp_path / f"out{suffix}", dtype="int16")[0], samples)
+    (tmp_path / "packed.flac").write_bytes(flac_bytes(torch.from_numpy(samples).float() / 32768, 16000))
+    assert np.array_equal(soundfile.read(tmp_path / "packed.flac", dtype="int16")[0], samples)
 
 
 def test_writing_clips_and_does_not_wrap(tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from losatok_ext.cli import main
 from losatok_ext.models import LoSATok
-from small_models import lively, small_config
+from small_models import lively, make_generator, small_config
 
 
 @dataclass
@@ -36,6 +36,11 @@ def other_model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("other model")
     LoSATok(small_config()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def generator_folder(model_folder, tmp_path_factory):
+    return make_generator(tmp_path_factory.mktemp("generator"), LoSATok.from_pretrained(model_folder).fingerprint())
 
 
 @pytest.fixture

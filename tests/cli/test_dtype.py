@@ -53,6 +53,24 @@ def test_latents_of_one_precision_are_decoded_in_another(losatok, model_folder, 
     assert result.code == 0, result.err
 
 
+@pytest.mark.parametrize("command", ["generate", "edit"])
+def test_a_clip_is_generated_in_each_precision(losatok, model_folder, generator_folder, recording, tmp_path, command):
+    made = {}
+    asked = ("--seconds", 1, "--text", "rain") if command == "generate" else (recording, "--span", "0.2:0.6")
+    for dtype in (None, "float32", "bfloat16", "int8"):
+        out = tmp_path / f"{dtype}.wav"
+        options = () if dtype is None else ("--dtype", dtype)
+        models = ("--model", model_folder, "--generator", generator_folder, "--steps", 2, "--device", "cpu")
+        result = losatok(command, *asked, "-o", out, *models, *options)
+        assert result.code == 0, result.err
+        made[dtype] = torch.from_numpy(soundfile.read(out, dtype="float32")[0])
+    assert torch.equal(made[None], made["float32"])
+    scale = made["float32"].square().mean().sqrt()
+    for dtype in ("bfloat16", "int8"):
+        error = (made[dtype] - made["float32"]).square().mean().sqrt() / scale
+        assert 0 < error < 0.1, (dtype, error)
+
+
 def test_a_folder_is_converted(losatok, model_folder, int8_folder, tmp_path):
     result = losatok("convert", model_folder, "-o", tmp_path / "small", "--dtype", "int8")
     assert result.code == 0, result.err
@@ -82,6 +100,10 @@ def test_precision_is_evaluated(losatok, model_folder, recording, tmp_path):
 def test_bad_arguments(losatok, model_folder, recording, tmp_path):
     for arguments, words in (
         (("encode", recording, "-o", tmp_path, "--dtype", "int4", "--model", model_folder), "--dtype is 'int4'"),
+        (
+            ("generate", "--seconds", 1, "-o", tmp_path / "a.wav", "--dtype", "half", "--generator", model_folder),
+            "--dtype is 'half'; it takes float32, bfloat16 or int8",
+        ),
         (("convert", model_folder, "-o", tmp_path / "x", "--dtype", "half"), "takes float32, bfloat16 or int8"),
         (("convert", model_folder, "-o", model_folder, "--overwrite"), "choose another folder"),
         (("convert", model_folder, "-o", tmp_path / "x", "--config", recording), "go with a published checkpoint"),

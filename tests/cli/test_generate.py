@@ -3,33 +3,14 @@
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.inference.latent_files import load_latents
 from losatok_ext.models import LoSATok
-from losatok_ext.models.dit_config import DiTConfig
-from losatok_ext.models.generator import Generator, GeneratorConfig
-from losatok_ext.nn.flow_matching import FlowMatching
-from small_models import lively
+from small_models import make_generator
 
 SPEECH = sample_folder() / "speech" / "00000.flac"
 QUICK = ("--steps", "2")
-
-
-def make(folder, fingerprint, **options):
-    torch.manual_seed(0)
-    dit = DiTConfig(
-        latent_dim=8, width=32, depth=1, heads=2, text_layers=1, time_features=16, tokenizer=fingerprint,
-        **{"text_dim": 32, "text_bytes": 40, "aligned_dim": 9} | options
-    )  # fmt: skip
-    lively(Generator(GeneratorConfig(dit, FlowMatching(), context=dit.aligned_dim > 0))).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def generator_folder(model_folder, tmp_path_factory):
-    return make(tmp_path_factory.mktemp("generator"), LoSATok.from_pretrained(model_folder).fingerprint())
 
 
 @pytest.fixture
@@ -107,11 +88,11 @@ def test_models_that_are_missing_or_do_not_belong_together(losatok, models, mode
         LoSATok.from_pretrained("tiny").fingerprint() in losatok(*ask, *models[2:]).err
     )  # the bundled model is no match
     assert "does not describe a losatok-generator model" in losatok(*ask, *models, "-g", model_folder).err
-    other = make(tmp_path / "other", "f" * 16)
+    other = make_generator(tmp_path / "other", "f" * 16)
     result = losatok(*ask, *models, "-g", other)
     assert result.code == 2
     assert "the generator was trained on latents of the tokenizer ffffffffffffffff" in result.err
-    silent = make(tmp_path / "silent", None, text_dim=0)
+    silent = make_generator(tmp_path / "silent", None, text_dim=0)
     result = losatok(*ask, *models, "-g", silent, "--text", "rain")
     assert "this generator takes no text" in result.err
     assert losatok(*ask, *models, "-g", silent, *QUICK).code == 0

@@ -189,13 +189,18 @@ def test_a_step_that_is_not_finite_is_skipped_and_too_many_stop(latents, tmp_pat
 # -- what it refuses ---------------------------------------------------------------------------------------------------
 
 
+def test_recordings_are_encoded_by_the_bundled_tokenizer_where_none_is_named(tmp_path):
+    result = train_generator(SPEECH, tmp_path, config(steps=1))
+    bundled = LoSATok.from_pretrained("tiny")
+    found = Generator.from_pretrained(result.model)
+    assert (found.latent_dim, found.config.dit.tokenizer) == (bundled.config.latent_dim, bundled.fingerprint())
+
+
 def test_data_and_tokenizer_have_to_fit(tokenizer, latents, tmp_path):
     other = tmp_path / "other"
     torch.manual_seed(5)
     LoSATok(small_config()).save_pretrained(other)
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match=r"train generator needs generator.tokenizer, .* --model DIR"):
-        train_generator(SPEECH, out, config())
     with pytest.raises(CheckpointError, match="gone"):
         train_generator(SPEECH, out, config(tmp_path / "gone"))
     with pytest.raises(TrainingError, match=r"the latents are of model \w{16}, and .*other is model"):

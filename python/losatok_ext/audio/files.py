@@ -7,6 +7,7 @@ whose message names the file and the cure.
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from losatok_ext.audio.containers import kind_by_first_bytes, missing_bytes
+from losatok_ext.audio.pcm import PCM_16, sixteen_bits
 from losatok_ext.audio.resample import import_soxr
 from losatok_ext.errors import AudioFileError, UserError
 from losatok_ext.files import atomic_path
@@ -27,8 +29,8 @@ READABLE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aif", "
 """Suffixes taken for audio when a folder is searched. A file named explicitly is read whatever its suffix."""
 
 WRITABLE = {
-    ".wav": ("WAV", "PCM_16"),
-    ".flac": ("FLAC", "PCM_16"),
+    ".wav": ("WAV", PCM_16),
+    ".flac": ("FLAC", PCM_16),
     ".ogg": ("OGG", "VORBIS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
@@ -257,8 +259,8 @@ def write_audio(path: str | os.PathLike[str], audio: Tensor, sample_rate: int) -
     """Write ``audio`` [N] or [channels, N] (floating point, [-1, 1]) to ``path`` at ``sample_rate`` (Hz), whole or not
     at all.
 
-    The suffix chooses the format: .wav and .flac (16 bits), .ogg (Vorbis), .mp3. Samples beyond [-1, 1] are clipped.
-    Parent folders are made.
+    The suffix chooses the format: .wav and .flac (16 bits; what was read from 16 bits is written back as it was), .ogg
+    (Vorbis), .mp3. Samples beyond [-1, 1] are clipped. Parent folders are made.
 
     Raises:
         AudioFileError: the suffix is none of these, the format does not take the rate, ``audio`` is empty or not
@@ -281,7 +283,7 @@ def write_audio(path: str | os.PathLike[str], audio: Tensor, sample_rate: int) -
         raise AudioFileError(
             f"{path} was not written: the audio holds NaN or infinite samples; look for them where it was made"
         )
-    samples = samples.clamp(-1, 1).contiguous().numpy()
+    samples = (sixteen_bits(samples) if encoding == PCM_16 else samples.clamp(-1, 1)).contiguous().numpy()
     try:
         with (
             atomic_path(path) as temporary,
@@ -293,6 +295,17 @@ def write_audio(path: str | os.PathLike[str], audio: Tensor, sample_rate: int) -
                 file.write(samples[start : start + _BLOCK])
     except (OSError, soundfile.LibsndfileError) as error:
         raise AudioFileError(f"{path} cannot be written: {error}") from error
+
+
+def flac_bytes(audio: Tensor, sample_rate: int) -> bytes:
+    """``audio`` [N] (floating point) at ``sample_rate`` (Hz) as a 16-bit FLAC file, scaled as by :func:`write_audio`.
+
+    Raises:
+        UserError: soundfile is not installed.
+    """
+    file = io.BytesIO()
+    import_soundfile().write(file, sixteen_bits(audio).cpu().numpy(), sample_rate, format="FLAC", subtype=PCM_16)
+    return file.getvalue()
 
 
 def check_writable(path: str | os.PathLike[str], sample_rate: int) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, GeneratorOption, ModelOption, check_outputs
+from losatok_ext.cli.common import DeviceOption, DtypeOption, GeneratorOption, ModelOption, check_outputs
 from losatok_ext.cli.sampling import (
     CfgIntervalOption,
     CfgOption,
@@ -76,6 +76,7 @@ def edit(
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write (.png, .pdf, .svg): before and after.", show_default=False)
     ] = None,
+    dtype: DtypeOption = None,
     device: DeviceOption = "auto",
     cuda_graphs: CudaGraphsOption = False,
 ) -> None:
@@ -96,7 +97,7 @@ def edit(
     if plot is not None:
         check_picture(plot)
     config = sampler_config(steps, cfg, cfg_interval, cfg_rescale, solver, schedule, cuda_graphs)
-    maker, tokenizer = load_both(generator, model, device)
+    maker, tokenizer = load_both(generator, model, device, dtype)
     check_writable(output, tokenizer.sample_rate)
     from losatok_ext.inference.generation import edit as edit_latents
     from losatok_ext.inference.sampling_progress import SamplingProgress

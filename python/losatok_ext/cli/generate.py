@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, GeneratorOption, ModelOption, check_outputs
+from losatok_ext.cli.common import DeviceOption, DtypeOption, GeneratorOption, ModelOption, check_outputs
 from losatok_ext.cli.sampling import (
     CfgIntervalOption,
     CfgOption,
@@ -46,6 +46,7 @@ def generate(
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write (.png, .pdf, .svg): mel and latent.", show_default=False)
     ] = None,
+    dtype: DtypeOption = None,
     device: DeviceOption = "auto",
     cuda_graphs: CudaGraphsOption = False,
 ) -> None:
@@ -59,7 +60,7 @@ def generate(
     if plot is not None:
         check_picture(plot)
     config = sampler_config(steps, cfg, cfg_interval, cfg_rescale, solver, schedule, cuda_graphs)
-    maker, tokenizer = load_both(generator, model, device)
+    maker, tokenizer = load_both(generator, model, device, dtype)
     check_writable(output, tokenizer.sample_rate)
     from losatok_ext.inference.generation import generate as generate_latents
     from losatok_ext.inference.sampling_progress import SamplingProgress

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from losatok_ext.cli.common import load_model, pick_device, require_generator, require_model
+from losatok_ext.cli.common import check_dtype, load_model, pick_device, require_generator, require_model
 from losatok_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,19 +63,27 @@ def two_numbers(option: str, text: str, should: str) -> tuple[float, float]:
     return numbers
 
 
-def load_both(generator: Path | None, model: Path | None, device: str) -> tuple[Generator, LoSATok]:
-    """The generator and its tokenizer on ``device``, in eval mode.
+def load_both(
+    generator: Path | None, model: Path | None, device: str, dtype: str | None = None
+) -> tuple[Generator, LoSATok]:
+    """The generator and its tokenizer on ``device``, in eval mode, both in ``dtype`` (None: as they were saved; with
+    ``int8`` the generator is in bfloat16, as all of an int8 tokenizer is that has no int8 weights).
 
     Raises:
-        UserError: one is not named, there is no such device, or they do not belong together.
+        UserError: one is not named, there is no such device or dtype, or they do not belong together.
         CheckpointError: a folder holds no usable model.
     """
     generator, model = require_generator(generator), require_model(model)
+    check_dtype(dtype)
     chosen = pick_device(device)
     from losatok_ext.models.generator import Generator
     from losatok_ext.training.folders import model_folder
 
     maker = Generator.from_pretrained(model_folder(generator)).to(chosen).eval()
-    tokenizer = load_model(model_folder(model), device)
+    tokenizer = load_model(model_folder(model), device, dtype)
+    if dtype is not None:
+        from losatok_ext.models.precision import floats_of
+
+        maker.to(floats_of(dtype))
     maker.dit.check_tokenizer(tokenizer.fingerprint())
     return maker, tokenizer

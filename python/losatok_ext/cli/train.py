@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from losatok_ext.models.teachers import KINDS
+from losatok_ext.pretrained import DEFAULT
 from losatok_ext.training import TrainConfig, TrainResult, train_generator, train_sembo, train_teacher, train_tokenizer
 from losatok_ext.training.progress import TrainingProgress
 
@@ -181,8 +182,8 @@ def generator(
             "--model",
             "-m",
             envvar="LOSATOK_MODEL",
-            help="Tokenizer folder; needed for audio files.",
-            show_default=False,
+            help="Tokenizer folder, or the name of a bundled model; encodes audio files.",
+            show_default=f"{DEFAULT}, which is bundled; latent files need none",
         ),
     ] = None,
     config: Config = None,

@@ -7,7 +7,7 @@ import io
 import torch
 from torch import Tensor
 
-from losatok_ext.audio.files import import_soundfile
+from losatok_ext.audio.files import flac_bytes
 from losatok_ext.audio.plots import RANGE, SILENCE, import_figure, mel_decibels
 from losatok_ext.evaluation.report import Sound
 
@@ -28,10 +28,8 @@ def make_sound(label: str, audio: Tensor, sample_rate: int, peak: float | None =
         UserError: soundfile or matplotlib is not installed.
     """
     audio = audio[: round(LONGEST * sample_rate)].detach().float().cpu().clamp(-1, 1)
-    buffer = io.BytesIO()
-    import_soundfile().write(buffer, audio.numpy(), sample_rate, format="FLAC", subtype="PCM_16")
     picture = _picture(mel_decibels(audio, sample_rate) - (loudest(audio, sample_rate) if peak is None else peak))
-    return Sound(label, buffer.getvalue(), picture, len(audio) / sample_rate, sample_rate)
+    return Sound(label, flac_bytes(audio, sample_rate), picture, len(audio) / sample_rate, sample_rate)
 
 
 def loudest(audio: Tensor, sample_rate: int) -> float:

@@ -57,6 +57,16 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
+def floats_of(dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype of the weights that are not int8 in a model of ``dtype``: bfloat16 for int8, else ``dtype`` itself.
+
+    Raises:
+        ValueError: another than :data:`DTYPES`.
+    """
+    found = dtype_of(dtype)
+    return torch.bfloat16 if found == torch.int8 else found
+
+
 def dtype_name(model: nn.Module) -> str:
     """Which of :data:`DTYPES` ``model`` is in: the lowest that any of its weights has."""
     found = {parameter.dtype for parameter in model.parameters()}
@@ -76,7 +86,7 @@ def cast(model: M, dtype: torch.dtype) -> M:
             model.set_submodule(name, Int8Linear.from_linear(module))
         elif not integers and isinstance(module, Int8Linear):
             model.set_submodule(name, module.to_linear(dtype))
-    rest = torch.bfloat16 if integers else dtype
+    rest = floats_of(dtype)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32 if name.startswith(KEPT) else rest)

@@ -16,6 +16,7 @@ from losatok_ext.models import LoSATok
 from losatok_ext.models.checkpoint import read_config
 from losatok_ext.models.dit_config import DiTConfig
 from losatok_ext.models.generator import MODEL_TYPE, Generator, GeneratorConfig
+from losatok_ext.pretrained import DEFAULT
 from losatok_ext.training.augment import check_not_augmented
 from losatok_ext.training.config import TrainConfig
 from losatok_ext.training.corpus import Corpus
@@ -48,19 +49,17 @@ class GeneratorStage:
 
     @cached_property
     def tokenizer(self) -> LoSATok | None:
-        """The frozen tokenizer on the run's device; None where latent files need none.
+        """The frozen tokenizer on the run's device, for recordings the bundled one where none is named; None where
+        latent files need none.
 
         Raises:
-            ConfigError: recordings without a tokenizer.
             CheckpointError: it cannot be read.
         """
         folder = self.config.generator.tokenizer
         if folder is None:
             if self._latents:
                 return None
-            raise ConfigError(
-                "train generator needs generator.tokenizer, the model folder that encodes the recordings: --model DIR"
-            )
+            folder = DEFAULT
         model = LoSATok.from_pretrained(model_folder(folder)).requires_grad_(False)
         return model.to(self.device).eval()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from losatok_ext import ops
+from losatok_ext.audio.files import flac_bytes
+from losatok_ext.audio.pcm import sixteen_bits
 from losatok_ext.errors import ConfigError
 from losatok_ext.inference.jobs import read_ahead
 from losatok_ext.models import LoSATok
@@ -62,7 +63,7 @@ def shard_recordings(
         def work() -> Packed:
             audio = read_clip(clip, sample_rate)
             values = {"seconds": len(audio) / sample_rate, "sample_rate": sample_rate}
-            return Packed("flac", _flac(audio, sample_rate), values)
+            return Packed("flac", flac_bytes(audio, sample_rate), values)
 
         return _attempt(work)
 
@@ -82,21 +83,6 @@ def shard_recordings(
         shard_megabytes,
         on_progress,
     )
-
-
-def _flac(audio: Tensor, sample_rate: int) -> bytes:
-    """``audio`` [N] as a 16-bit FLAC file; samples that were 16-bit integers come back exactly."""
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, _integers(audio).to(torch.int16).numpy(), sample_rate, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
-
-
-def _integers(audio: Tensor) -> Tensor:
-    """``audio`` as 16-bit integers, float32. libsndfile would scale by 32767 on the way out, and by 32768 on the way
-    in."""
-    return (audio * 32768).round().clamp(-32768, 32767)
 
 
 def precompute_features(
@@ -140,7 +126,7 @@ def precompute_features(
 
     def compute(clips: Sequence[Clip], heard: Tensor, lengths: Tensor) -> Iterator[Packed | str]:
         if audio:
-            heard = _integers(heard) / 32768
+            heard = sixteen_bits(heard).float() / 32768
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             features, counts = teacher(heard.to(device), lengths)
         for i, (clip, count, samples) in enumerate(zip(clips, counts.tolist(), lengths.tolist(), strict=True)):
@@ -270,7 +256,7 @@ def _packed(
 
     def work() -> Packed:
         content = pack_tokens(tokens, dtype, str(clip.path))
-        flac = None if audio is None else _flac(audio, sample_rate)
+        flac = None if audio is None else flac_bytes(audio, sample_rate)
         return Packed("safetensors", content, {"tokens": len(tokens), **values}, flac)
 
     return _attempt(work)

@@ -58,7 +58,8 @@ class GeneratorOptions:
     """The generator stage: what it learns from, and how."""
 
     tokenizer: str | None = None
-    """Folder of the LoSATok model whose latents are generated; needed for recordings, checked for latent files."""
+    """Folder of the LoSATok model whose latents are generated, checked for latent files; None: the bundled one, for
+    recordings."""
     context: bool = True
     """Train for editing: parts of each clip are given as a time-aligned condition, see :class:`SpanMasking`."""
     flow: FlowMatching = field(default_factory=FlowMatching)
