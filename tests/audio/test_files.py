@@ -250,6 +250,8 @@ def test_every_16_bit_sample_comes_back_as_it_was(tmp_path, suffix):
 def test_writing_clips_and_does_not_wrap(tmp_path):
     write_audio(tmp_path / "a.wav", torch.tensor([2.0, -2.0, 0.5]), 16_000)
     torch.testing.assert_close(read_audio(tmp_path / "a.wav"), torch.tensor([1.0, -1.0, 0.5]), rtol=0, atol=1e-4)
+    write_audio(tmp_path / "a.wav", torch.tensor([1.0, -1.0, 0.6 * 2**-15, 0.4 * 2**-15]), 16_000)
+    assert soundfile.read(tmp_path / "a.wav", dtype="int16")[0].tolist() == [32767, -32768, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,10 @@ def test_bad_arguments(losatok, model_folder, recording, tmp_path):
             ("generate", "--seconds", 1, "-o", tmp_path / "a.wav", "--dtype", "half", "--generator", model_folder),
             "--dtype is 'half'; it takes float32, bfloat16 or int8",
         ),
+        (
+            ("edit", recording, "--span", "0:1", "-o", tmp_path / "a.wav", "--dtype", "int4", "-g", model_folder),
+            "--dtype is 'int4'; it takes float32, bfloat16 or int8",
+        ),
         (("convert", model_folder, "-o", tmp_path / "x", "--dtype", "half"), "takes float32, bfloat16 or int8"),
         (("convert", model_folder, "-o", model_folder, "--overwrite"), "choose another folder"),
         (("convert", model_folder, "-o", tmp_path / "x", "--config", recording), "go with a published checkpoint"),

@@ -172,5 +172,5 @@ def test_the_picture(report, tmp_path, suffix):
 
 def test_a_picture_of_silence_has_no_errors_to_show(tmp_path):
     rows = [StorageRow(name, bits, bits + 1.0, 0.0, 0.0, 0.0) for name, bits in (("float32", 9.0), ("int8", 3.0))]
-    plot_storage(tmp_path / "p.png", StorageReport("0" * 16, 25.0, 8, 1, 1.0, rows))
+    plot_storage(tmp_path / "p.png", StorageReport("0" * 16, 25.0, 8, rows, recordings=1, seconds=1.0))
     assert (tmp_path / "p.png").exists()

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+import losatok_ext
+from budget import assert_within_budget
 from losatok_ext.errors import UserError
 from losatok_ext.inference.generation import edit, generate
 from losatok_ext.inference.sampling import SamplerConfig, item_noise
@@ -225,6 +227,27 @@ def test_it_is_stored_with_all_that_it_needs(tmp_path):
     assert again.flow == FlowMatching("data - noise")
     got, expected = (generate(g, [5], ["rain"], CONFIG, 1) for g in (again, generator))
     assert torch.equal(got, expected)
+
+
+def test_in_bfloat16_it_errs_no_more_than_plain_torch_does(tmp_path):
+    generator = make()
+    generator.save_pretrained(tmp_path)
+    half = Generator.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    assert half.dit.statistics.std.dtype == torch.float32
+    clip = generator.dit.denormalise(torch.randn(14, 4, generator=torch.Generator().manual_seed(1)))
+
+    def made(of):
+        edited = edit(of, clip, [(3, 9)], "wind", config=CONFIG, seed=2).latents[0]
+        return torch.cat([generate(of, [9], ["rain"], CONFIG, 1)[0], edited])
+
+    exact = made(Generator.from_pretrained(tmp_path, dtype=torch.float64))
+    with losatok_ext.use_backend("reference"):
+        theirs = made(half)
+    ours = made(half)
+    assert ours.dtype == torch.float32
+    assert not torch.equal(ours, made(generator))
+    assert_within_budget(ours, theirs, exact)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

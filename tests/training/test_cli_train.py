@@ -3,13 +3,16 @@
 import json
 
 import pytest
+import torch
 import yaml
 
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.cli import main
 from losatok_ext.models import LoSATok
+from losatok_ext.models.generator import Generator
 from losatok_ext.training import read_log
-from training_runs import MODEL
+from small_models import small_config
+from training_runs import DIT, MODEL
 
 MUSIC = str(sample_folder() / "music")
 
@@ -48,6 +51,29 @@ def test_both_stages_from_the_command_line(config, capsys):
     assert "going on after step 4" in capsys.readouterr().err
 
 
+def test_a_generator_is_trained_on_latents_of_the_bundled_tokenizer_unless_another_is_named(
+    config, capsys, monkeypatch
+):
+    monkeypatch.delenv("LOSATOK_MODEL", raising=False)
+    (config / "dit.yaml").write_text(yaml.safe_dump({"batch_size": 2, "device": "cpu", "model": DIT}))
+    options = ["--config", config / "dit.yaml", "--preset", "tiny", "--steps", 1, "--set", "data.crop_seconds=0.4"]
+    assert run("generator", MUSIC, "-o", config / "bundled", *options) == 0
+    assert "tokenizer: tiny, which is bundled" in capsys.readouterr().err.splitlines()
+    trained = Generator.from_pretrained(config / "bundled" / "model")
+    assert trained.config.dit.tokenizer == LoSATok.from_pretrained("tiny").fingerprint()
+    torch.manual_seed(0)
+    other = LoSATok(small_config())
+    other.save_pretrained(config / "other")
+    assert run("generator", MUSIC, "-o", config / "named", "--model", config / "other", *options) == 0
+    assert f"tokenizer: {config / 'other'}" in capsys.readouterr().err.splitlines()
+    assert Generator.from_pretrained(config / "named" / "model").config.dit.tokenizer == other.fingerprint()
+    encode = ["encode", f"{MUSIC}/00000.flac", "-o", str(config / "latents"), "--model", str(config / "other")]
+    assert main(encode) == 0
+    assert run("generator", config / "latents", "-o", config / "stored", *options) == 0
+    assert "tokenizer: " not in capsys.readouterr().err
+    assert Generator.from_pretrained(config / "stored" / "model").config.dit.tokenizer == other.fingerprint()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -63,6 +89,7 @@ def test_both_stages_from_the_command_line(config, capsys):
         (["sembo", MUSIC, "--device", "tpu"], "device should be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["tokenizer", MUSIC], "train tokenizer needs init, the folder that train sembo wrote: --init DIR"),
         (["tokenizer", MUSIC, "--init", "gone"], "gone is no model folder"),
+        (["generator", "nowhere"], "nowhere: no such folder or manifest"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(config, capsys, monkeypatch, arguments, message):

@@ -385,7 +385,7 @@ def run(*arguments):
 def test_packing_goes_on_where_it_stopped_and_gives_the_same_bytes(shards, tmp_path, capsys, monkeypatch):
     from losatok_ext.training import precompute
 
-    encode, count = precompute._flac, 0
+    encode, count = precompute.flac_bytes, 0
 
     def stop(*arguments):
         nonlocal count
@@ -394,7 +394,7 @@ def test_packing_goes_on_where_it_stopped_and_gives_the_same_bytes(shards, tmp_p
             raise KeyboardInterrupt
         return encode(*arguments)
 
-    monkeypatch.setattr(precompute, "_flac", stop)
+    monkeypatch.setattr(precompute, "flac_bytes", stop)
     command = ("shard", SAMPLES, tmp_path / "out", "--megabytes", 1)
     assert run(*command) == 130
     assert "the same command goes on from the last finished shard" in capsys.readouterr().err

@@ -46,6 +46,13 @@ DtypeOption = Annotated[
         "--dtype", help="Compute in float32, bfloat16 or int8; as the model was saved if left out.", show_default=False
     ),
 ]
+AudioOutputOption = Annotated[
+    Path, typer.Option("--output", "-o", help="Audio file to write (.wav, .flac, .ogg, .mp3).", show_default=False)
+]
+RecordingsArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="IN", help="Audio files, folders (searched through) or patterns.", show_default=False),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write again what exists; otherwise it is kept.")]
 
 

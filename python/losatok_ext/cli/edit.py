@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, DtypeOption, GeneratorOption, ModelOption, check_outputs
+from losatok_ext.cli.common import AudioOutputOption, DeviceOption, GeneratorOption, ModelOption, check_outputs
 from losatok_ext.cli.sampling import (
     CfgIntervalOption,
     CfgOption,
     CfgRescaleOption,
     CudaGraphsOption,
+    SamplingDtypeOption,
     ScheduleOption,
     SeedOption,
     SolverOption,
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
 
 def edit(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Audio file, or latent file.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Audio file to write (.wav, .flac, .ogg, .mp3).", show_default=False)
-    ],
+    output: AudioOutputOption,
     span: Annotated[
         list[str] | None,
         typer.Option(metavar="START:STOP", help="Seconds to generate anew; may be repeated.", show_default=False),
@@ -76,7 +75,7 @@ def edit(
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write (.png, .pdf, .svg): before and after.", show_default=False)
     ] = None,
-    dtype: DtypeOption = None,
+    dtype: SamplingDtypeOption = None,
     device: DeviceOption = "auto",
     cuda_graphs: CudaGraphsOption = False,
 ) -> None:
@@ -91,14 +90,13 @@ def edit(
     if not spans and not inserts and continue_to is None:
         raise UserError("nothing to edit: give --span START:STOP, --insert AT:SECONDS or --continue-to SECONDS")
     check_outputs(source, output, plot)
-    from losatok_ext.audio.files import check_writable, write_audio
+    from losatok_ext.audio.files import write_audio
     from losatok_ext.audio.plots import check_picture
 
     if plot is not None:
         check_picture(plot)
     config = sampler_config(steps, cfg, cfg_interval, cfg_rescale, solver, schedule, cuda_graphs)
-    maker, tokenizer = load_both(generator, model, device, dtype)
-    check_writable(output, tokenizer.sample_rate)
+    maker, tokenizer = load_both(generator, model, device, dtype, output)
     from losatok_ext.inference.generation import edit as edit_latents
     from losatok_ext.inference.sampling_progress import SamplingProgress
     from losatok_ext.inference.splice import splice

@@ -12,6 +12,7 @@ from losatok_ext.cli.common import (
     DtypeOption,
     ModelOption,
     OverwriteOption,
+    RecordingsArgument,
     check_folder,
     load_model,
     progress_bar,
@@ -22,10 +23,7 @@ from losatok_ext.cli.common import (
 
 def encode(
     ctx: typer.Context,
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="IN", help="Audio files, folders (searched through) or patterns.", show_default=False),
-    ],
+    inputs: RecordingsArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the .losatok files.", show_default=False)],
     model: ModelOption = None,
     device: DeviceOption = "auto",

@@ -14,6 +14,7 @@ from losatok_ext.cli.common import (
     DeviceOption,
     ModelOption,
     OverwriteOption,
+    RecordingsArgument,
     check_folder,
     load_model,
     progress_bar,
@@ -48,10 +49,7 @@ for _command in (reconstruction, probe, generation, precision):
 @app.command()
 def storage(
     ctx: typer.Context,
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="IN", help="Audio files, folders (searched through) or patterns.", show_default=False),
-    ],
+    inputs: RecordingsArgument,
     output: Output,
     model: ModelOption = None,
     quantizer_model: Annotated[

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from losatok_ext.audio.files import READABLE_SUFFIXES
-from losatok_ext.cli.common import DeviceOption, ModelOption, pick_device, progress_bar, require_model
+from losatok_ext.cli.common import (
+    DeviceOption,
+    ModelOption,
+    RecordingsArgument,
+    pick_device,
+    progress_bar,
+    require_model,
+)
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.precision import EXPLANATION, evaluate_precision, in_each_precision
 from losatok_ext.files import atomic_path
@@ -23,10 +30,7 @@ if TYPE_CHECKING:
 
 def precision(
     ctx: typer.Context,
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="IN", help="Audio files, folders (searched through) or patterns.", show_default=False),
-    ],
+    inputs: RecordingsArgument,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="OUT.json", help="Also write the figures.", show_default=False),

@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, DtypeOption, GeneratorOption, ModelOption, check_outputs
+from losatok_ext.cli.common import AudioOutputOption, DeviceOption, GeneratorOption, ModelOption, check_outputs
 from losatok_ext.cli.sampling import (
     CfgIntervalOption,
     CfgOption,
     CfgRescaleOption,
     CudaGraphsOption,
+    SamplingDtypeOption,
     ScheduleOption,
     SeedOption,
     SolverOption,
@@ -29,9 +30,7 @@ MAX_SECONDS = 600.0
 
 
 def generate(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Audio file to write (.wav, .flac, .ogg, .mp3).", show_default=False)
-    ],
+    output: AudioOutputOption,
     seconds: Annotated[float, typer.Option(help="Length of the clip.", show_default=False)],
     text: Annotated[str, typer.Option(help="What to generate.", show_default="nothing in particular")] = "",
     generator: GeneratorOption = None,
@@ -46,7 +45,7 @@ def generate(
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write (.png, .pdf, .svg): mel and latent.", show_default=False)
     ] = None,
-    dtype: DtypeOption = None,
+    dtype: SamplingDtypeOption = None,
     device: DeviceOption = "auto",
     cuda_graphs: CudaGraphsOption = False,
 ) -> None:
@@ -54,14 +53,13 @@ def generate(
     if not (math.isfinite(seconds) and 0 < seconds <= MAX_SECONDS):
         raise UserError(f"--seconds takes a length above 0 and up to {MAX_SECONDS:g}, got {seconds:g}")
     check_outputs(None, output, plot)
-    from losatok_ext.audio.files import check_writable, write_audio
+    from losatok_ext.audio.files import write_audio
     from losatok_ext.audio.plots import check_picture
 
     if plot is not None:
         check_picture(plot)
     config = sampler_config(steps, cfg, cfg_interval, cfg_rescale, solver, schedule, cuda_graphs)
-    maker, tokenizer = load_both(generator, model, device, dtype)
-    check_writable(output, tokenizer.sample_rate)
+    maker, tokenizer = load_both(generator, model, device, dtype, output)
     from losatok_ext.inference.generation import generate as generate_latents
     from losatok_ext.inference.sampling_progress import SamplingProgress
 

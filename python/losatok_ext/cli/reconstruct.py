@@ -8,15 +8,21 @@ from typing import Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, DtypeOption, ModelOption, check_outputs, load_model, require_model
+from losatok_ext.cli.common import (
+    AudioOutputOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    check_outputs,
+    load_model,
+    require_model,
+)
 from losatok_ext.errors import UserError
 
 
 def reconstruct(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Audio file.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Audio file to write (.wav, .flac, .ogg, .mp3).", show_default=False)
-    ],
+    output: AudioOutputOption,
     model: ModelOption = None,
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write (.png, .pdf, .svg): mels and latent.", show_default=False)

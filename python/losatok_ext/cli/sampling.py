@@ -27,6 +27,15 @@ CfgRescaleOption = Annotated[
 SolverOption = Annotated[str, typer.Option(help="euler, midpoint, heun or rk4.")]
 ScheduleOption = Annotated[str, typer.Option(help="Steps between noise and data: uniform, sway or shifted.")]
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+SamplingDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="Compute in float32, bfloat16 or int8 (the tokenizer; the generator is then in bfloat16); as the models "
+        "were saved if left out.",
+        show_default=False,
+    ),
+]
 CudaGraphsOption = Annotated[bool, typer.Option("--cuda-graphs", help="Record the steps once and replay them (GPU).")]
 
 
@@ -64,26 +73,28 @@ def two_numbers(option: str, text: str, should: str) -> tuple[float, float]:
 
 
 def load_both(
-    generator: Path | None, model: Path | None, device: str, dtype: str | None = None
+    generator: Path | None, model: Path | None, device: str, dtype: str | None, output: Path
 ) -> tuple[Generator, LoSATok]:
-    """The generator and its tokenizer on ``device``, in eval mode, both in ``dtype`` (None: as they were saved; with
-    ``int8`` the generator is in bfloat16, as all of an int8 tokenizer is that has no int8 weights).
+    """The generator and the tokenizer that will write ``output``, on ``device``, in eval mode, both in ``dtype`` (None:
+    as they were saved; with ``int8`` the generator is in bfloat16, as all of an int8 tokenizer is that has no int8
+    weights).
 
     Raises:
+        AudioFileError: ``output`` cannot be written at the tokenizer's rate.
         UserError: one is not named, there is no such device or dtype, or they do not belong together.
         CheckpointError: a folder holds no usable model.
     """
     generator, model = require_generator(generator), require_model(model)
     check_dtype(dtype)
     chosen = pick_device(device)
+    from losatok_ext.audio.files import check_writable
     from losatok_ext.models.generator import Generator
+    from losatok_ext.models.precision import floats_of
     from losatok_ext.training.folders import model_folder
 
-    maker = Generator.from_pretrained(model_folder(generator)).to(chosen).eval()
+    floats = None if dtype is None else floats_of(dtype)
+    maker = Generator.from_pretrained(model_folder(generator), chosen, floats)
     tokenizer = load_model(model_folder(model), device, dtype)
-    if dtype is not None:
-        from losatok_ext.models.precision import floats_of
-
-        maker.to(floats_of(dtype))
     maker.dit.check_tokenizer(tokenizer.fingerprint())
-    return maker, tokenizer
+    check_writable(output, tokenizer.sample_rate)
+    return maker.eval(), tokenizer

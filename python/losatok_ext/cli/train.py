@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from losatok_ext.models.teachers import KINDS
-from losatok_ext.pretrained import DEFAULT
+from losatok_ext.pretrained import DEFAULT, is_bundled, resolve
 from losatok_ext.training import TrainConfig, TrainResult, train_generator, train_sembo, train_teacher, train_tokenizer
+from losatok_ext.training.latent_corpus import holds_latents
 from losatok_ext.training.progress import TrainingProgress
 
 app = typer.Typer(
@@ -214,7 +215,20 @@ def generator(
     )
     if model is not None:
         options["generator"] = {"tokenizer": model}
-    _run(train_generator, data, output, TrainConfig.load(config, options, assignments or []))
+    loaded = TrainConfig.load(config, options, assignments or [])
+    _run(train_generator, data, output, loaded, _who_encodes(data, loaded.generator.tokenizer))
+
+
+def _who_encodes(data: Path, tokenizer: str | None) -> str | None:
+    """A line that names the tokenizer of recordings; None for latents, which are encoded already.
+
+    Raises:
+        TrainingError: ``data`` holds both recordings and latents.
+    """
+    if holds_latents(data):
+        return None
+    name = tokenizer or DEFAULT
+    return f"tokenizer: {name}{', which is bundled' if is_bundled(resolve(name)) else ''}"
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -252,10 +266,12 @@ def _validation(text: str) -> dict[str, Any]:
         return {"data": text}
 
 
-def _run(train: Callable[..., TrainResult], data: Path, output: Path, config: TrainConfig) -> None:
+def _run(
+    train: Callable[..., TrainResult], data: Path, output: Path, config: TrainConfig, note: str | None = None
+) -> None:
     # Of several processes the first one alone is told of starts and steps; the bars of the others stay empty.
     try:
-        with TrainingProgress() as progress:
+        with TrainingProgress(note=note) as progress:
             result = train(data, output, config, on_start=progress.on_start, on_step=progress.on_step)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the same command goes on from the last checkpoint in {output}", err=True)

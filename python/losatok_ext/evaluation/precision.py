@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +14,12 @@ from torch import Tensor
 from losatok_ext.audio.files import read_audio_with_info
 from losatok_ext.environment import info
 from losatok_ext.errors import UserError
+from losatok_ext.evaluation.measured import Measured, mel_distance
 from losatok_ext.evaluation.side_by_side import interleave, peak_memory
-from losatok_ext.evaluation.storage import MEL_DISTANCE
-from losatok_ext.inference.jobs import sentence
-from losatok_ext.inference.paths import Failure, Source
-from losatok_ext.models import LoSATok, LoSATokConfig
+from losatok_ext.inference.paths import Source
+from losatok_ext.models import LoSATok
 from losatok_ext.models.precision import DTYPES, cast
 from losatok_ext.nn.losses import MultiScaleMelLoss
-from losatok_ext.ops.dispatch import BackendUnavailableError
 
 REFERENCE = next(iter(DTYPES))
 SPEED_SECONDS = 10.0
@@ -66,34 +63,29 @@ class PrecisionRow:
 
 
 @dataclass
-class PrecisionReport:
+class PrecisionReport(Measured):
     """What :func:`evaluate_precision` measured.
 
     Attributes:
         model: what was measured, in words.
         machine: where: processor or GPU, threads, torch.
         date: of the measurement, as ISO 8601 has it.
-        recordings: that were measured.
-        seconds: of audio in them.
         rows: one per precision, float32 first.
-        failures: recordings that could not be measured.
     """
+
+    name = "precision"
 
     model: str
     machine: str
     date: str
-    recordings: int = 0
-    seconds: float = 0.0
     rows: list[PrecisionRow] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON: None for an infinite ratio."""
-        values = dataclasses.asdict(self)
-        values["failures"] = [{"path": str(f.path), "message": f.message} for f in self.failures]
+        values = super().to_dict()
         for row in values["rows"]:
             row.update({key: None for key in ("snr", "decoder_snr") if math.isinf(row[key])})
-        return {"report": "precision", "mel_distance": MEL_DISTANCE, **values}
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrecisionReport:
@@ -196,31 +188,18 @@ def evaluate_precision(
         BackendUnavailableError: an op cannot run here.
     """
     exact = models[REFERENCE]
-    mel = MultiScaleMelLoss(LoSATokConfig.mel_loss_windows, LoSATokConfig.mel_loss_bins, exact.sample_rate).to(
-        exact.device
-    )
+    mel = mel_distance(exact.sample_rate, exact.device)
     report = PrecisionReport(described, _machine(exact.device), date)
     sums = {name: _Sums() for name in models}
-    for source in sources:
-        try:
-            audio, found = read_audio_with_info(source.path, exact.sample_rate)
-            if exact.config.token_count(len(audio)) == 0:
-                raise UserError("it is shorter than a token")
-            _add(models, audio, mel, sums)
-        except BackendUnavailableError:
-            raise  # it would be the same for every recording
-        except Exception as error:
-            if debug:
-                raise
-            report.failures.append(Failure(source.path, sentence(source.path, error)))
-        else:
-            report.recordings += 1
-            report.seconds += found.seconds
-        if progress is not None:
-            progress(source)
-    if not report.recordings:
-        reason = f"; the first: {report.failures[0].message}" if report.failures else ""
-        raise UserError(f"there are no recordings to measure{reason}")
+
+    def work(source: Source) -> float:
+        audio, found = read_audio_with_info(source.path, exact.sample_rate)
+        if exact.config.token_count(len(audio)) == 0:
+            raise UserError("it is shorter than a token")
+        _add(models, audio, mel, sums)
+        return found.seconds
+
+    report.measure(sources, work, progress, debug)
     report.rows = _rows(models, sums, budget)
     return report
 

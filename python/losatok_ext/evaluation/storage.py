@@ -8,19 +8,18 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from losatok_ext.audio.files import read_audio_with_info
 from losatok_ext.errors import UserError
-from losatok_ext.inference.jobs import decode_clip, encode_clip, sentence
+from losatok_ext.evaluation.measured import MEL_DISTANCE, Measured, mel_distance
+from losatok_ext.inference.jobs import decode_clip, encode_clip
 from losatok_ext.inference.latent_files import LatentFile, describe, load_latents, save_latents
-from losatok_ext.inference.paths import Failure, Source
-from losatok_ext.models import LoSATok, LoSATokConfig
+from losatok_ext.inference.paths import Source
+from losatok_ext.models import LoSATok
 from losatok_ext.nn.losses import MultiScaleMelLoss
-from losatok_ext.ops.dispatch import BackendUnavailableError
 
 FLOATS = ("float32", "float16", "int8", "int4")
 
@@ -47,32 +46,22 @@ class StorageRow:
 
 
 @dataclass
-class StorageReport:
+class StorageReport(Measured):
     """What :func:`evaluate_storage` measured.
 
     Attributes:
         fingerprint: of the model.
         frame_rate: tokens per second.
         latent_dim: d.
-        recordings: that were measured.
-        seconds: of audio in them.
         rows: one per storage, from the most bits to the fewest.
-        failures: recordings that could not be measured.
     """
+
+    name = "storage"
 
     fingerprint: str
     frame_rate: float
     latent_dim: int
-    recordings: int = 0
-    seconds: float = 0.0
     rows: list[StorageRow] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
-        values = dataclasses.asdict(self)
-        values["failures"] = [{"path": str(f.path), "message": f.message} for f in self.failures]
-        return {"report": "storage", "mel_distance": MEL_DISTANCE, **values}
 
     def markdown(self) -> str:
         """A table for people, with a line that says what was measured."""
@@ -90,12 +79,6 @@ class StorageReport:
             f"{self.recordings} recordings, {self.seconds:.1f} s. {MEL_DISTANCE}."
         )
         return "\n".join([*lines, "", said, ""])
-
-
-MEL_DISTANCE = (
-    "Mel distance: mean absolute difference of log10 mel spectrograms at windows of 32 to 2048 samples (1 is a factor "
-    "of 10); latent error: root mean square relative to the latents' own about their mean"
-)
 
 
 def _short(value: float) -> str:
@@ -140,35 +123,24 @@ def evaluate_storage(
         model, quantized = model.with_quantizer(None), [model, *quantized]
     names = _names(model, quantized)
     owners = dict(zip(names, quantized, strict=True))
-    mel = MultiScaleMelLoss(LoSATokConfig.mel_loss_windows, LoSATokConfig.mel_loss_bins, model.sample_rate)
+    mel = mel_distance(model.sample_rate)
     report = StorageReport(model.fingerprint(), float(model.frame_rate), model.config.latent_dim)
     sums = {name: _Sums() for name in [*FLOATS, *names]}
     moments = torch.zeros(2, model.config.latent_dim, dtype=torch.float64)  # sum and sum of squares of the latents
     frames = 0
     with tempfile.TemporaryDirectory(prefix="losatok-") as folder:
-        for source in sources:
-            try:
-                found = _measure(model, owners, source, Path(folder) / "a.losatok", mel)
-            except BackendUnavailableError:
-                raise  # it would be the same for every recording
-            except Exception as error:
-                if debug:
-                    raise
-                report.failures.append(Failure(source.path, sentence(source.path, error)))
-            else:
-                latents, seconds, own = found
-                report.recordings += 1
-                report.seconds += seconds
-                frames += len(latents)
-                moments += torch.stack((latents.sum(0), latents.square().sum(0)))
-                for name, values in own.items():
-                    for entry in dataclasses.fields(_Sums):
-                        setattr(sums[name], entry.name, getattr(sums[name], entry.name) + getattr(values, entry.name))
-            if progress is not None:
-                progress(source)
-    if not report.recordings:
-        reason = f"; the first: {report.failures[0].message}" if report.failures else ""
-        raise UserError(f"there are no recordings to measure{reason}")
+
+        def work(source: Source) -> float:
+            nonlocal frames
+            latents, seconds, own = _measure(model, owners, source, Path(folder) / "a.losatok", mel)
+            frames += len(latents)
+            moments.add_(torch.stack((latents.sum(0), latents.square().sum(0))))
+            for name, values in own.items():
+                for entry in dataclasses.fields(_Sums):
+                    setattr(sums[name], entry.name, getattr(sums[name], entry.name) + getattr(values, entry.name))
+            return seconds
+
+        report.measure(sources, work, progress, debug)
     spread = float((moments[1] - moments[0].square() / frames).sum())
     report.rows = [_row(name, values, report.seconds, spread) for name, values in sums.items()]
     report.rows.sort(key=lambda row: -row.bits_per_second)

@@ -224,10 +224,21 @@ class Generator(nn.Module):
         checkpoint.save(self, folder, MODEL_TYPE)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> Generator:
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Generator:
         """The generator that :meth:`save_pretrained` wrote, in eval mode.
+
+        Args:
+            folder: of the generator.
+            device: where to put it.
+            dtype: of its weights, a floating-point one; None: as they were saved. The latents' statistics stay in
+                float32.
 
         Raises:
             CheckpointError: a file is missing or unreadable, or a tensor is missing, left over or of another shape.
         """
-        return checkpoint.load(cls, folder, GeneratorConfig, MODEL_TYPE).to(device)
+        return checkpoint.load(cls, folder, GeneratorConfig, MODEL_TYPE).to(device, dtype)

@@ -38,9 +38,11 @@ class TrainingProgress:
 
     Args:
         console: where to print; None: standard error.
+        note: a further line about what begins.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, note: str | None = None) -> None:
+        self._note = note
         self.console = console or Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -77,6 +79,8 @@ class TrainingProgress:
         weights = f"{_count(start.trained_parameters)} of {_count(start.parameters)} weights"
         epochs = f"{start.steps} steps ({start.epochs:.1f} epochs)"
         self._say(f"{start.stage}: {clips}, {length}; {weights} train on {start.device} for {epochs}")
+        if self._note is not None:
+            self._say(self._note)
         if len(start.domains) > 1:
             self._say(f"domains: {'; '.join(_domain(domain, start.crops) for domain in start.domains)}")
         if start.start:
