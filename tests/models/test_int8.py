@@ -14,6 +14,7 @@ from losatok_ext.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from losatok_ext.models.precision import KEPT, cast, dtype_name
 from losatok_ext.nn.linear import Int8Linear, Linear
 from losatok_ext.nn.quantizers import ResidualVQConfig
+from models.precision_cases import check_that_a_clip_is_its_own, relative
 from small_models import tone
 
 
@@ -29,11 +30,6 @@ def folders(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def int8(folders):
     return LoSATok.from_pretrained(folders / "int8")
-
-
-def relative(result, expected):
-    assert result.dtype == torch.float32
-    return float((result - expected).norm() / expected.norm())
 
 
 def test_what_is_int8(model, int8):
@@ -61,14 +57,7 @@ def test_tokens_and_waveforms_stay_near(model, folders, int8):
 
 
 def test_a_clip_is_its_own(int8):
-    clips = [tone(samples, seed) for seed, samples in enumerate([16_000, 9_001, 640])]
-    batch = torch.full((3, 20_000), float("nan"))
-    for row, clip in zip(batch, clips, strict=True):
-        row[: len(clip)] = clip
-    latents = int8.encode(batch, lengths=torch.tensor([len(clip) for clip in clips]))
-    for row, clip in enumerate(clips):
-        alone = int8.encode(clip)
-        assert relative(latents.mu[row, : int(alone.lengths[0])], alone.mu[0]) < 0.01
+    check_that_a_clip_is_its_own(int8)
 
 
 def test_there_and_back(model, folders, int8, tmp_path):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from losatok_ext.models import LoSATok
 from losatok_ext.models.precision import KEPT, cast
 from losatok_ext.nn.linear import Linear
+from models.precision_cases import check_that_a_clip_is_its_own, relative
 from small_models import tone
 
 
@@ -22,11 +23,6 @@ def folder(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def half(folder):
     return LoSATok.from_pretrained(folder, dtype="bfloat16")
-
-
-def relative(result, expected):
-    assert result.dtype == torch.float32
-    return float((result - expected).norm() / expected.norm())
 
 
 def test_what_stays_in_float32(half):
@@ -52,15 +48,7 @@ def test_tokens_and_waveforms_stay_near(model, half):
 
 
 def test_a_clip_is_its_own_in_bfloat16_too(half):
-    clips = [tone(samples, seed) for seed, samples in enumerate([16_000, 9_001, 640])]
-    batch = torch.full((3, 20_000), float("nan"))
-    for row, clip in zip(batch, clips, strict=True):
-        row[: len(clip)] = clip
-    latents = half.encode(batch, lengths=torch.tensor([len(clip) for clip in clips]))
-    for row, clip in enumerate(clips):
-        alone = half.encode(clip)
-        tokens = int(alone.lengths[0])
-        assert relative(latents.mu[row, :tokens], alone.mu[0]) < 0.01  # products of other sizes round elsewhere
+    check_that_a_clip_is_its_own(half)
 
 
 def test_there_and_back(folder, half, tmp_path):
