@@ -8,6 +8,7 @@ import torch
 
 from losatok_ext.audio.files import read_audio, write_audio
 from losatok_ext.errors import UserError
+from losatok_ext.evaluation import precision, side_by_side
 from losatok_ext.evaluation.precision import PrecisionReport, evaluate_precision, in_each_precision
 from losatok_ext.inference.paths import Source
 from losatok_ext.models import LoSATok
@@ -105,3 +106,33 @@ def test_bad_recordings_stop_nothing(models, sources, tmp_path):
         evaluate_precision(models, bad, "A model", "today")
     with pytest.raises(UserError, match="shorter than a token"):
         evaluate_precision(models, bad, "A model", "today", debug=True)
+
+
+def test_a_recording_that_fails_half_way_adds_nothing(models, sources, monkeypatch):
+    whole = evaluate_precision(models, sources[:1], "m", "d", budget=0.0)
+    lowest = list(models)[-1]
+    encode, calls = models[lowest].encode, []
+
+    def fails_the_second_time(audio, *more, **options):
+        calls.append(len(audio))
+        if len(calls) == 2:
+            raise RuntimeError("half way")
+        return encode(audio, *more, **options)
+
+    monkeypatch.setattr(models[lowest], "encode", fails_the_second_time)
+    found = evaluate_precision(models, sources, "m", "d", budget=0.0)
+    assert (found.recordings, len(found.failures)) == (1, 1)
+    for ours, theirs in zip(found.rows, whole.rows, strict=True):
+        assert (ours.token_error, ours.cosine, ours.mel_distance) == (
+            theirs.token_error, theirs.cosine, theirs.mel_distance
+        )  # fmt: skip
+
+
+def test_a_system_that_does_not_tell_its_peak_is_said_so(models, sources, monkeypatch):
+    def unknown(*_):
+        raise side_by_side.PeakUnknownError("no VmHWM")
+
+    monkeypatch.setattr(precision, "peak_memory", unknown)
+    report = evaluate_precision(models, sources[:1], "m", "d", budget=0.0)
+    assert {row.peak_bytes for row in report.rows} == {None}
+    assert "| not known |" in report.markdown()

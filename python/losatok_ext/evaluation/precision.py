@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from losatok_ext.audio.files import read_audio_with_info
 from losatok_ext.environment import info
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.measured import Measured, mel_distance
-from losatok_ext.evaluation.side_by_side import interleave, peak_memory
+from losatok_ext.evaluation.side_by_side import PeakUnknownError, interleave, peak_memory
 from losatok_ext.inference.paths import Source
 from losatok_ext.models import LoSATok
 from losatok_ext.models.precision import DTYPES, cast
@@ -44,7 +45,7 @@ class PrecisionRow:
         encode_speed: float32's seconds over these, from the same run.
         decode_speed: likewise.
         bytes: of the tensors in ``model.safetensors``.
-        peak_bytes: what encoding and decoding hold at their most, beyond the model; 0 where the system does not tell.
+        peak_bytes: what encoding and decoding hold at their most, beyond the model; None: the system does not tell.
     """
 
     dtype: str
@@ -59,7 +60,7 @@ class PrecisionRow:
     encode_speed: float
     decode_speed: float
     bytes: int
-    peak_bytes: int
+    peak_bytes: int | None
 
 
 @dataclass
@@ -107,7 +108,7 @@ class PrecisionReport(Measured):
                 f"| {row.dtype} | {_percent(row.token_error)} | {_percent(row.worst_token_error)} | {row.cosine:.5f} | "
                 f"{_decibels(row.snr)} | {_decibels(row.decoder_snr)} | {row.mel_distance:.3f} | "
                 f"{_speed(row.encode_seconds, row.encode_speed)} | {_speed(row.decode_seconds, row.decode_speed)} | "
-                f"{row.bytes / 2**20:,.1f} MiB | {row.peak_bytes / 2**20:,.0f} MiB |"
+                f"{row.bytes / 2**20:,.1f} MiB | {_memory(row.peak_bytes)} |"
             )
         said = f"{self.model}; {self.recordings} recordings, {self.seconds:.1f} s. {self.machine}, {self.date}."
         return "\n".join([*lines, "", said, ""])
@@ -128,6 +129,10 @@ def _decibels(value: float) -> str:
     return "exact" if math.isinf(value) else f"{value:.1f} dB"
 
 
+def _memory(size: int | None) -> str:
+    return "not known" if size is None else f"{size / 2**20:,.0f} MiB"
+
+
 def _speed(seconds: float, ratio: float) -> str:
     time = f"{1e3 * seconds:.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.1f} ms"
     return f"{time} ({ratio:.2f}x)"
@@ -146,6 +151,13 @@ class _Sums:
     decoder_noise: float = 0.0
     signal: float = 0.0
     mel: float = 0.0
+
+    def add(self, other: _Sums) -> None:
+        """Add a recording; of the worst error the larger one stays."""
+        worst = max(self.worst, other.worst)
+        for name in (entry.name for entry in dataclasses.fields(self)):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.worst = worst
 
 
 def in_each_precision(model: LoSATok) -> dict[str, LoSATok]:
@@ -196,7 +208,8 @@ def evaluate_precision(
         audio, found = read_audio_with_info(source.path, exact.sample_rate)
         if exact.config.token_count(len(audio)) == 0:
             raise UserError("it is shorter than a token")
-        _add(models, audio, mel, sums)
+        for name, found_of in _measured(models, audio, mel).items():
+            sums[name].add(found_of)
         return found.seconds
 
     report.measure(sources, work, progress, debug)
@@ -204,26 +217,28 @@ def evaluate_precision(
     return report
 
 
-def _add(models: Mapping[str, LoSATok], audio: Tensor, mel: MultiScaleMelLoss, sums: dict[str, _Sums]) -> None:
-    """Add what a recording [N] says of each precision."""
-    exact = models[REFERENCE]
+def _measured(models: Mapping[str, LoSATok], audio: Tensor, mel: MultiScaleMelLoss) -> dict[str, _Sums]:
+    """What a recording [N] says of each precision."""
+    exact, found = models[REFERENCE], {}
     latents = exact.encode(audio)
     z, waveform = latents.mu.double(), exact.decode(latents.mu)
-    signal = float(waveform.double().square().sum())
+    size, signal = float(z.square().sum()), float(waveform.double().square().sum())
     for name, model in models.items():
         ours = model.encode(audio).mu
         heard, decoded = model.decode(ours), model.decode(latents.mu)
-        total = sums[name]
-        difference, size = float((ours.double() - z).square().sum()), float(z.square().sum())
-        total.difference += difference
-        total.latents += size
-        total.worst = max(total.worst, math.sqrt(difference / size) if size else 0.0)
-        total.cosine += float(F.cosine_similarity(ours.double(), z, dim=-1).sum())
-        total.tokens += z.shape[1]
-        total.noise += float((heard.double() - waveform).square().sum())
-        total.decoder_noise += float((decoded.double() - waveform).square().sum())
-        total.signal += signal
-        total.mel += float(mel(heard, waveform)) * z.shape[1]
+        difference = float((ours.double() - z).square().sum())
+        found[name] = _Sums(
+            difference=difference,
+            latents=size,
+            worst=math.sqrt(difference / size) if size else 0.0,
+            cosine=float(F.cosine_similarity(ours.double(), z, dim=-1).sum()),
+            tokens=z.shape[1],
+            noise=float((heard.double() - waveform).square().sum()),
+            decoder_noise=float((decoded.double() - waveform).square().sum()),
+            signal=signal,
+            mel=float(mel(heard, waveform)) * z.shape[1],
+        )
+    return found
 
 
 def _rows(models: Mapping[str, LoSATok], sums: dict[str, _Sums], budget: float) -> list[PrecisionRow]:
@@ -238,10 +253,11 @@ def _rows(models: Mapping[str, LoSATok], sums: dict[str, _Sums], budget: float) 
     rows = []
     for name, model in models.items():
         total = sums[name]
+        peak: int | None
         try:
             peak = max(peak_memory(_bound(model.encode, audio), device), peak_memory(_bound(model.decode, z), device))
-        except RuntimeError:
-            peak = 0
+        except PeakUnknownError:
+            peak = None
         rows.append(
             PrecisionRow(
                 dtype=name,

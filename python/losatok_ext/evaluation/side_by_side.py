@@ -27,6 +27,10 @@ def seconds(function: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
+class PeakUnknownError(RuntimeError):
+    """The system does not tell the peak of resident memory."""
+
+
 def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
     """Bytes that ``function`` holds at its peak beyond what was held before: tensors and all else of the process.
 
@@ -34,7 +38,7 @@ def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
     allocator.
 
     Raises:
-        RuntimeError: the system does not tell the peak of resident memory.
+        PeakUnknownError: the system does not tell the peak of resident memory.
     """
     function()  # what stays after the first call (workspaces, compiled code) is not this call's
     if device == "cuda":
@@ -45,10 +49,13 @@ def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     if platform.system() != "Linux":
-        raise RuntimeError("peak memory on the CPU is read from /proc, which only Linux has")
+        raise PeakUnknownError("peak memory on the CPU is read from /proc, which only Linux has")
     ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak starts anew from what is resident now
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak starts anew from what is resident now
+    except OSError as error:
+        raise PeakUnknownError(f"the peak of resident memory cannot be reset: {error}") from error
     before = _status("VmRSS")
     function()
     return max(0, _status("VmHWM") - before)
@@ -59,7 +66,7 @@ def _status(key: str) -> int:
         for line in file:
             if line.startswith(key + ":"):
                 return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
+    raise PeakUnknownError(f"/proc/self/status has no {key}")
 
 
 @dataclass(frozen=True)
