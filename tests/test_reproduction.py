@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from losatok_ext.errors import UserError
+
 TOOLS = Path(__file__).parents[1] / "tools"
 
 
@@ -61,6 +63,25 @@ def test_the_page_has_every_row_and_says_what_contradicts(tools):
     verdicts = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines()}
     assert verdicts["SemBo tells more than channel merging"].endswith("| agrees |")
     assert verdicts["SemBo tells more than PCA"].endswith("| **contradicts** |")
+
+
+def test_the_tables_stand_between_the_marks(tools, tmp_path):
+    *_, report = tools
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN}old\n{report.END}\nafter\n")
+    report.fill(page, "| new |\n")
+    assert page.read_text() == f"before\n{report.BEGIN}| new |\n{report.END}\nafter\n"
+    page.write_text("no marks")
+    with pytest.raises(UserError, match=r"page.md should hold <!-- measured"):
+        report.fill(page, "| new |\n")
+    assert page.read_text() == "no marks"
+
+
+def test_the_page_is_what_the_kept_figures_say(tools):
+    *_, report = tools
+    docs = TOOLS.parent / "docs"
+    page = report.write(json.loads((docs / "reproduction.json").read_text()), "")
+    assert page.strip() in (docs / "reproduction.md").read_text()
 
 
 def test_runs_differ_in_what_they_are_named_for(tools):

@@ -7,7 +7,8 @@ Renders a corpus to train on and one to test on (tools/make_corpus.py: espeak-ng
 teacher on unlabelled clips (masked autoencoder), five bottlenecks on it, and six tokenizers on the first of them; what
 each makes of the test corpus, heard through noise, is probed and set beside the paper's claims. Seeds run side by side.
 The same command goes on where it stopped.
-Writes OUTPUT/figures.json and OUTPUT/reproduction.md.
+Writes OUTPUT/figures.json and OUTPUT/reproduction.md; with ``--keep docs`` also docs/reproduction.json and the tables
+between the marks of docs/reproduction.md.
 """
 
 from __future__ import annotations
@@ -98,9 +99,9 @@ def setting(count: int, options: argparse.Namespace) -> str:
         f"Trained on {3 * options.clips} rendered clips (seed {plan.TRAINING_SEED}), tested on "
         f"{3 * options.test_clips} of seed {plan.TEST_SEED}; the `tiny` preset with d = {plan.DIMS}; steps: {steps}; "
         f"{count} seeds, each from the teacher up: mean ± standard deviation over them. Probes are linear, on the mean "
-        f"over a clip's frames, with pink noise of {-DECIBELS:+.0f} dB in each clip, mean accuracy of three splits: "
-        "the spoken digit by voices the probe did not hear, the voice, the instrument, the sound event. Spectra: "
-        "log-band distance of reconstructed clips over that of a "
+        f"over a clip's frames, with pink noise of {-DECIBELS:+.0f} dB in each clip: the spoken digit by voices the "
+        "probe did not hear (mean accuracy of twelve splits), the voice, the instrument, the sound event (of three). "
+        "Spectra: log-band distance of reconstructed clips over that of a "
         f"constant spectrum, smaller is better. torch {torch.__version__}, {time.strftime('%Y-%m-%d')}."
     )
 
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="train for this many times the steps")
     parser.add_argument("--clips", type=int, default=200, help="per domain, to train on")
     parser.add_argument("--test-clips", type=int, default=400, help="per domain, to test on")
+    parser.add_argument("--keep", type=Path, help="folder of reproduction.md, whose tables are written anew")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at once; they share the cores")
     options = parser.parse_args()
     if not (options.scale > 0 and options.clips > 0 and options.test_clips > 0 and options.jobs > 0):
@@ -134,6 +136,10 @@ def main() -> None:
     text = report.write(seeds, setting(len(seeds), options))
     with atomic_path(options.output / "reproduction.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
+    if options.keep is not None:
+        with atomic_path(options.keep / "reproduction.json") as temporary:
+            temporary.write_text(json.dumps(seeds, indent=1) + "\n", encoding="utf-8")
+        report.fill(options.keep / "reproduction.md", text)
     print(text)
 
 
