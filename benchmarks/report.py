@@ -70,9 +70,10 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 def machine(result: dict) -> str:
     """Where and when a result was measured, in a line."""
     ceilings = ", ".join(f"{dtype} {value / 1e9:.0f} GFLOP/s" for dtype, value in result["ceilings"].items())
+    commits = dict.fromkeys(row.get("commit", result["commit"]) for row in result["rows"])
     return (
         f"{result['machine']}, torch {result['torch']}, {result['threads']} threads, {result['date']}, "
-        f"commit {result['commit']}; matrix ceiling of the run: {ceilings}"
+        f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}; matrix ceiling of the run: {ceilings}"
     )
 
 

@@ -1,6 +1,8 @@
 """``losatok evaluate`` and ``losatok analyze`` as a user runs them: files, tables, one-sentence errors."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +52,16 @@ def test_reconstruction_leaves_json_a_table_and_a_page(losatok, tmp_path, corpus
     again = losatok(*arguments, *options, "-o", tmp_path / "r")
     assert json.loads((tmp_path / "r" / "reconstruction.json").read_text()) == report
     assert again.out == result.out
+
+
+def test_a_name_that_is_no_text_is_spelled_out(losatok, tmp_path, corpus, model_folder):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav"))
+    odd.write_bytes((corpus / "0.wav").read_bytes())
+    result = losatok("evaluate", "reconstruction", odd, "-m", model_folder, "--no-pesq", "-o", tmp_path / "r")
+    assert result.code == 0, result.err
+    for suffix in ("json", "md", "html"):
+        assert (tmp_path / "r" / f"reconstruction.{suffix}").stat().st_size > 0
+    assert "\\udcff.wav" in (tmp_path / "r" / "reconstruction.html").read_text()
 
 
 @pytest.mark.parametrize(

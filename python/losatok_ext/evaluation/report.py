@@ -168,7 +168,8 @@ def report_places(folder: Path, name: str, overwrite: bool) -> dict[str, Path]:
 
 
 def write_report(report: Report, places: dict[str, Path]) -> None:
-    """Write JSON, Markdown and one self-contained page, each whole or not at all; other suffixes are passed over.
+    """Write JSON, Markdown and one self-contained page, each whole or not at all; other suffixes are passed over. Bytes of
+    a file's name that are no text are spelled out (``\\udcff``).
 
     Raises:
         UserError: a file cannot be written.
@@ -184,7 +185,7 @@ def write_report(report: Report, places: dict[str, Path]) -> None:
         place = places[suffix]
         try:
             with atomic_path(place) as path:
-                path.write_text(text, encoding="utf-8")
+                path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
         except OSError as error:
             raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
 
