@@ -168,8 +168,9 @@ def report_places(folder: Path, name: str, overwrite: bool) -> dict[str, Path]:
 
 
 def write_report(report: Report, places: dict[str, Path]) -> None:
-    """Write JSON, Markdown and one self-contained page, each whole or not at all; other suffixes are passed over. Bytes of
-    a file's name that are no text are spelled out (``\\udcff``).
+    """Write JSON, Markdown and one self-contained page, each whole or not at all; other suffixes are passed over.
+
+    Bytes of a file's name that are no text are spelled out (``\\udcff``).
 
     Raises:
         UserError: a file cannot be written.
