@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from losatok_ext.errors import UserError
-
 TOOLS = Path(__file__).parents[1] / "tools"
 
 
 @pytest.fixture
 def tools(monkeypatch):
-    """The parts of tools/reproduction: hear, measure, plan, report."""
+    """The parts of tools/reproduction: noise, measure, plan, report."""
     monkeypatch.syspath_prepend(str(TOOLS))
-    from reproduction import hear, measure, plan, report
+    from reproduction import measure, noise, plan, report
 
-    yield hear, measure, plan, report
+    yield noise, measure, plan, report
     for name in [name for name in sys.modules if name.split(".")[0] in ("reproduction", "make_corpus")]:
         del sys.modules[name]
 
@@ -65,18 +63,6 @@ def test_the_page_has_every_row_and_says_what_contradicts(tools):
     assert verdicts["SemBo tells more than PCA"].endswith("| **contradicts** |")
 
 
-def test_the_tables_stand_between_the_marks(tools, tmp_path):
-    *_, report = tools
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.BEGIN}old\n{report.END}\nafter\n")
-    report.fill(page, "| new |\n")
-    assert page.read_text() == f"before\n{report.BEGIN}| new |\n{report.END}\nafter\n"
-    page.write_text("no marks")
-    with pytest.raises(UserError, match=r"page.md should hold <!-- measured"):
-        report.fill(page, "| new |\n")
-    assert page.read_text() == "no marks"
-
-
 def test_the_page_is_what_the_kept_figures_say(tools):
     *_, report = tools
     docs = TOOLS.parent / "docs"
@@ -97,19 +83,19 @@ def test_runs_differ_in_what_they_are_named_for(tools):
 
 
 def test_noise_has_the_power_that_was_asked_for(tools, tmp_path):
-    hear, *_ = tools
+    noise, *_ = tools
     clean, rate = np.random.default_rng(1).standard_normal(16_000).astype(np.float32) / 10, 16_000
     (tmp_path / "clean" / "a").mkdir(parents=True)
     soundfile.write(tmp_path / "clean" / "a" / "0.flac", clean, rate)
     manifest = tmp_path / "clean" / "manifest.jsonl"
     manifest.write_text(json.dumps({"path": "a/0.flac", "domain": "a"}) + "\n")
-    copy = hear.noisy(manifest, tmp_path / "heard", -5.0, 3)
+    copy = noise.noisy(manifest, tmp_path / "heard", -5.0, 3)
     assert copy.read_text() == manifest.read_text()
     heard, _ = soundfile.read(tmp_path / "heard" / "a" / "0.flac", dtype="float32")
     gain = clean @ heard / (clean @ clean)
     assert 10 * np.log10((gain * clean).var() / (heard - gain * clean).var()) == pytest.approx(-5.0, abs=0.2)
     before = copy.stat().st_mtime_ns
-    assert hear.noisy(manifest, tmp_path / "heard", -5.0, 3).stat().st_mtime_ns == before
+    assert noise.noisy(manifest, tmp_path / "heard", -5.0, 3).stat().st_mtime_ns == before
 
 
 def test_chance_is_the_commonest_answer(tools):

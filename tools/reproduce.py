@@ -26,12 +26,14 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reproduction import hear, measure, plan, report
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from reproduction import measure, noise, plan, report
 
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.items import find_items
 from losatok_ext.files import atomic_path
 from losatok_ext.models import LoSATok
+from report import fill
 
 SPECTRA_CLIPS = 20
 """Per domain, of the test corpus, that tokenizers reconstruct."""
@@ -120,7 +122,7 @@ def main() -> None:
         parser.error("--scale, --clips, --test-clips and --jobs take numbers above 0")
     data = plan.corpus(options.output / "corpus", options.clips, plan.TRAINING_SEED)
     test = plan.corpus(options.output / "test", options.test_clips, plan.TEST_SEED)
-    heard = hear.noisy(test, options.output / "heard", DECIBELS, plan.TEST_SEED)
+    heard = noise.noisy(test, options.output / "heard", DECIBELS, plan.TEST_SEED)
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         runs = [
@@ -139,7 +141,7 @@ def main() -> None:
     if options.keep is not None:
         with atomic_path(options.keep / "reproduction.json") as temporary:
             temporary.write_text(json.dumps(seeds, indent=1) + "\n", encoding="utf-8")
-        report.fill(options.keep / "reproduction.md", text)
+        fill(options.keep / "reproduction.md", {"reproduction": text.strip()})
     print(text)
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from losatok_ext.errors import UserError
-from losatok_ext.files import atomic_path
 from reproduction.measure import TASKS
 from reproduction.plan import BOTTLENECKS, DIMS, TOKENIZERS
 
@@ -122,16 +119,3 @@ def write(seeds: Sequence[Figures], setting: str) -> str:
     lines += ["## Tokenizers", "", *table([*head, "spectra"], more)]
     lines += ["## Beside the paper", "", *table(["claim of the paper", "difference here, 95 %", ""], claims(seeds))]
     return "\n".join(lines)
-
-
-BEGIN, END = "<!-- measured: reproduction -->\n", "<!-- end -->"
-
-
-def fill(page: Path, text: str) -> None:
-    """Put the tables ``text`` between the marks of ``page``."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"{page} should hold {BEGIN.strip()} and {END} after it, where the tables go")
-    with atomic_path(page) as temporary:
-        temporary.write_text(before + begin + text.rstrip("\n") + "\n" + end + after, encoding="utf-8")

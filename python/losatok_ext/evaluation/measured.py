@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -16,10 +16,22 @@ from losatok_ext.models import LoSATokConfig
 from losatok_ext.nn.losses import MultiScaleMelLoss
 from losatok_ext.ops.dispatch import BackendUnavailableError
 
+S = TypeVar("S", bound="Sums")
+
 MEL_DISTANCE = (
     "Mel distance: mean absolute difference of log10 mel spectrograms at windows of 32 to 2048 samples (1 is a factor "
     "of 10); latent error: root mean square relative to the latents' own about their mean"
 )
+
+
+@dataclass
+class Sums:
+    """What is added up over recordings: the fields of a subclass, numbers that begin at 0."""
+
+    def add(self: S, other: S) -> None:
+        """Add each field of ``other`` to its own."""
+        for entry in dataclasses.fields(self):
+            setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
 
 
 @dataclass(kw_only=True)

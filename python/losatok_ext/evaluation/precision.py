@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch import Tensor
 from losatok_ext.audio.files import read_audio_with_info
 from losatok_ext.environment import info
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.measured import Measured, mel_distance
+from losatok_ext.evaluation.measured import Measured, Sums, mel_distance
 from losatok_ext.evaluation.side_by_side import PeakUnknownError, interleave, peak_memory
 from losatok_ext.inference.paths import Source
 from losatok_ext.models import LoSATok
@@ -139,7 +138,7 @@ def _speed(seconds: float, ratio: float) -> str:
 
 
 @dataclass
-class _Sums:
+class _Sums(Sums):
     """What is added up over recordings for one precision."""
 
     difference: float = 0.0
@@ -155,8 +154,7 @@ class _Sums:
     def add(self, other: _Sums) -> None:
         """Add a recording; of the worst error the larger one stays."""
         worst = max(self.worst, other.worst)
-        for name in (entry.name for entry in dataclasses.fields(self)):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        super().add(other)
         self.worst = worst
 
 
@@ -208,8 +206,8 @@ def evaluate_precision(
         audio, found = read_audio_with_info(source.path, exact.sample_rate)
         if exact.config.token_count(len(audio)) == 0:
             raise UserError("it is shorter than a token")
-        for name, found_of in _measured(models, audio, mel).items():
-            sums[name].add(found_of)
+        for name, own in _measured(models, audio, mel).items():
+            sums[name].add(own)
         return found.seconds
 
     report.measure(sources, work, progress, debug)

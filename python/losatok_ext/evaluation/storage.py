@@ -14,7 +14,7 @@ from torch import Tensor
 
 from losatok_ext.audio.files import read_audio_with_info
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.measured import MEL_DISTANCE, Measured, mel_distance
+from losatok_ext.evaluation.measured import MEL_DISTANCE, Measured, Sums, mel_distance
 from losatok_ext.inference.jobs import decode_clip, encode_clip
 from losatok_ext.inference.latent_files import LatentFile, describe, load_latents, save_latents
 from losatok_ext.inference.paths import Source
@@ -86,7 +86,7 @@ def _short(value: float) -> str:
 
 
 @dataclass
-class _Sums:
+class _Sums(Sums):
     """What is added up over recordings for one storage."""
 
     bits: float = 0.0
@@ -136,8 +136,7 @@ def evaluate_storage(
             frames += len(latents)
             moments.add_(torch.stack((latents.sum(0), latents.square().sum(0))))
             for name, values in own.items():
-                for entry in dataclasses.fields(_Sums):
-                    setattr(sums[name], entry.name, getattr(sums[name], entry.name) + getattr(values, entry.name))
+                sums[name].add(values)
             return seconds
 
         report.measure(sources, work, progress, debug)

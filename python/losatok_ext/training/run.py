@@ -119,8 +119,8 @@ def train_generator(
     """Train a generator on recordings, or on latent files that ``losatok encode`` wrote, and leave a generator folder
     ``output/model``.
 
-    ``config.generator.tokenizer`` names the tokenizer's folder; latent files do without. All else is as for
-    :func:`train_sembo`.
+    ``config.generator.tokenizer`` names the tokenizer's folder, None the bundled one; latent files do without. All else
+    is as for :func:`train_sembo`.
 
     Args:
         data: folder, manifest or shards of recordings or of latents; texts come from the manifest (``"text"``, else
