@@ -9,10 +9,10 @@ Peak memory is what a step holds besides weights, gradients and AdamW's moments;
 import pytest
 import torch
 
-from losatok_ext.inference.generation import generate
-from losatok_ext.inference.sampling import SamplerConfig
-from losatok_ext.models.dit_config import DiTConfig
-from losatok_ext.models.generator import Generator, GeneratorConfig
+from losatok_ext.generation.generation import generate
+from losatok_ext.generation.sampling import SamplerConfig
+from losatok_ext.models.generator.dit_config import DiTConfig
+from losatok_ext.models.generator.generator import Generator, GeneratorConfig
 
 SIZES = {"ours": (128, 512), "1280-d at 512": (1280, 512), "1280-d at 1536": (1280, 1536)}
 """Latent dimension and width by name."""

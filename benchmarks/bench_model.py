@@ -11,9 +11,9 @@ In pieces: ``-k tiny``, ``-k "test_encode and base-int8-1"``; the rows of compil
 import pytest
 import torch
 
-from losatok_ext.evaluation.precision import in_each_precision
+from losatok_ext.evaluation.tasks.precision import in_each_precision
 from losatok_ext.models import LoSATok, LoSATokConfig
-from losatok_ext.models.precision import DTYPES
+from losatok_ext.models.storage.precision import DTYPES
 from published_model import PublishedLoSATok
 
 SECONDS = 10

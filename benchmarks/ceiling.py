@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from losatok_ext.evaluation.side_by_side import interleave, peak_memory, seconds
+from losatok_ext.evaluation.tasks.side_by_side import interleave, peak_memory, seconds
 
 __all__ = ["interleave", "matrix_ceiling", "peak_memory"]
 

@@ -40,13 +40,13 @@ from torch import Tensor
 from losatok_ext.audio.files import read_audio
 from losatok_ext.audio.plots import mel_decibels
 from losatok_ext.files import atomic_path
-from losatok_ext.inference.generation import generate
-from losatok_ext.inference.jobs import encode_files
-from losatok_ext.inference.latent_files import SUFFIX, load_latents
-from losatok_ext.inference.paths import find_inputs, place_outputs
-from losatok_ext.inference.sampling import SamplerConfig
+from losatok_ext.formats.latent_files import SUFFIX, load_latents
+from losatok_ext.generation.generation import generate
+from losatok_ext.generation.sampling import SamplerConfig
+from losatok_ext.jobs.tokenize import encode_files
 from losatok_ext.models import LoSATok
-from losatok_ext.models.generator import Generator
+from losatok_ext.models.generator.generator import Generator
+from losatok_ext.recordings.find import find_inputs, place_outputs
 from losatok_ext.training import TrainConfig, read_log, train_generator, train_sembo, train_tokenizer
 
 TOOL = Path(__file__).parents[1] / "tools" / "make_corpus.py"

@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from losatok_ext.evaluation.precision import EXPLANATION, PrecisionReport
+from losatok_ext.evaluation.tasks.precision import EXPLANATION, PrecisionReport
 from targets import TARGETS
 
 ROOT = Path(__file__).parent.parent

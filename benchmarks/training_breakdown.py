@@ -28,15 +28,15 @@ from torch import Tensor, nn
 import report
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.models import LoSATok
-from losatok_ext.models.teachers import open_teacher
+from losatok_ext.models.teachers.registry import open_teacher
 from losatok_ext.ops.dispatch import use_backend
 from losatok_ext.training import TrainConfig
-from losatok_ext.training.generator import GeneratorStage
-from losatok_ext.training.optimizer import Learner
-from losatok_ext.training.precompute import precompute_features
-from losatok_ext.training.sembo import SemBoStage
-from losatok_ext.training.teacher import TeacherStage
-from losatok_ext.training.tokenizer import TokenizerStage
+from losatok_ext.training.engine.optimizer import Learner
+from losatok_ext.training.precompute.tokens import precompute_features
+from losatok_ext.training.stages.generator import GeneratorStage
+from losatok_ext.training.stages.sembo import SemBoStage
+from losatok_ext.training.stages.teacher import TeacherStage
+from losatok_ext.training.stages.tokenizer import TokenizerStage
 from machine import commit, device_slug, machine_name
 
 BACKENDS = {"fused ops": None, "plain PyTorch": "reference"}

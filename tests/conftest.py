@@ -9,7 +9,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before any import of one
 
-DATA = Path(__file__).parent / "data"
+HERE = Path(__file__).parent
+DATA = HERE / "data"
+ONE_THREAD = {"evaluation", "formats", "generation", "jobs", "recordings", "training"}
 
 
 def pytest_collection_modifyitems(items):
@@ -19,6 +21,21 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread(request):
+    """One thread, here and in the processes that a test starts, for tests of small models: more threads gain nothing
+    there and wait for each other on a busy machine. Ops, modules and models keep what torch chose."""
+    if request.path.relative_to(HERE).parts[0] not in ONE_THREAD:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

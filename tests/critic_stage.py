@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from losatok_ext.training.sembo import SemBoStage
+from losatok_ext.training.stages.sembo import SemBoStage
 
 START = 1
 """The step at which the critic begins."""

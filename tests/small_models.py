@@ -3,8 +3,8 @@
 import torch
 
 from losatok_ext.models import LoSATokConfig
-from losatok_ext.models.dit_config import DiTConfig
-from losatok_ext.models.generator import Generator, GeneratorConfig
+from losatok_ext.models.generator.dit_config import DiTConfig
+from losatok_ext.models.generator.generator import Generator, GeneratorConfig
 from losatok_ext.nn.flow_matching import FlowMatching
 
 

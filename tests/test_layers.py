@@ -8,41 +8,90 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python" / "losatok_ext"
-# A module may import from its own layer and from those before it.
-LAYERS = [
-    {"errors", "files", "_native", "data", "__init__"},
-    {"ops", "triton_kernels"},
-    {"environment"},
-    {"audio"},
-    {"nn"},
-    {"models"},
-    {"training", "inference", "evaluation", "integrations"},
-    {"cli"},
+# From the ground up. A module imports from its own place and from those before it, never from one behind it.
+FLOORS = [
+    "errors",
+    "files",
+    "_native",
+    "pretrained",
+    "masks",
+    "ops",
+    "environment",
+    "audio",
+    "nn",
+    "formats",
+    "models.storage",
+    "models.tokenizer",
+    "models.teachers",
+    "models.generator",
+    "models",
+    "recordings",
+    "generation",
+    "jobs",
+    "integrations",
+    "training.config",
+    "training.data",
+    "training.stages",
+    "training.engine",
+    "training.precompute",
+    "training.fitting",
+    "training",
+    "evaluation.metrics",
+    "evaluation.reporting",
+    "evaluation.tasks",
+    "evaluation",
+    "cli",
 ]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FACES = {"models", "training"}
+"""Packages whose ``__init__`` offers names of the floors above it, and that may be imported from any of them."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imported_parts(path):
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("losatok_ext"):
-            parts = node.module.split(".")
-            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+def name_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for path in MODULES}
+
+
+def floor(name):
+    """The index of the longest entry of FLOORS that ``name`` lies in."""
+    fitting = [place for place in FLOORS if name == place or name.startswith(place + ".")]
+    assert fitting, f"{name} has no floor: add it to FLOORS"
+    return FLOORS.index(max(fitting, key=len))
+
+
+def imports(path):
+    """(module of this package, line) of every import, those within functions and for types only included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "losatok_ext":
+            base = node.module.partition(".")[2]
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".strip(".")
+                yield inner if inner in FILES else base, node.lineno
         elif isinstance(node, ast.Import):
-            names = [a.name.split(".")[1] for a in node.names if a.name.startswith("losatok_ext.")]
-        else:
-            continue
-        yield from ((name, node.lineno) for name in names if name in LEVEL)
+            yield from (
+                (a.name.partition(".")[2], node.lineno) for a in node.names if a.name.startswith("losatok_ext.")
+            )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if own == "__init__":
+    own = name_of(path)
+    if not own:
         return  # the package's own face: imports lazily, by name
-    for name, line in imported_parts(path):
-        assert LEVEL[name] <= LEVEL[own], f"{path.name}:{line} imports {name}, which lies above {own}"
+    for name, line in imports(path):
+        if name and name not in FACES and name in FILES:
+            assert floor(name) <= floor(own), f"{path.name}:{line} imports {name}, which lies above {own}"
+
+
+def test_no_imports_go_in_a_circle():
+    below = {name: {n for n, _ in imports(path) if n in FILES and n not in (name, "")} for name, path in FILES.items()}
+    while free := [name for name, needs in below.items() if not needs & below.keys()]:
+        for name in free:
+            del below[name]
+    assert not below, f"in circles or above them: {sorted(below)}"
 
 
 def schemas():

@@ -23,7 +23,7 @@ def run_jobs(folder, jobs):
     and does no job after."""
     folder.mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps([{**JOB, "port": _free_port(), **job} for job in jobs]))
-    paths = f"{Path(__file__).parent}:{Path(__file__).parent / 'training'}"
+    paths = f"{Path(__file__).parent}:{Path(__file__).parent / 'training' / 'engine'}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "MASTER_ADDR": "127.0.0.1"}
     environment |= {"WORLD_SIZE": str(PROCESSES), "LOCAL_WORLD_SIZE": str(PROCESSES)}
     started = []
@@ -73,7 +73,7 @@ def _train_with_critic(data, output, config, on_step=None):
 
 def _kill_at(rank, step):
     """Make the last process kill itself in the middle of ``step``."""
-    from losatok_ext.training.loop import Trainer
+    from losatok_ext.training.engine.loop import Trainer
 
     forward = Trainer.part_losses
 

@@ -4,8 +4,8 @@
     python tools/bundled_model.py -o runs/tiny [--export]
 
 Renders three hours of recordings (tools/make_corpus.py), trains teacher, bottleneck and tokenizer by
-``losatok_ext.training.recipes.tiny_recipe``, and measures the model on clips of a seed it never saw, beside one with
-random weights. With --export the model goes into python/losatok_ext/pretrained/tiny, in half precision, with the
+``losatok_ext.training.config.recipes.tiny_recipe``, and measures the model on clips of a seed it never saw, beside one
+with random weights. With --export the model goes into python/losatok_ext/pretrained/tiny, in half precision, with the
 figures in its card. The same command goes on where it was stopped: an hour or two of one processor core in all.
 """
 
@@ -25,11 +25,11 @@ from reproduction import measure, plan
 from reproduction.report import table
 
 from losatok_ext.audio.files import read_audio
-from losatok_ext.evaluation.items import Item, find_items
-from losatok_ext.evaluation.spectra import log_band_score
+from losatok_ext.evaluation.metrics.spectra import log_band_score
 from losatok_ext.files import atomic_path
 from losatok_ext.models import LoSATok
-from losatok_ext.training.recipes import tiny_recipe
+from losatok_ext.recordings.labelled import Item, find_items
+from losatok_ext.training.config.recipes import tiny_recipe
 
 TARGET = Path(__file__).parents[1] / "python" / "losatok_ext" / "pretrained" / "tiny"
 TRAINING_SEED, TEST_SEED, CLIPS, TEST_CLIPS = 1, 9001, 1200, 60

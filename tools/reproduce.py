@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from reproduction import measure, noise, plan, report
 
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.items import find_items
 from losatok_ext.files import atomic_path
 from losatok_ext.models import LoSATok
+from losatok_ext.recordings.labelled import find_items
 from report import fill
 
 SPECTRA_CLIPS = 20

@@ -20,7 +20,7 @@ _WHERE = {
     "LoSATok": "losatok_ext.models",
     "LoSATokConfig": "losatok_ext.models",
 }
-_SUBPACKAGES = ("audio", "errors", "inference", "models", "nn", "ops", "training")
+_SUBPACKAGES = ("audio", "errors", "formats", "generation", "jobs", "models", "nn", "ops", "recordings", "training")
 __all__ = ["__version__", *_WHERE, *_SUBPACKAGES]
 
 

@@ -7,7 +7,7 @@ import soundfile
 import torch
 
 from losatok_ext.audio.files import audio_info
-from losatok_ext.inference.latent_files import load_latents, read_storage
+from losatok_ext.formats.latent_files import load_latents, read_storage
 from losatok_ext.models import LoSATok
 from small_models import tone
 

@@ -6,9 +6,9 @@ import soundfile
 
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.cli.demo import RECORDING
-from losatok_ext.inference.latent_files import load_latents
+from losatok_ext.formats.latent_files import load_latents
 from losatok_ext.models import LoSATok
-from losatok_ext.models.generator import Generator
+from losatok_ext.models.generator.generator import Generator
 
 
 @pytest.mark.slow

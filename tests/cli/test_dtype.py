@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from losatok_ext.inference.latent_files import load_latents
+from losatok_ext.formats.latent_files import load_latents
 from losatok_ext.models import LoSATok
 from small_models import tone
 

@@ -7,7 +7,7 @@ import torch
 
 from losatok_ext.audio.files import audio_info, read_audio
 from losatok_ext.audio.samples import sample_folder
-from losatok_ext.inference.latent_files import load_latents
+from losatok_ext.formats.latent_files import load_latents
 from losatok_ext.models import LoSATok
 from small_models import lively, small_config, tone
 

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from losatok_ext.audio.samples import sample_folder
-from losatok_ext.inference.latent_files import load_latents
+from losatok_ext.formats.latent_files import load_latents
 from losatok_ext.models import LoSATok
 from small_models import make_generator
 

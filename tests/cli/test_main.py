@@ -217,7 +217,7 @@ def test_without_the_extra_the_message_names_it(package, recording, model_folder
 
 def test_interrupting_is_quiet_and_leaves_whole_files(tmp_path, recording, model_folder):
     """Ctrl-C amid many files: code 130, no traceback, and whatever was written loads."""
-    from losatok_ext.inference.latent_files import load_latents
+    from losatok_ext.formats.latent_files import load_latents
 
     (tmp_path / "in").mkdir()
     raw = recording.read_bytes()

@@ -60,7 +60,7 @@ def test_encode_and_decode(losatok, model_folder, recording, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_flop_are_those_of_the_model(model_folder, monkeypatch, dtype):
-    from losatok_ext.inference import stages
+    from losatok_ext.evaluation.tasks import profiling as stages
     from losatok_ext.models import LoSATok
 
     monkeypatch.setattr(stages, "matrix_ceiling", lambda *_: 1e9)

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from losatok_ext.audio.files import read_audio
-from losatok_ext.evaluation.features import FeatureSet, extract, parse_spec
-from losatok_ext.evaluation.items import Item
-from losatok_ext.evaluation.probe import evaluate_probe, find_task
-from losatok_ext.evaluation.rank import Moments, effective_rank, explained_variance
-from losatok_ext.evaluation.spectra import log_band_score
+from losatok_ext.evaluation.metrics.rank import Moments, effective_rank, explained_variance
+from losatok_ext.evaluation.metrics.spectra import log_band_score
+from losatok_ext.evaluation.tasks.features import FeatureSet, extract, parse_spec
+from losatok_ext.evaluation.tasks.probe import evaluate_probe, find_task
 from losatok_ext.models import LoSATok
+from losatok_ext.recordings.labelled import Item
 
 TASKS = ("digit", "voice", "instrument", "event")
 """Labels of the corpus: the spoken digit (voices of the test are not those of the training), who speaks, what plays,

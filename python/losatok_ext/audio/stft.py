@@ -14,27 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from losatok_ext.masks import keep_valid
+
 BLOCK_FRAMES = {"cpu": 256, "cuda": 16384}
 """Frames of all clips transformed at once. On a CPU their spectra stay in the cache (2 MB at 1024 samples); on a GPU
 (164 s at a hop of 160) it bounds the memory that an hour of audio takes."""
-
-
-def valid_mask(lengths: Tensor, size: int) -> Tensor:
-    """[B, size] bool: True where the position is below ``lengths`` [B]."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
-
-
-def zero_past(x: Tensor, valid: Tensor | None) -> Tensor:
-    """``x`` with zeros where ``valid``, broadcast to it, is False (None: all valid); NaN there does not survive."""
-    return x if valid is None else torch.where(valid, x, x.new_zeros(()))
-
-
-def keep_valid(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """``x`` [B, T, ...] with zeros from each clip's length on (lengths [B]; None keeps all); NaN there is gone."""
-    if lengths is None:
-        return x
-    mask = valid_mask(lengths, x.shape[1])
-    return zero_past(x, mask.view(mask.shape + (1,) * (x.dim() - 2)))
 
 
 def frame_count(samples: Tensor | int, hop: int) -> Tensor | int:

@@ -9,10 +9,10 @@ import typer
 from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, check_folder, load_model, require_model
 from losatok_ext.cli.reports import ReportOption, finish, item_progress, items_of
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.analysis import analyze as analyze_features
-from losatok_ext.evaluation.analysis_report import analysis_report, plot_analysis
-from losatok_ext.evaluation.features import FEATURES, GIVEN, SUFFIXES, extract, holds_features
-from losatok_ext.evaluation.report import report_places
+from losatok_ext.evaluation.reporting.report import report_places
+from losatok_ext.evaluation.tasks.analysis import analyze as analyze_features
+from losatok_ext.evaluation.tasks.analysis_report import analysis_report, plot_analysis
+from losatok_ext.evaluation.tasks.features import FEATURES, GIVEN, SUFFIXES, extract, holds_features
 
 _DIMS = (8, 16, 32, 64, 128, 256)
 

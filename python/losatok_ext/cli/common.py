@@ -15,9 +15,9 @@ from losatok_ext.errors import UserError
 from losatok_ext.pretrained import DEFAULT, names, resolve
 
 if TYPE_CHECKING:
-    from losatok_ext.inference.jobs import Progress, Summary
-    from losatok_ext.inference.paths import Failure, Source
+    from losatok_ext.jobs.tokenize import Progress, Summary
     from losatok_ext.models import LoSATok
+    from losatok_ext.recordings.find import Failure, Source
 
 ModelOption = Annotated[
     Path | None,
@@ -116,7 +116,7 @@ def check_dtype(dtype: str | None) -> None:
     """Raise UserError unless a model can be loaded in ``dtype``."""
     if dtype is None:
         return
-    from losatok_ext.models.precision import DTYPES
+    from losatok_ext.models.storage.precision import DTYPES
 
     if dtype not in DTYPES:
         names = list(DTYPES)

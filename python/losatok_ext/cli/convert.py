@@ -80,7 +80,7 @@ def _from_published(
 ) -> LoSATok:
     values = None if config is None else _read_config(config)
     from losatok_ext.models import LoSATok, LoSATokConfig
-    from losatok_ext.models.precision import cast, dtype_of
+    from losatok_ext.models.storage.precision import cast, dtype_of
 
     settings = LoSATokConfig.from_dict(values["config"]) if values is not None and "model_type" in values else values
     model = LoSATok.from_reference_checkpoint(

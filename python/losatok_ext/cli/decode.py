@@ -43,9 +43,9 @@ def decode(
     model = require_model(model)
     check_folder(output)
     from losatok_ext.audio.files import WRITABLE
-    from losatok_ext.inference.jobs import Summary, decode_files
-    from losatok_ext.inference.latent_files import SUFFIX
-    from losatok_ext.inference.paths import find_inputs, place_outputs
+    from losatok_ext.formats.latent_files import SUFFIX
+    from losatok_ext.jobs.tokenize import Summary, decode_files
+    from losatok_ext.recordings.find import find_inputs, place_outputs
 
     suffix = "." + format.lower().removeprefix(".")
     if suffix not in WRITABLE:

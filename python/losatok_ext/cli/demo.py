@@ -16,16 +16,16 @@ from losatok_ext.audio.samples import sample_folder
 from losatok_ext.cli.common import check_folder, pick_device
 from losatok_ext.cli.edit import edit
 from losatok_ext.cli.generate import generate
+from losatok_ext.cli.progress import TrainingProgress
 from losatok_ext.errors import UserError
 from losatok_ext.files import atomic_path
-from losatok_ext.inference.jobs import decode_clip, encode_clip, encode_files
-from losatok_ext.inference.latent_files import SUFFIX, load_latents, save_latents
-from losatok_ext.inference.paths import find_inputs, place_outputs
+from losatok_ext.formats.latent_files import SUFFIX, load_latents, save_latents
+from losatok_ext.jobs.tokenize import decode_clip, encode_clip, encode_files
 from losatok_ext.models import LoSATok
 from losatok_ext.pretrained import DEFAULT
+from losatok_ext.recordings.find import find_inputs, place_outputs
 from losatok_ext.training import read_log, train_generator, train_sembo, train_tokenizer
-from losatok_ext.training.progress import TrainingProgress
-from losatok_ext.training.recipes import demo_generator_recipe, demo_recipe
+from losatok_ext.training.config.recipes import demo_generator_recipe, demo_recipe
 
 RECORDING = Path("speech") / "00004.flac"
 PROMPT, PROMPT_SECONDS = "a red fox measured the morning train.", 2.8

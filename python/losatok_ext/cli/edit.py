@@ -29,8 +29,8 @@ from losatok_ext.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from losatok_ext.inference.edit_plan import EditPlan
-    from losatok_ext.inference.latent_files import LatentFile
+    from losatok_ext.formats.latent_files import LatentFile
+    from losatok_ext.generation.edit_plan import EditPlan
     from losatok_ext.models import LoSATok
 
 
@@ -97,9 +97,9 @@ def edit(
         check_picture(plot)
     config = sampler_config(steps, cfg, cfg_interval, cfg_rescale, solver, schedule, cuda_graphs)
     maker, tokenizer = load_both(generator, model, device, dtype, output)
-    from losatok_ext.inference.generation import edit as edit_latents
-    from losatok_ext.inference.sampling_progress import SamplingProgress
-    from losatok_ext.inference.splice import splice
+    from losatok_ext.cli.sampling_progress import SamplingProgress
+    from losatok_ext.generation.generation import edit as edit_latents
+    from losatok_ext.generation.splice import splice
 
     latents, before, kept = _read(source, tokenizer, keep)
     mu = latents.mu
@@ -144,8 +144,8 @@ def _read(source: Path, tokenizer: LoSATok, keep: str | None) -> tuple[LatentFil
         UserError: a file that cannot be used, or a latent file of which the recording is to be kept.
     """
     from losatok_ext.audio.files import read_audio_with_info
-    from losatok_ext.inference.jobs import decode_clip, encode_clip
-    from losatok_ext.inference.latent_files import SUFFIX, load_latents
+    from losatok_ext.formats.latent_files import SUFFIX, load_latents
+    from losatok_ext.jobs.tokenize import decode_clip, encode_clip
 
     if source.suffix.lower() == SUFFIX:
         if keep == "recording":
@@ -169,7 +169,7 @@ def _where(
     Raises:
         UserError: a time outside the recording, or a span that ends before it begins.
     """
-    from losatok_ext.inference.edit_plan import seconds_to_tokens
+    from losatok_ext.generation.edit_plan import seconds_to_tokens
 
     header = latents.header
     length, rate = header.seconds, header.frame_rate

@@ -25,10 +25,10 @@ from losatok_ext.cli.evaluate_precision import precision
 from losatok_ext.cli.evaluate_probe import probe
 from losatok_ext.cli.evaluate_reconstruction import reconstruction
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.storage import evaluate_storage
-from losatok_ext.evaluation.storage_plot import plot_storage
+from losatok_ext.evaluation.tasks.storage import evaluate_storage
+from losatok_ext.evaluation.tasks.storage_plot import plot_storage
 from losatok_ext.files import atomic_path
-from losatok_ext.inference.paths import find_inputs
+from losatok_ext.recordings.find import find_inputs
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model: `reconstruction`, `probe`, `generation`, `storage`.")
 

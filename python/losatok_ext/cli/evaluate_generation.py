@@ -10,18 +10,11 @@ import typer
 from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, check_folder, load_model, require_model
 from losatok_ext.cli.reports import ReportOption, finish, item_progress, items_of
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.clap import Clap
-from losatok_ext.evaluation.features import extract, holds_features, parse_spec
-from losatok_ext.evaluation.generation import (
-    LEVELS,
-    GenerationResult,
-    clap_rows,
-    clap_score,
-    clip_rows,
-    compare,
-)
-from losatok_ext.evaluation.generation_report import generation_report
-from losatok_ext.evaluation.report import report_places
+from losatok_ext.evaluation.metrics.clap import Clap
+from losatok_ext.evaluation.reporting.report import report_places
+from losatok_ext.evaluation.tasks.features import extract, holds_features, parse_spec
+from losatok_ext.evaluation.tasks.generation import LEVELS, GenerationResult, clap_rows, clap_score, clip_rows, compare
+from losatok_ext.evaluation.tasks.generation_report import generation_report
 
 
 def generation(

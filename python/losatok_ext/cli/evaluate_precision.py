@@ -20,9 +20,9 @@ from losatok_ext.cli.common import (
     require_model,
 )
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.precision import EXPLANATION, evaluate_precision, in_each_precision
+from losatok_ext.evaluation.tasks.precision import EXPLANATION, evaluate_precision, in_each_precision
 from losatok_ext.files import atomic_path
-from losatok_ext.inference.paths import find_inputs
+from losatok_ext.recordings.find import find_inputs
 
 if TYPE_CHECKING:
     from losatok_ext.models import LoSATok

@@ -9,10 +9,10 @@ import typer
 from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, check_folder, load_model, require_model
 from losatok_ext.cli.reports import ReportOption, finish, item_progress, items_of
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.features import GIVEN, SUFFIXES, extract, holds_features, parse_spec
-from losatok_ext.evaluation.probe import LEVELS, POOLS, evaluate_probe, find_task
-from losatok_ext.evaluation.probe_report import probe_report
-from losatok_ext.evaluation.report import report_places
+from losatok_ext.evaluation.reporting.report import report_places
+from losatok_ext.evaluation.tasks.features import GIVEN, SUFFIXES, extract, holds_features, parse_spec
+from losatok_ext.evaluation.tasks.probe import LEVELS, POOLS, evaluate_probe, find_task
+from losatok_ext.evaluation.tasks.probe_report import probe_report
 
 
 def probe(

@@ -15,9 +15,9 @@ from losatok_ext.cli.common import (
     require_model,
 )
 from losatok_ext.cli.reports import ByOption, DataArgument, ReportOption, finish, item_progress, items_of
-from losatok_ext.evaluation.reconstruction import evaluate_reconstruction, journal_place, perceptual_measures
-from losatok_ext.evaluation.reconstruction_report import reconstruction_report
-from losatok_ext.evaluation.report import report_places
+from losatok_ext.evaluation.reporting.report import report_places
+from losatok_ext.evaluation.tasks.reconstruction import evaluate_reconstruction, journal_place, perceptual_measures
+from losatok_ext.evaluation.tasks.reconstruction_report import reconstruction_report
 
 
 def reconstruction(

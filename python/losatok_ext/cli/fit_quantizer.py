@@ -73,9 +73,9 @@ def fit_quantizer(
         raise UserError(f"{output} holds a model already; pass --overwrite or another folder")
     if output.exists() and model.exists() and output.samefile(model):
         raise UserError(f"{output} is the model itself; choose another folder for the copy that has a quantizer")
-    from losatok_ext.inference.latent_files import SUFFIX
-    from losatok_ext.inference.paths import find_inputs
-    from losatok_ext.training.quantizer_fit import FitOptions, fit_quantizer
+    from losatok_ext.formats.latent_files import SUFFIX
+    from losatok_ext.recordings.find import find_inputs
+    from losatok_ext.training.fitting.quantizer_fit import FitOptions, fit_quantizer
 
     found = find_inputs(latents, (SUFFIX,), "latent")
     if not found.sources:

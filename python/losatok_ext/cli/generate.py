@@ -60,8 +60,8 @@ def generate(
         check_picture(plot)
     config = sampler_config(steps, cfg, cfg_interval, cfg_rescale, solver, schedule, cuda_graphs)
     maker, tokenizer = load_both(generator, model, device, dtype, output)
-    from losatok_ext.inference.generation import generate as generate_latents
-    from losatok_ext.inference.sampling_progress import SamplingProgress
+    from losatok_ext.cli.sampling_progress import SamplingProgress
+    from losatok_ext.generation.generation import generate as generate_latents
 
     rate = tokenizer.sample_rate
     tokens = max(math.ceil(seconds * tokenizer.frame_rate - 1e-6), 1)

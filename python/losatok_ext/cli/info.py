@@ -36,7 +36,7 @@ def info(
 def _describe(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return _describe_model(path)
-    from losatok_ext.inference.latent_files import SUFFIX, describe
+    from losatok_ext.formats.latent_files import SUFFIX, describe
 
     if path.suffix.lower() == SUFFIX:
         return describe(path)
@@ -59,7 +59,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _describe_model(folder: Path) -> dict[str, Any]:
     from losatok_ext.models import LoSATok
-    from losatok_ext.models.precision import dtype_name
+    from losatok_ext.models.storage.precision import dtype_name
 
     model = LoSATok.from_pretrained(folder)
     return {

@@ -13,10 +13,10 @@ import typer
 from losatok_ext.cli.common import DeviceOption, ModelOption, check_folder, pick_device, require_model, stage_bar
 from losatok_ext.errors import UserError
 from losatok_ext.models import LoSATok
-from losatok_ext.models.teachers import KINDS, open_teacher
-from losatok_ext.training.folders import model_folder
-from losatok_ext.training.precompute import Storage, precompute_features, precompute_latents
-from losatok_ext.training.shard_job import ShardSummary
+from losatok_ext.models.storage.folders import model_folder
+from losatok_ext.models.teachers.registry import KINDS, open_teacher
+from losatok_ext.training.precompute.tokens import Storage, precompute_features, precompute_latents
+from losatok_ext.training.precompute.writing import ShardSummary
 
 app = typer.Typer(no_args_is_help=True, help="Run a frozen network once: teacher `features` or `latents` into shards.")
 

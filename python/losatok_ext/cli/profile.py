@@ -56,8 +56,8 @@ def decode(
 ) -> None:
     """Time the stages of decoding a latent file."""
     folder = require_model(model)
-    from losatok_ext.inference.jobs import decoder_input
-    from losatok_ext.inference.latent_files import load_latents
+    from losatok_ext.formats.latent_files import load_latents
+    from losatok_ext.jobs.tokenize import decoder_input
 
     tokenizer = load_model(folder, device, dtype)
     latents = load_latents(file, tokenizer.fingerprint())
@@ -66,8 +66,8 @@ def decode(
 
 
 def _report(model: LoSATok, run: Callable[[], object], audio_seconds: float, repeats: int, trace: Path | None) -> None:
+    from losatok_ext.evaluation.tasks.profiling import profile
     from losatok_ext.files import atomic_path
-    from losatok_ext.inference.stages import profile
 
     found = profile(model, run, repeats)
     print(found.table())

@@ -40,7 +40,7 @@ def reconstruct(
     check_outputs(source, output, plot)
     tokenizer = load_model(model, device, dtype)
     check_writable(output, tokenizer.sample_rate)
-    from losatok_ext.inference.jobs import decode_clip, encode_clip
+    from losatok_ext.jobs.tokenize import decode_clip, encode_clip
 
     audio, info = read_audio_with_info(source, tokenizer.sample_rate)
     start = time.perf_counter()

@@ -13,9 +13,9 @@ import typer
 from losatok_ext.audio.files import READABLE_SUFFIXES
 from losatok_ext.cli.common import progress_bar
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.items import Item, find_items
-from losatok_ext.evaluation.report import Report, Table, write_report
-from losatok_ext.inference.paths import Failure, Source
+from losatok_ext.evaluation.reporting.report import Report, Table, write_report
+from losatok_ext.recordings.find import Failure, Source
+from losatok_ext.recordings.labelled import Item, find_items
 
 DataArgument = Annotated[
     list[str],

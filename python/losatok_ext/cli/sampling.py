@@ -12,9 +12,9 @@ from losatok_ext.cli.common import check_dtype, load_model, pick_device, require
 from losatok_ext.errors import UserError
 
 if TYPE_CHECKING:
-    from losatok_ext.inference.sampling import SamplerConfig
+    from losatok_ext.generation.sampling import SamplerConfig
     from losatok_ext.models import LoSATok
-    from losatok_ext.models.generator import Generator
+    from losatok_ext.models.generator.generator import Generator
 
 StepsOption = Annotated[int, typer.Option(help="Steps of the sampler.", min=1)]
 CfgOption = Annotated[float, typer.Option("--cfg", help="Guidance scale; 1 is none.")]
@@ -47,9 +47,9 @@ def sampler_config(
     Raises:
         ConfigError, UserError: an option that does not fit, by name.
     """
-    from losatok_ext.inference.sampling import SamplerConfig
-    from losatok_ext.inference.sampling_guidance import Guidance
-    from losatok_ext.inference.sampling_schedule import Schedule
+    from losatok_ext.generation.guidance import Guidance
+    from losatok_ext.generation.sampling import SamplerConfig
+    from losatok_ext.generation.schedules import Schedule
 
     bounds = two_numbers("--cfg-interval", interval, "two noise levels such as 0.2:0.8")
     guidance = Guidance(cfg, bounds, rescale)
@@ -88,9 +88,9 @@ def load_both(
     check_dtype(dtype)
     chosen = pick_device(device)
     from losatok_ext.audio.files import check_writable
-    from losatok_ext.models.generator import Generator
-    from losatok_ext.models.precision import floats_of
-    from losatok_ext.training.folders import model_folder
+    from losatok_ext.models.generator.generator import Generator
+    from losatok_ext.models.storage.folders import model_folder
+    from losatok_ext.models.storage.precision import floats_of
 
     floats = None if dtype is None else floats_of(dtype)
     maker = Generator.from_pretrained(model_folder(generator), chosen, floats)

@@ -23,7 +23,7 @@ def shard(
     and left out.
     """
     check_folder(output)
-    from losatok_ext.training.precompute import shard_recordings
+    from losatok_ext.training.precompute.tokens import shard_recordings
 
     with interruptible(output), stage_bar() as say:
         summary = shard_recordings(

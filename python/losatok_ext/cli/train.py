@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from losatok_ext.models.teachers import KINDS
+from losatok_ext.cli.progress import TrainingProgress
+from losatok_ext.models.teachers.registry import KINDS
 from losatok_ext.pretrained import DEFAULT, is_bundled, resolve
 from losatok_ext.training import TrainConfig, TrainResult, train_generator, train_sembo, train_teacher, train_tokenizer
-from losatok_ext.training.latent_corpus import holds_latents
-from losatok_ext.training.progress import TrainingProgress
+from losatok_ext.training.data.latent_corpus import holds_latents
 
 app = typer.Typer(
     no_args_is_help=True,

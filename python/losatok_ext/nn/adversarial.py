@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from losatok_ext.audio.stft import valid_mask
+from losatok_ext.masks import valid_mask
 from losatok_ext.nn.discriminators.base import Scores
 
 _TERMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losatok_ext import ops
-from losatok_ext.audio.stft import keep_valid
+from losatok_ext.masks import keep_valid
 from losatok_ext.nn.linear import Linear
 
 KERNEL = 7

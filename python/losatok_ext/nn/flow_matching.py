@@ -22,8 +22,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from losatok_ext.audio.stft import keep_valid, valid_mask
 from losatok_ext.errors import ConfigError
+from losatok_ext.masks import keep_valid, valid_mask
 from losatok_ext.nn.losses import masked_mean
 from losatok_ext.nn.noise import normal, uniform
 

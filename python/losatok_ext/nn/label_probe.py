@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losatok_ext.audio.stft import keep_valid
+from losatok_ext.masks import keep_valid
 
 
 class LabelProbe(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from losatok_ext.audio.constants import Constants, hann_window
 from losatok_ext.audio.mel import mel_filter_bank
-from losatok_ext.audio.stft import centred_magnitude, frame_count, keep_valid
+from losatok_ext.audio.stft import centred_magnitude, frame_count
+from losatok_ext.masks import keep_valid
 
 
 def masked_mean(per_frame: Tensor, lengths: Tensor | None) -> Tensor:

@@ -1,9 +1,9 @@
 """Training: one shared loop, and a small module per stage."""
 
-from losatok_ext.training.config import TrainConfig
-from losatok_ext.training.log import read_log
-from losatok_ext.training.prepared_run import RunStart
-from losatok_ext.training.reports import Best, StepReport, Validation
+from losatok_ext.training.config.train import TrainConfig
+from losatok_ext.training.engine.log import read_log
+from losatok_ext.training.engine.prepared_run import RunStart
+from losatok_ext.training.engine.reports import Best, StepReport, Validation
 from losatok_ext.training.run import TrainResult, train_generator, train_sembo, train_teacher, train_tokenizer
 
 __all__ = [

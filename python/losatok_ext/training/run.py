@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from losatok_ext.training.checkpoint import CheckpointStore, keep_random
-from losatok_ext.training.config import TrainConfig
-from losatok_ext.training.distributed import open_processes
-from losatok_ext.training.folders import MODEL
-from losatok_ext.training.generator import GeneratorStage
-from losatok_ext.training.log import TrainingLog
-from losatok_ext.training.prepared_run import PreparedRun, RunStage, RunStart
-from losatok_ext.training.reports import Best, OnStep, StepReport
-from losatok_ext.training.sembo import SemBoStage
-from losatok_ext.training.teacher import TeacherStage
-from losatok_ext.training.tokenizer import TokenizerStage
+from losatok_ext.models.storage.folders import MODEL
+from losatok_ext.training.config.train import TrainConfig
+from losatok_ext.training.engine.checkpoint import CheckpointStore, keep_random
+from losatok_ext.training.engine.distributed import open_processes
+from losatok_ext.training.engine.log import TrainingLog
+from losatok_ext.training.engine.prepared_run import PreparedRun, RunStage, RunStart
+from losatok_ext.training.engine.reports import Best, OnStep, StepReport
+from losatok_ext.training.stages.generator import GeneratorStage
+from losatok_ext.training.stages.sembo import SemBoStage
+from losatok_ext.training.stages.teacher import TeacherStage
+from losatok_ext.training.stages.tokenizer import TokenizerStage
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from losatok_ext.audio.stft import valid_mask, zero_past
+from losatok_ext.masks import valid_mask, zero_past
 
 
 class Scores(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losatok_ext.audio.stft import keep_valid
+from losatok_ext.masks import keep_valid
 from losatok_ext.nn.discriminators.base import ConvStack, Discriminator, Layer, scaled
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext.audio.constants import Constants, hann_window
-from losatok_ext.audio.stft import frame_count, keep_valid
+from losatok_ext.audio.stft import frame_count
+from losatok_ext.masks import keep_valid
 
 
 class Spectrum(Constants):

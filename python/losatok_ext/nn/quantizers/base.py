@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from losatok_ext.audio.stft import valid_mask, zero_past
+from losatok_ext.masks import valid_mask, zero_past
 from losatok_ext.nn.quantizers.config import QuantizerConfig
 from losatok_ext.ops.quantize import as_batch, check_rows, integers
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext import ops
-from losatok_ext.audio.stft import zero_past
+from losatok_ext.masks import zero_past
 from losatok_ext.nn.quantizers.base import Quantized, Quantizer, frame_mask, wide_dtype
 from losatok_ext.nn.quantizers.codebooks import Codebooks
 from losatok_ext.nn.quantizers.config import VQConfig

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losatok_ext.audio.stft import zero_past
+from losatok_ext.masks import zero_past
 from losatok_ext.nn.quantizers.base import Quantized, Quantizer, frame_mask, wide_dtype
 from losatok_ext.nn.quantizers.config import LFQConfig
 from losatok_ext.nn.quantizers.gradients import Choice, pass_gradient

@@ -1,0 +1,56 @@
+"""A progress bar for sampling. Needs rich (``losatok-ext[cli]``)."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from losatok_ext.errors import UserError
+from losatok_ext.generation.sampling import SamplingStep
+
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+except ImportError as error:
+    raise UserError(
+        f"the progress bar needs rich ({error}); pip install 'losatok-ext[cli]', or sample without it"
+    ) from None
+
+
+class SamplingProgress:
+    """Shows the steps of a sampler on a terminal, and nothing elsewhere.
+
+    Use as a context manager, and pass :meth:`on_step` to the sampler.
+
+    Args:
+        title: what is sampled.
+        console: where to print; None: standard error.
+    """
+
+    def __init__(self, title: str = "sampling", console: Console | None = None) -> None:
+        self.title = title
+        self.console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> SamplingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def on_step(self, step: SamplingStep) -> None:
+        """Move the bar."""
+        if self._task is None:
+            self._task = self._bar.add_task(self.title, total=step.steps)
+        self._bar.update(self._task, completed=step.step)

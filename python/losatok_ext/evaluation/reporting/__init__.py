@@ -1,0 +1,1 @@
+"""Reports: tables, charts and sounds, written as JSON, Markdown and a page."""

@@ -1,0 +1,1 @@
+"""What `losatok evaluate`, `analyze` and `profile` measure, a module for each."""

@@ -1,0 +1,1 @@
+"""File formats of this package, read and written: latents and codes."""

@@ -1,0 +1,1 @@
+"""Sampling from a generator: new clips, and edits of recorded ones."""

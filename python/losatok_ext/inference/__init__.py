@@ -1,1 +1,0 @@
-"""Jobs on the models: latent files, and encoding and decoding many recordings."""

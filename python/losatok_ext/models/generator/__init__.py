@@ -1,0 +1,1 @@
+"""The generator of latents: a diffusion transformer, its conditions and its configuration."""

@@ -1,0 +1,244 @@
+"""The generator as it is trained, sampled and stored: a DiT, the flow it learns, and whether it sees context."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from losatok_ext.errors import ConfigError, UserError
+from losatok_ext.masks import valid_mask
+from losatok_ext.models.generator.dit import DiT
+from losatok_ext.models.generator.dit_conditions import Conditions
+from losatok_ext.models.generator.dit_config import DiTConfig
+from losatok_ext.models.storage import checkpoint
+from losatok_ext.models.storage.stored_config import StoredConfig
+from losatok_ext.nn.flow_matching import ConditionDropout, FlowMatching, SpanMasking
+from losatok_ext.nn.noise import whole_batch
+
+MODEL_TYPE = "losatok-generator"
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(StoredConfig):
+    """What a :class:`Generator` is made of.
+
+    Raises:
+        ConfigError: the DiT's time-aligned conditions are not as wide as ``context`` needs them.
+    """
+
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    flow: FlowMatching = field(default_factory=FlowMatching)
+    context: bool = False
+    """The time-aligned condition is the known part of a clip: its latents, zeros elsewhere, and a channel that is 1
+    where they are known (``dit.aligned_dim = latent_dim + 1``). Such a model edits; without, it generates only."""
+
+    def __post_init__(self) -> None:
+        if self.context and self.dit.aligned_dim != self.dit.latent_dim + 1:
+            raise ConfigError(
+                f"aligned_dim should be latent_dim + 1 = {self.dit.latent_dim + 1} for a generator with context, got "
+                f"{self.dit.aligned_dim}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values; :meth:`from_dict` reads them back."""
+        return {"dit": self.dit.to_dict(), "flow": dataclasses.asdict(self.flow), "context": self.context}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GeneratorConfig:
+        """The configuration of what :meth:`to_dict` gave.
+
+        Raises:
+            ConfigError: an unknown key, or a value that does not fit.
+        """
+        if not isinstance(values, Mapping) or set(values) != {"dit", "flow", "context"}:
+            raise ConfigError("a generator's configuration should have the keys dit, flow and context")
+        try:
+            flow = FlowMatching(**values["flow"])
+        except TypeError as error:
+            raise ConfigError(f"flow: {error}") from None
+        return cls(DiTConfig.from_dict(values["dit"]), flow, bool(values["context"]))
+
+
+class Generator(nn.Module):
+    """Generates a tokenizer's latents from text, and edits them.
+
+    Its statistics (:meth:`DiT.set_latents`) are part of it: latents go in and come out as the tokenizer has them.
+
+    Args:
+        config: what to build.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self._config = config
+        self.dit = DiT(config.dit)
+
+    @property
+    def config(self) -> GeneratorConfig:
+        """The configuration, with the fingerprint of the tokenizer once that is known."""
+        return dataclasses.replace(self._config, dit=self.dit.config)
+
+    @property
+    def flow(self) -> FlowMatching:
+        """Direction and training times."""
+        return self._config.flow
+
+    @property
+    def context(self) -> bool:
+        """Whether it sees the known part of a clip (:attr:`GeneratorConfig.context`)."""
+        return self._config.context
+
+    @property
+    def latent_dim(self) -> int:
+        """d, width of the latents."""
+        return self.dit.config.latent_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.dit.device
+
+    def forward(
+        self, x: Tensor, t: Tensor, conditions: Conditions | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """The velocity at normalised latents ``x`` [B, T, d] and times ``t`` [B]; see :meth:`DiT.forward`."""
+        return self.dit(x, t, conditions, lengths)
+
+    def conditions(
+        self,
+        batch: int,
+        time: int,
+        texts: Sequence[str] | None = None,
+        known: Tensor | None = None,
+        given: Tensor | None = None,
+        global_: Tensor | None = None,
+    ) -> Conditions:
+        """The conditions of a batch, on the generator's device.
+
+        Args:
+            batch: B.
+            time: T.
+            texts: one for each item; ``""`` is none. None: of no item.
+            known: [B, T, d] latents as the tokenizer has them; read where ``given`` is True, elsewhere even NaN.
+            given: [B, T] bool.
+            global_: [B, C_global].
+
+        Raises:
+            UserError: texts for a generator that takes none, one that is too long, or ``known`` for a generator that
+                was trained without context.
+            ValueError: not one text for each item.
+        """
+        text = lengths = aligned = None
+        if texts is not None and any(texts):
+            if len(texts) != batch:
+                raise ValueError(f"texts should be one for each of the {batch} items, got {len(texts)}")
+            if not self.dit.config.text_dim:
+                raise UserError("this generator takes no text (text_dim=0); leave the text out, or train one that does")
+            text, lengths = self.dit.encode_text(texts)
+        if known is not None and not self.context:
+            raise UserError(
+                "this generator was trained without context and cannot see known latents; train one with "
+                "generator.context=true"
+            )
+        if self.context:
+            aligned = torch.zeros(batch, time, self.latent_dim + 1, device=self.device)
+            if known is not None and given is not None:
+                inside = given.to(self.device)[..., None]
+                latents = self.dit.normalise(known.to(self.device, torch.float32))
+                aligned = torch.cat([torch.where(inside, latents, 0.0), inside.float()], dim=-1)
+        return Conditions(text=text, text_lengths=lengths, aligned=aligned, global_=global_)
+
+    def loss(
+        self,
+        latents: Tensor,
+        lengths: Tensor | None = None,
+        texts: Sequence[str] | None = None,
+        global_: Tensor | None = None,
+        masking: SpanMasking | None = None,
+        dropout: ConditionDropout | None = None,
+        whole: Tensor | None = None,
+    ) -> Tensor:
+        """The flow-matching loss of a training batch: a float32 scalar, in units of normalised latents.
+
+        With context, parts of each clip are given (:class:`SpanMasking`) and the loss counts the others; where the
+        context is hidden, all.
+
+        Args:
+            latents: [B, T, d] as the tokenizer has them; no gradient goes to them.
+            lengths: [B] int64 tokens; None: all T.
+            texts: one for each item; ``""`` is none.
+            global_: [B, C_global].
+            masking: what is given; None: its defaults.
+            dropout: of conditions; None: its defaults.
+            whole: [B'] tokens of all clips of the batch that these are some of, inside ``nn.noise.rows_of``; T is that
+                of the whole batch. The result is then what these clips add to the loss of the whole.
+
+        Raises:
+            UserError, ValueError: as :meth:`conditions`.
+        """
+        batch, time, device = len(latents), latents.shape[1], self.device
+        latents = latents.detach().to(device, torch.float32)
+        counts = torch.full((batch,), time, device=device) if lengths is None else lengths.to(device)
+        everyone = counts if whole is None else whole.to(device)
+        given = counted = None
+        with whole_batch() as own:
+            hidden = (dropout or ConditionDropout()).draw(len(everyone), device)
+            inside = valid_mask(everyone, time)
+            if self.context:
+                blind = (hidden["aligned"] | hidden["joint"])[:, None]
+                counted = ((masking or SpanMasking()).draw(everyone, time) | blind) & inside
+        share = None
+        if whole is not None:
+            targets = inside if counted is None else counted
+            share = targets[own].sum() / targets.sum().clamp(min=1)
+        hidden = {name: rows[own] for name, rows in hidden.items()}
+        if counted is not None:
+            counted = counted[own]
+            given = valid_mask(counts, time) & ~counted
+        conditions = self.conditions(batch, time, texts, latents if self.context else None, given, global_)
+        conditions = self._hide(conditions, hidden)
+        loss = self.flow.loss(
+            lambda x, t: self(x, t, conditions, lengths), self.dit.normalise(latents), lengths, counted
+        )
+        return loss if share is None else loss * share
+
+    def _hide(self, conditions: Conditions, hidden: Mapping[str, Tensor]) -> Conditions:
+        """``conditions`` without what each item is not to see; its context is hidden already."""
+        lengths, global_, text = conditions.text_lengths, conditions.global_, conditions.text
+        if text is not None:
+            if lengths is None:
+                lengths = torch.full((len(text),), text.shape[1], device=text.device)
+            lengths = torch.where(hidden["text"], 0, lengths)
+        if global_ is not None and self.dit.null_global is not None:
+            global_ = torch.where(hidden["global_"][:, None], self.dit.null_global.to(global_.dtype), global_)
+        return dataclasses.replace(conditions, text_lengths=lengths, global_=global_, drop=hidden["joint"])
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if needed), each whole or not."""
+        checkpoint.save(self, folder, MODEL_TYPE)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Generator:
+        """The generator that :meth:`save_pretrained` wrote, in eval mode.
+
+        Args:
+            folder: of the generator.
+            device: where to put it.
+            dtype: of its weights, a floating-point one; None: as they were saved. The latents' statistics stay in
+                float32.
+
+        Raises:
+            CheckpointError: a file is missing or unreadable, or a tensor is missing, left over or of another shape.
+        """
+        return checkpoint.load(cls, folder, GeneratorConfig, MODEL_TYPE).to(device, dtype)

@@ -1,0 +1,1 @@
+"""Model folders: reading, writing, lower precision and published weights."""

@@ -1,0 +1,1 @@
+"""Semantic encoders, and how they are found by name."""

@@ -1,0 +1,1 @@
+"""The tokenizer: its configuration, encoders, decoder and latents."""

@@ -1,0 +1,257 @@
+"""The published checkpoint's names and layout, to and from ours; nothing is lost either way.
+
+| published | ours |
+|---|---|
+| ``semantic_encoder.encoder.*``, with ``init_bn.1``, ``patch_embed.proj``, ``attn``, ``mlp`` | ``semantic_encoder.*`` |
+| ``semantic_encoder.bottleneck.{downsample,upsample}.{0,2}`` | ``bottleneck.{down,up}.{fc1,fc2}`` |
+| ``dasheng_tokenizer.encoder.*`` | ``acoustic_encoder.*`` |
+| ``dasheng_tokenizer.upsampler.*``, ``dasheng_tokenizer.decoder.*`` | ``decoder.*`` |
+| ``fc_a.*``, ``fc_mu.*``, ``fc_logvar.*`` | the same |
+
+Patch embeddings are convolutions there and matrices here (the same numbers in the same order); position embeddings are
+[1, D, 1, T] there and [T, D] here. Windows and filter banks are computed here: those of a checkpoint are compared with
+ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from losatok_ext.audio.constants import hann_window
+from losatok_ext.audio.mel import mel_filter_bank
+from losatok_ext.errors import CheckpointError
+from losatok_ext.models.storage.checkpoint import read_safetensors
+from losatok_ext.models.tokenizer.config import SEMANTIC_PATCH, LoSATokConfig
+
+Source = str | os.PathLike[str] | Mapping[str, Tensor]
+
+SEMANTIC = "semantic_encoder.encoder."
+_TO_OURS = [
+    (r"semantic_encoder\.encoder\.init_bn\.1\.", "semantic_encoder.batch_norm."),
+    (r"semantic_encoder\.encoder\.patch_embed\.proj\.", "semantic_encoder.patch_embed."),
+    (r"semantic_encoder\.encoder\.time_pos_embed$", "semantic_encoder.time_position"),
+    (r"semantic_encoder\.encoder\.freq_pos_embed$", "semantic_encoder.frequency_position"),
+    (r"semantic_encoder\.encoder\.blocks\.(\d+)\.attn\.", r"semantic_encoder.blocks.\1.attention."),
+    (r"semantic_encoder\.encoder\.blocks\.(\d+)\.mlp\.", r"semantic_encoder.blocks.\1."),
+    (r"semantic_encoder\.encoder\.", "semantic_encoder."),
+    (r"semantic_encoder\.bottleneck\.downsample\.0\.", "bottleneck.down.fc1."),
+    (r"semantic_encoder\.bottleneck\.downsample\.2\.", "bottleneck.down.fc2."),
+    (r"semantic_encoder\.bottleneck\.upsample\.0\.", "bottleneck.up.fc1."),
+    (r"semantic_encoder\.bottleneck\.upsample\.2\.", "bottleneck.up.fc2."),
+    (r"dasheng_tokenizer\.encoder\.", "acoustic_encoder."),
+    (r"dasheng_tokenizer\.upsampler\.", "decoder.upsample_"),
+    (r"dasheng_tokenizer\.decoder\.backbone\.convnext\.(\d+)\.dwconv\.", r"decoder.backbone.blocks.\1.conv."),
+    (r"dasheng_tokenizer\.decoder\.backbone\.convnext\.(\d+)\.pwconv([12])\.", r"decoder.backbone.blocks.\1.fc\2."),
+    (r"dasheng_tokenizer\.decoder\.backbone\.convnext\.(\d+)\.", r"decoder.backbone.blocks.\1."),
+    (r"dasheng_tokenizer\.decoder\.backbone\.final_layer_norm\.", "decoder.backbone.final_norm."),
+    (r"dasheng_tokenizer\.decoder\.", "decoder."),
+]
+_TO_PUBLISHED = [
+    (r"semantic_encoder\.batch_norm\.", SEMANTIC + "init_bn.1."),
+    (r"semantic_encoder\.patch_embed\.", SEMANTIC + "patch_embed.proj."),
+    (r"semantic_encoder\.time_position$", SEMANTIC + "time_pos_embed"),
+    (r"semantic_encoder\.frequency_position$", SEMANTIC + "freq_pos_embed"),
+    (r"semantic_encoder\.blocks\.(\d+)\.attention\.", SEMANTIC + r"blocks.\1.attn."),
+    (r"semantic_encoder\.blocks\.(\d+)\.fc", SEMANTIC + r"blocks.\1.mlp.fc"),
+    (r"semantic_encoder\.", SEMANTIC),
+    (r"bottleneck\.down\.fc1\.", "semantic_encoder.bottleneck.downsample.0."),
+    (r"bottleneck\.down\.fc2\.", "semantic_encoder.bottleneck.downsample.2."),
+    (r"bottleneck\.up\.fc1\.", "semantic_encoder.bottleneck.upsample.0."),
+    (r"bottleneck\.up\.fc2\.", "semantic_encoder.bottleneck.upsample.2."),
+    (r"acoustic_encoder\.", "dasheng_tokenizer.encoder."),
+    (r"decoder\.upsample_", "dasheng_tokenizer.upsampler."),
+    (r"decoder\.backbone\.blocks\.(\d+)\.conv\.", r"dasheng_tokenizer.decoder.backbone.convnext.\1.dwconv."),
+    (r"decoder\.backbone\.blocks\.(\d+)\.fc([12])\.", r"dasheng_tokenizer.decoder.backbone.convnext.\1.pwconv\2."),
+    (r"decoder\.backbone\.blocks\.(\d+)\.", r"dasheng_tokenizer.decoder.backbone.convnext.\1."),
+    (r"decoder\.backbone\.final_norm\.", "dasheng_tokenizer.decoder.backbone.final_layer_norm."),
+    (r"decoder\.", "dasheng_tokenizer.decoder."),
+]
+_IGNORED = re.compile(r"semantic_encoder\.encoder\.(outputlayer|head)\.")
+"""Classifiers of the semantic encoder's own training, which no latent depends on."""
+
+
+def _rename(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        renamed, count = re.subn("^" + pattern, replacement, name)
+        if count:
+            return renamed
+    return name
+
+
+def _constants(config: LoSATokConfig) -> dict[str, Callable[[], Tensor]]:
+    """The checkpoint's computed buffers by name."""
+    front, acoustic = SEMANTIC + "front_end.0.", "dasheng_tokenizer.encoder.front_end.mel_spec."
+    rate = config.sample_rate
+    return {
+        front + "spectrogram.window": lambda: hann_window(config.semantic_n_fft),
+        front + "mel_scale.fb": lambda: mel_filter_bank(config.semantic_n_fft, config.semantic_mels, rate),
+        acoustic + "spectrogram.window": lambda: hann_window(config.acoustic_n_fft),
+        acoustic + "mel_scale.fb": lambda: mel_filter_bank(config.acoustic_n_fft, config.acoustic_mels, rate),
+        "dasheng_tokenizer.decoder.head.istft.window": lambda: hann_window(config.istft_n_fft),
+    }
+
+
+def _reshape_to_ours(name: str, tensor: Tensor) -> Tensor:
+    if name.endswith("patch_embed.weight") and tensor.dim() == 4:
+        return tensor.flatten(1)
+    if name == "semantic_encoder.time_position" and tensor.dim() == 4:
+        return tensor[0, :, 0].t().contiguous()
+    if name == "semantic_encoder.frequency_position" and tensor.dim() == 4:
+        return tensor.flatten()
+    return tensor
+
+
+def _reshape_to_published(name: str, tensor: Tensor, config: LoSATokConfig) -> Tensor:
+    if name == "semantic_encoder.patch_embed.weight":
+        return tensor.view(-1, 1, config.semantic_mels, SEMANTIC_PATCH)
+    if name == "acoustic_encoder.patch_embed.weight":
+        return tensor.view(-1, 1, config.acoustic_mels, config.acoustic_patch)
+    if name == "semantic_encoder.time_position":
+        return tensor.t().contiguous()[None, :, None]
+    if name == "semantic_encoder.frequency_position":
+        return tensor.view(1, -1, 1, 1)
+    return tensor
+
+
+def to_published(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[str, Tensor]:
+    """Our state dict by the published names, with the computed buffers."""
+    result = {
+        _rename(name, _TO_PUBLISHED): _reshape_to_published(name, t.detach(), config) for name, t in state.items()
+    }
+    return {**result, **{name: maker() for name, maker in _constants(config).items()}}
+
+
+def from_published(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[str, Tensor]:
+    """A published state dict by our names.
+
+    Raises:
+        CheckpointError: one of its windows or filter banks is not the one that ``config`` computes.
+    """
+    constants = _constants(config)
+    result = {}
+    for name, tensor in state.items():
+        if name in constants:
+            ours = constants[name]()
+            if ours.shape != tensor.shape or not torch.allclose(ours, tensor.float(), atol=1e-2):
+                raise CheckpointError(
+                    f"the checkpoint's {name} {list(tensor.shape)} is not what the configuration computes, "
+                    f"{list(ours.shape)}: its front end is another one; pass the configuration it was trained with"
+                )
+        elif not _IGNORED.match(name):
+            renamed = _rename(name, _TO_OURS)
+            result[renamed] = _reshape_to_ours(renamed, tensor)
+    return result
+
+
+def read(source: Source, config: LoSATokConfig, semantic_encoder: Source | None = None) -> dict[str, Tensor]:
+    """The published checkpoint ``source`` (with the semantic encoder from elsewhere, if given) by our names.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable, or does not hold a state dict.
+    """
+    state = dict(_tensors(source))
+    if semantic_encoder is not None:
+        state = {name: t for name, t in state.items() if not name.startswith(SEMANTIC)}
+        state.update(_semantic_names(semantic_encoder))
+    return _complete(state, config)
+
+
+def semantic_state(source: Source, config: LoSATokConfig) -> dict[str, Tensor]:
+    """The semantic encoder's weights alone, by our names, out of whatever ``source`` holds. Raises as :func:`read`."""
+    return _complete(dict(_semantic_names(source)), config)
+
+
+def _complete(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[str, Tensor]:
+    """``state`` by our names, with what some exports leave out or name otherwise."""
+    state = {
+        re.sub(r"^(semantic_encoder\.encoder\.init_bn\.)(?!1\.)", r"\g<1>1.", name): t for name, t in state.items()
+    }
+    result = from_published(state, config)
+    # A counter of training steps, which some exports leave out; nothing is computed from it.
+    result.setdefault("semantic_encoder.batch_norm.num_batches_tracked", torch.tensor(0))
+    return result
+
+
+def _semantic_names(source: Source) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a semantic encoder by the published names, whatever prefix they come with."""
+    tensors = dict(_tensors(source, "audio_encoder."))
+    for prefix in ("audio_encoder.", SEMANTIC, "encoder.", ""):
+        found = {name: t for name, t in tensors.items() if name.startswith(prefix)}
+        if prefix + "patch_embed.proj.weight" in found:
+            return iter([(SEMANTIC + name.removeprefix(prefix), t) for name, t in found.items()])
+    raise CheckpointError(
+        "semantic_encoder holds no semantic encoder: there is no tensor named patch_embed.proj.weight, bare or under "
+        "audio_encoder., semantic_encoder.encoder. or encoder."
+    )
+
+
+def _tensors(source: Source, only: str | None = None) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a state dict, file or folder of shards; of a folder see :func:`_shards`."""
+    if isinstance(source, Mapping):
+        yield from _state_dict(source, "the state dict").items()
+        return
+    path = Path(source)
+    if path.is_dir():
+        yield from _shards(path, only)
+    elif path.suffix == ".safetensors":
+        yield from read_safetensors(path).items()
+    elif not path.is_file():
+        raise CheckpointError(f"{path} does not exist; pass a .safetensors or .pth file in the published layout")
+    else:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # other bytes than a pickle make its reader trip over anything
+            reason = str(error).split("\n", 1)[0]
+            raise CheckpointError(
+                f"{path} cannot be read as a file of weights ({reason}); "
+                "copy it again, or save its state dict with torch.save or safetensors"
+            ) from error
+        yield from _state_dict(loaded, str(path)).items()
+
+
+def _shards(folder: Path, only: str | None) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a folder of safetensors files: those whose names begin with ``only``, or all where none does."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        if index.is_file():
+            where = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        else:
+            where = {name: file for file in sorted(folder.glob("*.safetensors")) for name in _names(file)}
+        wanted = [name for name in where if only is not None and name.startswith(only)] or list(where)
+        if not wanted:
+            raise CheckpointError(
+                f"{folder} holds no .safetensors files; pass a file or the folder of a safetensors model"
+            )
+        for file in sorted({where[name] for name in wanted}):
+            with safe_open(file, "pt") as shard:
+                for name in wanted:
+                    if where[name] == file:
+                        yield name, shard.get_tensor(name)
+    except CheckpointError:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder} is not a whole safetensors model ({error}); copy it again") from error
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, "pt") as shard:
+        return list(shard.keys())
+
+
+def _state_dict(loaded: Any, source: str) -> dict[str, Tensor]:
+    """The mapping of names to tensors in ``loaded``, within the usual wrappings."""
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(isinstance(t, Tensor) for t in loaded.values()) or not loaded:
+        raise CheckpointError(f"{source} is not a state dict (names to tensors); save model.state_dict()")
+    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}

@@ -1,0 +1,1 @@
+"""Finding and describing inputs: files, folders, manifests, labelled clips and shards."""

@@ -1,0 +1,1 @@
+"""Every option of training, typed and checked."""

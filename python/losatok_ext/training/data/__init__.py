@@ -1,0 +1,1 @@
+"""What a stage trains on: recordings, stored tokens and features, cut into batches."""

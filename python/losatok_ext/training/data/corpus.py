@@ -1,0 +1,214 @@
+"""The recordings to train on: measured, checked, kept in memory where they are few, and read in parts where not."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import compress
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from losatok_ext.audio.files import audio_info, read_audio
+from losatok_ext.errors import AudioFileError, LatentFileError, ShardError, TrainingError
+from losatok_ext.recordings.manifest import UNKNOWN_SECONDS, Entry, find_entries
+from losatok_ext.recordings.regions import read_region
+from losatok_ext.recordings.shard_files import Member
+
+C = TypeVar("C", bound="Corpus")
+
+BAD_FILES = (AudioFileError, LatentFileError, ShardError)
+"""What reading a clip raises where its file is to blame."""
+
+LONG_SECONDS = 30.0
+"""Of clips longer than this and not in memory only the crop is decoded; shorter ones are read, and checked, whole."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording: ``path``, ``name`` in the corpus, length in ``samples`` by its header, and ``text`` or ``""``."""
+
+    path: Path
+    name: str
+    samples: int
+    text: str = ""
+    domain: str = ""
+    """Speech, music or what else the data is divided into; ``""`` is none."""
+    member: Member | None = None
+    """Where the clip is in a shard; None: ``path`` is its file."""
+    gram_energy: float | None = None
+    """Of teacher features: what ``ops.gram_energy`` gives for the whole clip."""
+    features: Member | None = None
+    """Of a recording whose teacher features are stored: where they are in the shard."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Usable clips, and what was left out and why."""
+
+    clips: tuple[Clip, ...]
+    sample_rate: int
+    minimum_samples: int
+    skipped: tuple[str, ...] = ()
+    """One sentence per file that cannot be used, and names it; those that a manifest names and that do not exist share
+    one."""
+    audio: tuple[Tensor, ...] | None = field(default=None, repr=False)
+    """Decoded clips [N], float32, when the corpus is kept in memory."""
+
+    @property
+    def seconds(self) -> float:
+        """Length of all clips together."""
+        return sum(clip.samples for clip in self.clips) / self.sample_rate
+
+    def digest(self, texts: bool = False, domains: bool = False) -> str:
+        """A hash of the clips' names and lengths (and texts, and domains): resuming on another corpus would not be the
+        same run."""
+        lines = [
+            f"{clip.name}\t{clip.samples}"
+            + (f"\t{clip.text}" if texts else "")
+            + (f"\t{clip.domain}" if domains else "")
+            for clip in self.clips
+        ]
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def crop(self, index: int, samples: int, place: float) -> Tensor:
+        """At most ``samples`` samples [N] of clip ``index``, float32 mono at ``sample_rate``.
+
+        Args:
+            place: where the crop lies, from 0 (the clip's beginning) to 1 (its end).
+
+        Raises:
+            AudioFileError, ShardError: the file cannot be read.
+        """
+        clip = self.clips[index]
+        audio = self._samples(clip, index, samples, place)
+        if len(audio) < self.minimum_samples:  # only where a header or a manifest promised more
+            raise AudioFileError(
+                f"{clip.path}: {len(audio)} samples where {min(samples, clip.samples)} were promised; it is truncated"
+            )
+        return audio
+
+    def features(self, index: int, samples: int, place: float) -> Tensor | None:
+        """What a frozen teacher gave for the crop that :meth:`crop` gives, [T, D] float32; None where nothing is
+        stored. Arguments, and what is raised, as there."""
+        return None
+
+    def pick(self: C, kept: Sequence[bool]) -> C:
+        """The corpus of those clips alone that are ``kept``, one value per clip."""
+        clips = tuple(compress(self.clips, kept))
+        return dataclasses.replace(
+            self, clips=clips, audio=None if self.audio is None else tuple(compress(self.audio, kept))
+        )
+
+    def _samples(self, clip: Clip, index: int, samples: int, place: float) -> Tensor:
+        if self._in_parts(clip, samples):
+            return self._part(clip, int(place * (clip.samples - samples)), samples)
+        audio = self._whole(clip, index)
+        start = int(place * max(len(audio) - samples + 1, 0))
+        return audio[start : start + samples]
+
+    def _in_parts(self, clip: Clip, samples: int) -> bool:
+        """Whether of a crop of ``samples`` no more than itself is decoded."""
+        return self.audio is None and clip.samples > max(samples, LONG_SECONDS * self.sample_rate)
+
+    def _part(self, clip: Clip, start: int, samples: int) -> Tensor:
+        content = None if clip.member is None else clip.member.open()
+        return read_region(clip.path, start, samples, self.sample_rate, content)
+
+    def _whole(self, clip: Clip, index: int) -> Tensor:
+        return read_clip(clip, self.sample_rate) if self.audio is None else self.audio[index]
+
+
+def read_clip(clip: Clip | Entry, sample_rate: int) -> Tensor:
+    """A whole recording, from its file or its shard, as :func:`read_audio` reads it.
+
+    Raises:
+        AudioFileError, ShardError: it cannot be read.
+    """
+    content = None if clip.member is None else io.BytesIO(clip.member.read())
+    return read_audio(clip.path, sample_rate, content)
+
+
+def open_corpus(data: str | Path, sample_rate: int, minimum_samples: int, cache_megabytes: int) -> Corpus:
+    """Find the clips of ``data`` and check them; keep their audio in memory when it takes at most ``cache_megabytes``.
+
+    A corpus kept in memory is decoded whole, so that every unusable file is known at the start. Of a larger one only
+    headers are read, and not even these for manifest lines that say ``"seconds"``.
+
+    Args:
+        data: folder (searched through, for wav, flac, ogg and mp3 files), JSONL manifest (its paths are relative to
+            its folder), or shards: a .tar file, a folder of them, or names such as ``shards-{000000..000012}.tar``.
+        sample_rate: rate in Hz that the audio is read at.
+        minimum_samples: clips shorter than this, at ``sample_rate``, are left out.
+
+    Raises:
+        TrainingError: ``data`` is missing or empty, a manifest line is broken (named by file and line), or no clip is
+            usable.
+    """
+    entries, skipped, count = find_entries(Path(data))
+
+    def measure(entry: Entry) -> Clip:
+        seconds = entry.seconds
+        if seconds is None:
+            seconds = audio_info(entry.path, None if entry.member is None else entry.member.open()).seconds
+        known = seconds < UNKNOWN_SECONDS  # else a header that does not tell
+        samples = round(seconds * sample_rate) if known else len(read_clip(entry, sample_rate))
+        return Clip(entry.path, entry.name, samples, entry.text, entry.domain, entry.member)
+
+    def keep_long(clip: Clip, samples: int) -> bool:
+        return long_enough(clip, samples, sample_rate, minimum_samples, skipped)
+
+    clips = [clip for clip in attempt(measure, entries, skipped) if keep_long(clip, clip.samples)]
+    corpus = Corpus(tuple(clips), sample_rate, minimum_samples, tuple(skipped))
+    if corpus.seconds * sample_rate * 4 <= cache_megabytes * 1e6:
+        decoded = attempt(lambda clip: (clip, read_clip(clip, sample_rate)), clips, skipped)
+        kept = [(clip, audio) for clip, audio in decoded if keep_long(clip, len(audio))]
+        corpus = Corpus(
+            tuple(clip for clip, _ in kept),
+            sample_rate,
+            minimum_samples,
+            tuple(skipped),
+            tuple(audio.contiguous() for _, audio in kept),
+        )
+    if not corpus.clips:
+        raise TrainingError(f"{data}: none of its {count} audio files can be used; the first: {skipped[0]}")
+    return corpus
+
+
+def long_enough(clip: Clip, samples: int, sample_rate: int, minimum_samples: int, skipped: list[str]) -> bool:
+    """Whether a clip of ``samples`` has at least ``minimum_samples``; else a sentence that names it goes to
+    ``skipped``."""
+    if samples < minimum_samples:
+        skipped.append(
+            f"{clip.path}: too short, {samples / sample_rate:.3f} s; training takes clips of at least "
+            f"{minimum_samples / sample_rate} s"
+        )
+    return samples >= minimum_samples
+
+
+def attempt(function: Callable, items: Iterable, skipped: list[str]) -> list:
+    """``function`` of every item, in order, by threads; what the files are to blame for goes to ``skipped`` instead."""
+
+    def guarded(run: list) -> tuple[list, list[str]]:
+        results, messages = [], []
+        for item in run:
+            try:
+                results.append(function(item))
+            except BAD_FILES as error:
+                messages.append(str(error))
+        return results, messages
+
+    items, workers = list(items), max(torch.get_num_threads(), 4)
+    size = (
+        len(items) // (64 * workers) + 1
+    )  # of many items several at once: a thread's turn costs more than a short one
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        done = list(pool.map(guarded, [items[i : i + size] for i in range(0, len(items), size)]))
+    skipped += [message for _, messages in done for message in messages]
+    return [result for results, _ in done for result in results]

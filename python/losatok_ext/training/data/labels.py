@@ -1,0 +1,54 @@
+"""The labels of a corpus, as classes that a probe can tell apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from losatok_ext.errors import TrainingError
+from losatok_ext.training.data.corpus import Corpus
+
+
+class ClipLabels:
+    """Class numbers by clip: ``"label"`` of the manifest, else the clip's text, which in a folder is its folder's name.
+
+    Args:
+        data: folder, manifest or shard (of which the texts are taken) that ``corpus`` was opened from.
+        corpus: the clips.
+
+    Raises:
+        TrainingError: there are fewer than two labels, or as many as clips.
+    """
+
+    def __init__(self, data: str | Path, corpus: Corpus) -> None:
+        labels = {clip.name: clip.text for clip in corpus.clips}
+        if Path(data).is_file() and Path(data).suffix.lower() != ".tar":
+            lines = Path(data).read_text(encoding="utf-8").splitlines()
+            entries = [json.loads(line) for line in lines if line.strip()]
+            labels |= {
+                entry["path"]: entry["label"]
+                for entry in entries
+                if isinstance(entry.get("label"), str) and entry["path"] in labels
+            }
+        self.classes = sorted({label for label in labels.values() if label})
+        if not 2 <= len(self.classes) < max(len(labels), 3):
+            raise TrainingError(
+                f"{data}: {len(labels)} clips have {len(self.classes)} different labels, of which nothing can be "
+                'learned; give each line of the manifest a "label" that others share, or leave supervision.labels off'
+            )
+        numbers = {label: number for number, label in enumerate(self.classes)}
+        self._of = {name: numbers.get(label, -1) for name, label in labels.items()}
+
+    def of(self, names: Sequence[str]) -> Tensor:
+        """[B] int64 classes of the clips of these names; -1 where one has no label."""
+        return torch.tensor([self._of[name] for name in names], dtype=torch.int64)
+
+    def digest(self) -> str:
+        """A hash of which clip has which label."""
+        lines = [*self.classes, *(f"{name}\t{number}" for name, number in sorted(self._of.items()))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()

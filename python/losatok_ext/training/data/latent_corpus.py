@@ -1,0 +1,115 @@
+"""Latent files to train a generator on: encoded once, read as often as training likes."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from losatok_ext.errors import LatentFileError, TrainingError
+from losatok_ext.formats.latent_files import SUFFIX, load_latents, read_header
+from losatok_ext.recordings.manifest import Entry, find_entries, manifest_lines
+from losatok_ext.recordings.shard_index import LATENTS, is_shards, shards_kind
+from losatok_ext.training.data.corpus import Clip, Corpus, attempt
+from losatok_ext.training.data.token_corpus import TokenCorpus, open_tokens
+
+
+@dataclass(frozen=True)
+class LatentCorpus(Corpus):
+    """A :class:`Corpus` whose clips are latent files: its samples are tokens [T, d], its rate is tokens per second."""
+
+    fingerprint: str = ""
+    """Of the tokenizer that encoded all of them."""
+    width: int = 0
+    """d."""
+
+    def _samples(self, clip: Clip, index: int, samples: int, place: float) -> Tensor:
+        latents = _latents(clip.path, self.fingerprint) if self.audio is None else self.audio[index]
+        start = int(place * max(len(latents) - samples + 1, 0))
+        return latents[start : start + samples]
+
+
+def _latents(path: Path, fingerprint: str) -> Tensor:
+    """The means [T, d] in a latent file.
+
+    Raises:
+        LatentFileError: as :func:`load_latents`, and when it holds codes.
+    """
+    mu = load_latents(path, fingerprint).mu
+    if mu is None:
+        raise LatentFileError(f"{path} holds codes; encode the recording with --store float32 or float16")
+    return mu
+
+
+def holds_latents(data: Path) -> bool:
+    """Whether ``data`` is a folder or manifest of latent files, or shards of latents.
+
+    Raises:
+        TrainingError: it has latent files and others.
+    """
+    if is_shards(data):
+        return shards_kind(data) == LATENTS
+    if data.is_dir():
+        return any(path.is_file() for path in data.rglob(f"*{SUFFIX}"))
+    if data.suffix == SUFFIX:
+        return True
+    if not data.is_file():
+        return False
+    kinds = {name.endswith(SUFFIX) for name in _names(data)}
+    if len(kinds) == 2:
+        raise TrainingError(
+            f"{data} names both recordings and latent files ({SUFFIX}); give each kind its own manifest"
+        )
+    return kinds == {True}
+
+
+def _names(manifest: Path) -> list[str]:
+    """Paths that a manifest names; a line that cannot be read is left for :func:`find_entries` to complain about."""
+    names: list[str] = []
+    with suppress(TrainingError):
+        names.extend(values["path"] for _, values in manifest_lines(manifest))
+    return names
+
+
+def open_latents(data: Path, cache_megabytes: int) -> LatentCorpus | TokenCorpus:
+    """Find the latent files of ``data`` and check their headers; keep them in memory when they take at most
+    ``cache_megabytes``.
+
+    Args:
+        data: folder (searched through for .losatok files) or JSONL manifest, as for recordings; or shards of latents.
+
+    Raises:
+        TrainingError: no usable file, or files of different tokenizers.
+    """
+    if is_shards(data):
+        return open_tokens(data, LATENTS, cache_megabytes)
+    entries, skipped, count = find_entries(data, (SUFFIX,), "latent")
+
+    def header(entry: Entry) -> tuple[Clip, tuple[str, int, float]]:
+        found = read_header(entry.path)
+        clip = Clip(entry.path, entry.name, found.tokens, entry.text, entry.domain)
+        return clip, (found.fingerprint, found.latent_dim, found.frame_rate)
+
+    found = attempt(header, entries, skipped)
+    if not found:
+        raise TrainingError(f"{data}: none of its {count} latent files can be used; the first: {skipped[0]}")
+    (first, kind), *rest = found
+    for clip, other in rest:
+        if other != kind:
+            raise TrainingError(
+                f"{clip.path} holds latents of another tokenizer ({other[0]}) than {first.path} ({kind[0]}); encode "
+                "all recordings with one model"
+            )
+    fingerprint, width, frame_rate = kind
+    clips = [clip for clip, _ in found]
+    latents = None
+    if sum(clip.samples for clip in clips) * width * 4 <= cache_megabytes * 1e6:
+        loaded = attempt(lambda clip: (clip, _latents(clip.path, fingerprint)), clips, skipped)
+        clips, latents = [clip for clip, _ in loaded], tuple(mu for _, mu in loaded)
+        if not clips:
+            raise TrainingError(f"{data}: none of its {count} latent files can be used; the first: {skipped[0]}")
+    return LatentCorpus(
+        tuple(clips), round(frame_rate), 1, tuple(skipped), latents, fingerprint=fingerprint, width=width
+    )

@@ -1,0 +1,1 @@
+"""The loop that all stages share: steps, checkpoints, validation, logs and processes."""

@@ -1,0 +1,216 @@
+"""A run that is ready to train: data, model and loop of any stage, from its beginning or from its last checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+
+from losatok_ext.errors import TrainingError
+from losatok_ext.training.config.train import TrainConfig, differences
+from losatok_ext.training.data.balance import DomainShare
+from losatok_ext.training.data.corpus import Corpus
+from losatok_ext.training.data.crops import CropSource
+from losatok_ext.training.engine.checkpoint import CheckpointStore
+from losatok_ext.training.engine.distributed import Processes, is_sharded, whole
+from losatok_ext.training.engine.loop import Trainer
+from losatok_ext.training.engine.parts import rows_of_process
+from losatok_ext.training.engine.state import frozen_state, load_changing, load_frozen
+from losatok_ext.training.engine.validation import Validator, hold_out
+from losatok_ext.training.stages.base import AdversarialStage, Stage
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What ``on_start`` receives once everything is ready."""
+
+    stage: str
+    corpus: Corpus
+    device: torch.device
+    processes: int
+    """So many train together."""
+    steps: int
+    start: int
+    """Steps already done; 0 in a new run."""
+    epochs: float
+    """How often the whole run visits every clip."""
+    trained_parameters: int
+    parameters: int
+    domains: tuple[DomainShare, ...] = ()
+    """The corpus by domain, with the share of each in the crops."""
+    crops: int = 0
+    """In the whole run."""
+
+
+class RunStage(Stage, Protocol):
+    """A stage, and how its model and data come about."""
+
+    data: Any
+    """Folder or manifest."""
+    paper_steps: int
+    """Steps of a run whose configuration does not say."""
+
+    def model_config(self) -> Any:
+        """What :meth:`build` will build."""
+
+    def facts(self) -> dict[str, Any]:
+        """What must be the same when a run goes on, besides configuration and corpus."""
+
+    def digest(self, corpus: Corpus) -> str:
+        """Of what is learned from a corpus."""
+
+    def read_config(self, values: dict[str, Any]) -> Any:
+        """The configuration that a run wrote down."""
+
+    def blank(self, config: Any) -> Any:
+        """A model whose weights a checkpoint will replace."""
+
+    def open_data(self, model: Any) -> tuple[Corpus, CropSource]:
+        """The corpus and its batches."""
+
+    def build(self, corpus: Corpus) -> Any:
+        """The model that training begins with."""
+
+    def start(self, model: Any) -> None:
+        """Train ``model``, which is on the device."""
+
+
+class PreparedRun:
+    """A run of ``stage`` in the folder of ``store``.
+
+    Raises:
+        ConfigError, TrainingError, CheckpointError: what cannot be used, in one sentence.
+    """
+
+    def __init__(self, stage: RunStage, store: CheckpointStore, config: TrainConfig, processes: Processes) -> None:
+        self.stage, self.processes = stage, processes
+        rows_of_process(config.batch_size, processes, config.optimizer.accumulate)  # said before anything is written
+        self.steps = config.steps or stage.paper_steps
+        checkpoint = store.latest()
+        facts: dict[str, Any] = {"stage": stage.name, "config": config.to_dict()}
+        if checkpoint is None:
+            model_config = stage.model_config()
+        else:
+            _check_same_run(store, facts)
+            model_config = stage.read_config(store.read_run()["model"])
+        other = copy.copy(stage)
+        self.corpus, self.source = stage.open_data(model_config)  # before the model, which may take minutes to build
+        everything = self.corpus
+        validated = self._hold_out(other, model_config, config)
+        model = stage.build(self.corpus) if checkpoint is None else stage.blank(model_config)
+        facts |= {"model": model_config.to_dict(), "corpus": stage.digest(everything), **stage.facts()}
+        self.model_config = model_config
+        stage.start(model.to(processes.device))
+        critic = stage.critic if isinstance(stage, AdversarialStage) else None
+        if critic is not None:
+            critic.to(processes.device)
+        if checkpoint is None:
+            processes.agree(lambda: store.write_run(facts, frozen_state(stage.model)))
+        else:
+            _check_same_data(stage.data, store, facts)
+            load_frozen(stage.model, store.read_frozen(), str(store.root / "frozen.safetensors"))
+            load_changing(stage.model, checkpoint, "model")
+            if critic is not None:
+                load_changing(critic.requires_grad_(True), checkpoint, "critic")
+        self.trained = sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
+        self.parameters = sum(p.numel() for p in stage.model.parameters())
+        validator = None
+        if validated is not None:
+            validator = Validator(validated, config.validation.clips, config.validation.shown)
+        self.trainer = Trainer(stage, self.source, config, self.steps, store, processes, validator)
+        if checkpoint is not None:
+            self.trainer.restore(checkpoint)
+
+    def _hold_out(self, other: RunStage, model_config: Any, config: TrainConfig) -> CropSource | None:
+        """What to validate on; a share of the data is taken away from training."""
+        options = config.validation
+        if options.data is not None:
+            other.data = Path(options.data)
+            corpus, source = other.open_data(model_config)
+            return source.over(corpus, augmented=False)
+        if not options.share:
+            return None
+        self.corpus, held = hold_out(self.corpus, options.share, self.stage.data)
+        validated = self.source.over(held, augmented=False)
+        self.source = self.source.over(self.corpus, augmented=True)
+        return validated
+
+    def described(self) -> RunStart:
+        """What begins."""
+        epochs = self.steps / self.source.steps_per_epoch
+        return RunStart(
+            stage=self.stage.name,
+            corpus=self.corpus,
+            device=self.processes.device,
+            processes=self.processes.count,
+            steps=self.steps,
+            start=self.trainer.step,
+            epochs=epochs,
+            trained_parameters=self.trained,
+            parameters=self.parameters,
+            domains=self.source.domains,
+            crops=self.steps * self.source.batch_size,
+        )
+
+    def save_model(self, folder: Path) -> None:
+        """Write the model folder, of the weights' moving mean where there is one.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        average = self.trainer.average
+        with nullcontext() if average is None else average.applied():
+            self.processes.agree(self._writer(self.stage.model, folder))
+
+    def _writer(self, model: Any, folder: Path) -> Callable[[], None]:
+        if any(is_sharded(p) for p in model.parameters()):
+            state = {name: whole(value) for name, value in model.state_dict().items()}
+            model = self.stage.blank(getattr(model, "config", self.model_config)) if self.processes.first else None
+            if model is not None:
+                model.load_state_dict(state)
+
+        def write() -> None:
+            try:
+                model.save_pretrained(folder)
+            except (OSError, SafetensorError) as error:
+                raise TrainingError(
+                    f"{folder}: the model cannot be written ({error}); the last checkpoint is intact: make room, then "
+                    "the same command again writes it"
+                ) from None
+
+        return write
+
+
+def _check_same_run(store: CheckpointStore, facts: dict[str, Any]) -> None:
+    then, output = store.read_run(), store.root.parent
+    if then["stage"] != facts["stage"]:
+        raise TrainingError(
+            f"{output} holds a run of train {then['stage']}; choose another folder for train {facts['stage']}"
+        )
+    # A run of an older release knows fewer keys; it used what is their default now.
+    changed = differences(TrainConfig.from_dict(then["config"], str(store.root)).to_dict(), facts["config"])
+    if changed:
+        raise TrainingError(
+            f"{output} holds a run with another configuration ({'; '.join(changed)}); use the same to go on with it, "
+            "or choose another folder"
+        )
+
+
+def _check_same_data(data: str | Path, store: CheckpointStore, facts: dict[str, Any]) -> None:
+    then, output = store.read_run(), store.root.parent
+    if facts["corpus"] != then["corpus"]:
+        raise TrainingError(
+            f"{data}: the recordings are not those that the run in {output} began with; bring them back, or "
+            "choose another folder"
+        )
+    if facts.get("tokenizer") != then.get("tokenizer"):
+        raise TrainingError(
+            f"{data}: the latents are of the tokenizer {facts['tokenizer']}, and the run in {output} began with those "
+            f"of {then['tokenizer']}; use that one, or choose another folder"
+        )

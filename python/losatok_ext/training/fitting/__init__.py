@@ -1,0 +1,1 @@
+"""Fitting quantizers to the latents of a trained model."""

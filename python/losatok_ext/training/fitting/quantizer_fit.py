@@ -1,0 +1,241 @@
+"""A quantizer for a model that was trained without one, fitted to its latents; the model's weights stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from losatok_ext import ops
+from losatok_ext.errors import ConfigError, UserError
+from losatok_ext.models import LoSATok
+from losatok_ext.nn.quantizers import (
+    FSQ,
+    AffineConfig,
+    FSQConfig,
+    Quantizer,
+    QuantizerConfig,
+    ResidualVQConfig,
+    VQConfig,
+    build_quantizer,
+)
+from losatok_ext.nn.quantizers.chain import Chain
+from losatok_ext.nn.quantizers.kmeans import count_and_sum, kmeans
+from losatok_ext.recordings.find import Failure
+from losatok_ext.training.fitting.finite_fit import fit_levels
+from losatok_ext.training.fitting.latent_stream import FRAMES_AT_ONCE, LatentStream
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How hard to look.
+
+    Attributes:
+        sample_frames: frames that k-means (and the levels' scales) start from, drawn evenly from all: bounds the
+            memory, at 4 d bytes each and as much again for what a stage leaves over.
+        iterations: of Lloyd's algorithm on them, for each stage.
+        passes: over all frames afterwards, by mini-batches, where there are more than were drawn.
+        seed: of the draw, the start and the order.
+    """
+
+    sample_frames: int = 262_144
+    iterations: int = 25
+    passes: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("sample_frames", 1), ("iterations", 1), ("passes", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} should be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What :func:`fit_quantizer` found.
+
+    Attributes:
+        model: the tokenizer with its quantizer, in eval mode; it shares the weights of the one it was made from.
+        frames: that there were.
+        files: that they came from.
+        relative_rms: root mean square of what quantizing changes, over that of the latents about their mean; on the
+            frames that were drawn.
+        used: share of the codes that these frames use, at each place of a token; empty for affine integers.
+        failures: files that were left out, and why.
+    """
+
+    model: LoSATok
+    frames: int
+    files: int
+    relative_rms: float
+    used: tuple[float, ...]
+    failures: tuple[Failure, ...]
+
+
+def fit_quantizer(
+    model: LoSATok,
+    latents: Sequence[str | Path],
+    config: QuantizerConfig,
+    options: FitOptions | None = None,
+    on_progress: OnProgress | None = None,
+) -> Fit:
+    """Fit a quantizer to latent files of a model. Memory is bounded by ``options`` and the longest file.
+
+    Codebooks: k-means of a sample of frames, stage by stage on what the stages before left over, then mini-batch
+    k-means (Sculley 2010) through all frames. Levels (FSQ): principal components, each scaled so that its levels fit
+    best, and the linear map back that errs least. Affine integers have nothing to fit and are measured only. Equal
+    arguments give equal bits on a CPU.
+
+    Args:
+        model: the tokenizer that encoded the files; on the device to compute on.
+        latents: latent files, of any storage but codes.
+        config: what to fit: VQConfig or ResidualVQConfig (of the latent's own width, not cosine, not shared),
+            FSQConfig (of fewer dimensions than the latent), or AffineConfig.
+        options: how hard to look.
+        on_progress: called now and then.
+
+    Raises:
+        UserError: no file can be used, or the frames are too few.
+        ConfigError: a configuration that cannot be fitted to latents afterwards.
+    """
+    options = options or FitOptions()
+    say = on_progress or (lambda *_: None)
+    dim = model.config.latent_dim
+    _check_fittable(config, dim)
+    stream = LatentStream([Path(path) for path in latents], model.fingerprint(), dim)
+    _check_enough(config, stream.frames)
+    counted = _counter(say, "drawing frames", stream.frames)
+    drawn = stream.sample(max(options.sample_frames, _fewest(config)), options.seed, counted)
+    _check_enough(config, len(drawn))
+    drawn = drawn.to(model.device)
+    generator = torch.Generator().manual_seed(options.seed)
+    state = torch.random.get_rng_state()
+    quantizer = build_quantizer(config, dim).to(model.device).eval()
+    torch.random.set_rng_state(state)  # its random start is overwritten, and the caller's numbers are left alone
+    if isinstance(quantizer, Chain):
+        _fit_codebooks(quantizer, drawn, stream, options, generator, say)
+    elif isinstance(quantizer, FSQ):
+        say("scaling levels", 0, 1)
+        fit_levels(quantizer, drawn)
+        say("scaling levels", 1, 1)
+    error, used = _measure(quantizer, drawn)
+    return Fit(model.with_quantizer(quantizer), stream.frames, stream.files, error, used, tuple(stream.failures))
+
+
+def _check_fittable(config: QuantizerConfig, dim: int) -> None:
+    if isinstance(config, VQConfig):
+        shared = isinstance(config, ResidualVQConfig) and config.shared
+        if config.cosine or shared or config.codebook_dim not in (None, dim):
+            raise ConfigError(
+                "a codebook that is fitted afterwards should be of the latent's own width, without cosine or shared; "
+                "train such a quantizer with the model (losatok train tokenizer --set quantizer.kind=...)"
+            )
+    elif isinstance(config, FSQConfig):
+        size = len(config.levels) * config.num_codebooks
+        if size >= dim:
+            raise ConfigError(
+                f"levels should be fewer than the latent's {dim} dimensions to be fitted afterwards, got {size}"
+            )
+    elif not isinstance(config, AffineConfig):
+        raise ConfigError(
+            f"a quantizer of kind {config.kind} is not fitted afterwards; "
+            "train it with the model (losatok train tokenizer --set quantizer.kind=...)"
+        )
+
+
+def _fewest(config: QuantizerConfig) -> int:
+    """Frames without which ``config`` cannot be fitted."""
+    if isinstance(config, VQConfig):
+        return config.codebook_size
+    return len(config.levels) * config.num_codebooks + 1 if isinstance(config, FSQConfig) else 1
+
+
+def _check_enough(config: QuantizerConfig, frames: int) -> None:
+    fewest = _fewest(config)
+    if frames < fewest:
+        what = f"a codebook of {fewest} codes" if isinstance(config, VQConfig) else f"{fewest - 1} dimensions of levels"
+        raise UserError(
+            f"there are {frames} frames of latents, too few for {what}: at least {fewest} are needed, and tens of "
+            "times as many make a good one; encode more recordings, or ask for less"
+        )
+
+
+def _counter(say: OnProgress, what: str, total: int) -> Callable[[int], None]:
+    done = 0
+    say(what, 0, total)
+
+    def advance(frames: int) -> None:
+        nonlocal done
+        done += frames
+        say(what, done, total)
+
+    return advance
+
+
+def _fit_codebooks(
+    quantizer: Chain,
+    drawn: Tensor,
+    stream: LatentStream,
+    options: FitOptions,
+    generator: torch.Generator,
+    say: OnProgress,
+) -> None:
+    size, stages = quantizer.codebook_size, quantizer.stages
+    valid = torch.tensor(len(drawn), device=drawn.device)
+    residual = drawn.clone()
+    tables, counts = [], []
+    for stage in range(stages):
+        say("k-means of stages", stage, stages)
+        noise = torch.rand(size, generator=generator).to(drawn.device)
+        centres, chosen = kmeans(residual, valid, size, options.iterations, noise)
+        for rows in residual.split(FRAMES_AT_ONCE):
+            rows -= centres[ops.vq_nearest(rows, centres)[0]]
+        tables.append(centres)
+        counts.append(chosen)
+    say("k-means of stages", stages, stages)
+    if stream.frames > len(drawn):
+        for number in range(options.passes):
+            what = f"pass {number + 1} of {options.passes} over all frames"
+            for batch in stream.batches(options.seed + 1 + number, _counter(say, what, stream.frames)):
+                _learn(tables, counts, batch.to(drawn.device))
+    books = quantizer.codebooks
+    with torch.no_grad():
+        for stage, (table, count) in enumerate(zip(tables, counts, strict=True)):
+            books.codes[stage].copy_(table)
+            books.usage[stage].copy_(count / count.mean())
+            if books.sums is not None:
+                books.sums[stage].copy_(table * books.usage[stage].unsqueeze(-1))
+    books.finish_start()
+
+
+def _learn(tables: list[Tensor], counts: list[Tensor], batch: Tensor) -> None:
+    """Move every stage's codes to the running mean of the rows that chose them, ``batch`` being the next rows."""
+    for table, count in zip(tables, counts, strict=True):
+        codes, _ = ops.vq_nearest(batch, table)
+        batch = batch - table[codes]
+        chosen, left = count_and_sum(batch.unsqueeze(0), codes.unsqueeze(0), len(table))
+        count += chosen
+        table += left / count.clamp(min=1).unsqueeze(-1)
+
+
+@torch.no_grad()
+def _measure(quantizer: Quantizer, drawn: Tensor) -> tuple[float, tuple[float, ...]]:
+    """Relative error of the frames that were drawn, and the share of the codes that they use at each place."""
+    mean = drawn.double().mean(0)
+    lost = total = 0.0
+    places: list[Tensor] = []
+    for rows in drawn.split(FRAMES_AT_ONCE):
+        codes = quantizer.encode(rows)
+        lost += float((quantizer.decode(codes).double() - rows.double()).square().sum())
+        total += float((rows.double() - mean).square().sum())
+        places.append(codes.view(len(rows), -1))
+    error = (lost / total) ** 0.5 if total > 0 else 0.0
+    if isinstance(quantizer.config, AffineConfig):
+        return error, ()
+    codes = torch.cat(places)
+    return error, tuple(len(column.unique()) / quantizer.codebook_size for column in codes.unbind(1))

@@ -1,0 +1,1 @@
+"""Writing shards: recordings, and features or latents computed once."""

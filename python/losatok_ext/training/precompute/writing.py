@@ -1,0 +1,285 @@
+"""Writing shards clip by clip, so that whatever stops the work, the same call goes on where it stopped.
+
+While the work lasts the folder holds ``plan.json``, finished shards, and beside each what the index will say of it. A
+shard is written under a temporary name, flushed and renamed before that is. At the end all is one ``index.json``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from losatok_ext.errors import TrainingError, UserError
+from losatok_ext.files import atomic_path
+from losatok_ext.recordings.shard_files import Member, Sample, scan_shard
+from losatok_ext.recordings.shard_index import FORMAT, INDEX, PLAN, SUFFIX, VERSION, read_index
+from losatok_ext.training.data.corpus import Clip, Corpus
+
+AUDIO = "flac"
+"""Suffix of the audio kept beside tokens."""
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A clip as a shard holds it."""
+
+    suffix: str
+    """Of its file, such as ``flac``."""
+    content: bytes
+    values: dict[str, Any]
+    """What its JSON file says."""
+    audio: bytes | None = None
+    """Of tokens: the FLAC file that they were computed from, kept beside them."""
+
+
+Produce = Callable[[Sequence[Clip], Callable[[int], None]], Iterable[Packed | str]]
+"""Clips -> for each, in order, what the shard holds, or a sentence that says why it cannot. What it is given besides is
+called with the number of clips that were done since."""
+
+OnProgress = Callable[[int, int], None]
+"""Called with the clips done and all clips."""
+
+
+@dataclass
+class ShardSummary:
+    """What writing shards did."""
+
+    folder: Path
+    shards: int
+    """All of them."""
+    kept: int = 0
+    """Shards that were finished before."""
+    clips: int = 0
+    """In all shards."""
+    seconds: float = 0.0
+    """Audio that the clips stand for."""
+    bytes: int = 0
+    left_out: list[str] = field(default_factory=list)
+    """One sentence per recording that is in no shard."""
+
+
+def write_shards(
+    folder: str | Path,
+    kind: str,
+    facts: Mapping[str, Any],
+    corpus: Corpus,
+    produce: Produce,
+    clip_bytes: Callable[[Clip], float],
+    shard_megabytes: float,
+    on_progress: OnProgress | None = None,
+) -> ShardSummary:
+    """Write all clips of ``corpus`` into shards ``folder/shards-XXXXXX.tar`` with ``folder/index.json``.
+
+    The same call again keeps finished shards, whatever ended the one before. Equal clips give equal bytes.
+
+    Args:
+        folder: of the shards, made if needed.
+        kind: what they hold, one of ``shard_index.KINDS``.
+        facts: what all clips have in common; with another kind, other facts or other clips a folder is refused.
+        corpus: the clips.
+        produce: makes of clips what shards hold; called once per shard that is not there yet.
+        clip_bytes: about how many bytes a clip will take.
+        shard_megabytes: about how many a shard should.
+        on_progress: called now and then.
+
+    Raises:
+        TrainingError: the folder holds other shards, cannot be written, or another process is writing there.
+    """
+    folder = Path(folder)
+    parts = _divide(corpus.clips, clip_bytes, shard_megabytes * 1e6)
+    plan = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "facts": dict(facts),
+        "megabytes": float(shard_megabytes),
+        "digest": corpus.digest(texts=True, domains=True),
+        "count": len(parts),
+    }
+    summary = ShardSummary(folder, len(parts), left_out=list(corpus.skipped))
+    done = 0
+
+    def advance(clips: int) -> None:
+        nonlocal done
+        done += clips
+        if on_progress is not None:
+            on_progress(done, len(corpus.clips))
+
+    with _locked(folder):
+        listed = _begin(folder, plan)
+        entries: list[dict[str, Any]] = []
+        first = 0
+        for number, clips in enumerate(parts):
+            path = folder / f"shards-{number:06d}{SUFFIX}"
+            entry = _finished(path, listed)
+            if entry is None:
+                _write_json(folder / PLAN, plan)
+                told = {"kind": kind, **facts} if facts else {}
+                entry = _write(path, first, clips, told, partial(produce, clips, advance))
+            else:
+                summary.kept += 1
+                advance(len(clips))
+            entries.append(entry)
+            first += len(clips)
+        if (folder / PLAN).exists():
+            _write_json(folder / INDEX, {**plan, "left_out": list(corpus.skipped), "shards": entries})
+            for number in range(len(parts)):
+                _sidecar(folder / f"shards-{number:06d}{SUFFIX}").unlink(missing_ok=True)
+            (folder / PLAN).unlink()
+    for entry in entries:
+        summary.left_out += entry["left_out"]
+        summary.clips += len(entry["clips"])
+        summary.bytes += entry["bytes"]
+        summary.seconds += sum(clip["values"]["seconds"] for clip in entry["clips"])
+    return summary
+
+
+def _divide(clips: Sequence[Clip], clip_bytes: Callable[[Clip], float], shard_bytes: float) -> list[tuple[Clip, ...]]:
+    """Clips in order, by shard: the next begins where a clip would lie past ``shard_bytes``."""
+    parts: list[list[Clip]] = [[]]
+    size = 0.0
+    for clip in clips:
+        own = clip_bytes(clip)
+        if parts[-1] and size + own > shard_bytes:
+            parts.append([])
+            size = 0.0
+        parts[-1].append(clip)
+        size += own
+    return [tuple(part) for part in parts]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot write the folder of shards: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainingError(
+                f"{folder}: another process is writing shards there; wait for it, or choose another folder"
+            ) from None
+        for leftover in folder.glob(".shards-*"):
+            leftover.unlink()
+        yield
+    finally:
+        os.close(lock)
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a folder of other shards; of one that is finished the shards that its index lists, by name."""
+    index = read_index(folder)
+    found: dict[str, Any] | None = None
+    if (folder / PLAN).is_file():
+        try:
+            found = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{folder / PLAN} is damaged ({error}); remove the folder to begin anew") from None
+    elif index is not None:
+        found = index
+    if found is None:
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise TrainingError(f"{folder} holds other files already; choose a new folder for the shards")
+        return {}
+    changed = [name for name in plan if not isinstance(found, dict) or found.get(name) != plan[name]]
+    if changed:
+        told = [
+            f"{n} was {json.dumps(found.get(n))}, is now {json.dumps(plan[n])}"
+            for n in changed
+            if n not in ("digest", "count")
+        ]
+        raise TrainingError(
+            f"{folder} holds shards of other data or options ({'; '.join(told) or 'other recordings'}); use the same "
+            "to go on with them, or choose another folder"
+        )
+    return {} if index is None else index["shards"]
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _finished(path: Path, listed: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """What the index says, or will say, of a shard that is whole; None where it is yet to be written."""
+    entry = listed.get(path.name)
+    try:
+        if entry is None:
+            entry = json.loads(_sidecar(path).read_bytes().decode("utf-8", "surrogatepass"))
+        return entry if path.stat().st_size == entry["bytes"] else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return None  # a sidecar is written whole: this one is of another program, and the shard is written again
+
+
+def _write(
+    path: Path,
+    first: int,
+    clips: Sequence[Clip],
+    facts: Mapping[str, Any],
+    produce: Callable[[], Iterable[Packed | str]],
+) -> dict[str, Any]:
+    """Write one shard, whose first clip has the number ``first``, and then what the index will say of it."""
+    try:
+        from webdataset import TarWriter
+    except ImportError as error:
+        raise UserError(f"writing shards needs webdataset ({error}); pip install 'losatok-ext[train]'") from error
+    left_out: list[str] = []
+    listed: dict[str, dict[str, Any]] = {}
+    sums: dict[str, dict[str, int]] = {}
+    try:
+        with atomic_path(path) as temporary:
+            with temporary.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as writer:
+                for number, (clip, packed) in enumerate(zip(clips, produce(), strict=True), start=first):
+                    if isinstance(packed, str):
+                        left_out.append(packed)
+                        continue
+                    key, values = f"{number:08d}", {"path": clip.name, **packed.values}
+                    values.update({name: text for name in ("text", "domain") if (text := getattr(clip, name))})
+                    told = {**values, "facts": facts} if facts else values
+                    audio = {} if packed.audio is None else {AUDIO: packed.audio}
+                    files = {packed.suffix: packed.content, **audio, "json": json.dumps(told).encode()}
+                    writer.write({"__key__": key, **files})
+                    sums[key] = {name: zlib.crc32(content) for name, content in files.items()}
+                    listed[key] = values
+            samples = scan_shard(temporary).samples
+            size = temporary.stat().st_size
+        assert [sample.key for sample in samples] == list(listed)
+        indexed = [_indexed(sample, sums[sample.key], listed[sample.key]) for sample in samples]
+        entry = {"name": path.name, "bytes": size, "left_out": left_out, "clips": indexed}
+        _write_json(_sidecar(path), entry)
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written: {error.strerror or error}; make room, and start the same command again: "
+            "finished shards are kept"
+        ) from error
+    return entry
+
+
+def _indexed(sample: Sample, sums: Mapping[str, int], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the index says of a clip, given the CRC-32 of each of its files by suffix."""
+
+    def place(member: Member) -> dict[str, Any]:
+        crc32 = sums[member.name.rpartition(".")[2]]
+        return {"file": member.name, "offset": member.offset, "size": member.size, "crc32": crc32}
+
+    audio = {} if sample.audio is None else {"audio": place(sample.audio)}
+    return {"key": sample.key, **place(sample.member), "values": values, **audio}
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(values, separators=(",", ":")), encoding="utf-8")
