@@ -38,6 +38,14 @@ def test_instruction_set_can_be_lowered_not_raised():
     assert result.stdout.strip() == "default", result.stderr
 
 
+def test_an_unknown_instruction_set_is_refused():
+    result = run_python("from losatok_ext import ops", LOSATOK_ISA="evil")
+    assert result.returncode != 0
+    assert "LOSATOK_ISA is 'evil'; it takes default, avx2 or avx512" in result.stderr
+    unset = run_python("from losatok_ext import _native; print(_native.module.instruction_set())", LOSATOK_ISA="")
+    assert unset.returncode == 0, unset.stderr
+
+
 def test_failed_native_import_says_what_when_and_how():
     code = """
 import sys

@@ -33,6 +33,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
     except ImportError as error:
         reason = f"the native ops of losatok_ext could not be loaded ({error})"
     else:
+        module.instruction_set()  # raises ValueError where LOSATOK_ISA names no instruction set
         built_torch = module.build_info()["torch"].split("+")[0]
         if built_torch.split(".")[:2] == torch.__version__.split("+")[0].split(".")[:2]:
             return module, None
