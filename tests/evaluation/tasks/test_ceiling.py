@@ -32,3 +32,15 @@ def test_the_ceiling_is_the_fastest_library_and_names_it(monkeypatch, fastest):
     monkeypatch.setattr(ceiling, "products", lambda dtype, device, size: {name: (lambda n=name: n) for name in names})
     monkeypatch.setattr(ceiling, "seconds", lambda product, device: 0.5 if product() == fastest else 1.0)
     assert ceiling.matrix_ceiling(torch.bfloat16, budget=0.0) == ceiling.Ceiling(2 * 32**3 / 0.5, fastest)
+
+
+def test_a_library_that_is_far_slower_is_tried_on_a_small_product_alone(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        ceiling,
+        "products",
+        lambda dtype, device, size: {"slow": lambda: sizes.append(size) or 9.0, "fast": lambda: 1.0},
+    )
+    monkeypatch.setattr(ceiling, "seconds", lambda product, device: product())
+    assert ceiling.matrix_ceiling(torch.bfloat16, budget=0.0).library == "fast"
+    assert set(sizes) == {ceiling._TRIAL_SIZE}

@@ -80,9 +80,8 @@ class Profile:
             share = 100 * stage.seconds / self.seconds if self.seconds else 0.0
             line = f"{stage.name:<40}{1e3 * stage.seconds:>10.2f}{share:>11.1f}"
             if stage.flop and stage.seconds:
-                line += (
-                    f"{stage.flop / 1e9:>9.2f}{100 * stage.flop / stage.seconds / self.ceiling.flop_per_second:>14.1f}"
-                )
+                reached = stage.flop / stage.seconds / self.ceiling.flop_per_second
+                line += f"{stage.flop / 1e9:>9.2f}{100 * reached:>14.1f}"
             lines.append(line)
         return "\n".join([*lines, f"ceiling {self.ceiling}, measured in this run"])
 
