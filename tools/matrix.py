@@ -7,7 +7,8 @@
 
 The committed state of the checkout is tested, from a clone of its own. Each combination has a folder in WORK with its
 virtual environment, build folder and logs. The command may be stopped at any moment; called again it goes on where it
-stopped, and runs again what another commit has changed. It writes WORK/matrix.json and WORK/matrix.md.
+stopped, and runs again what another commit has changed. It writes WORK/matrix.json and WORK/matrix.md. Two runs at the
+same time need a WORK each.
 
 Needs: git, a C++ compiler, a package index that pip can reach, and up to 8 GB of disk for each combination (a CUDA
 build of torch). CUDA kernels are left out unless --cuda is given. ccache, where it is installed, shortens the builds.
@@ -321,6 +322,7 @@ def main() -> int:
     source = work / "source"
     commit = checkout(source)
     environment = build_environment(source, options.cuda)
+    outcomes: list[Outcome] = []
     for combination in combinations:
         folder = work / combination.name
         folder.mkdir(exist_ok=True)
@@ -329,9 +331,7 @@ def main() -> int:
         print(f"Python {combination.python}, torch {combination.torch}", flush=True)
         todo = parts(combination, found[combination.python], folder, commit, tests, options.jobs)
         run(todo, Record(folder), options.limit, options.again, source, environment)
-        outcomes = [
-            outcome(each, work / each.name, tests, commit) for each in combinations if (work / each.name).exists()
-        ]
+        outcomes = [outcome(each, work / each.name, tests, commit) for each in combinations]
         (work / "matrix.json").write_text(json.dumps([asdict(each) for each in outcomes], indent=1) + "\n")
         (work / "matrix.md").write_text(markdown(outcomes))
     print(markdown(outcomes))
