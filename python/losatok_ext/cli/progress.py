@@ -79,8 +79,9 @@ class TrainingProgress:
         weights = f"{_count(start.trained_parameters)} of {_count(start.parameters)} weights"
         epochs = f"{start.steps} steps ({start.epochs:.1f} epochs)"
         self._say(f"{start.stage}: {clips}, {length}; {weights} train on {start.device} for {epochs}")
-        if self._note is not None:
-            self._say(self._note)
+        for note in (self._note, *start.notes):
+            if note is not None:
+                self._say(note)
         if len(start.domains) > 1:
             self._say(f"domains: {'; '.join(_domain(domain, start.crops) for domain in start.domains)}")
         if start.start:
