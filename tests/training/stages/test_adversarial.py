@@ -191,6 +191,30 @@ def test_labels_come_from_the_manifest_else_from_the_text(tmp_path):
         LabelClasses(SPEECH, with_labels(SPEECH, open_corpus(SPEECH, 16000, 640, 100)))
 
 
+def test_clips_to_validate_on_have_labels_of_their_own(sembo, tmp_path):
+    """A label that is not trained on counts as none; equal names in two folders are different clips."""
+    files = sorted(SPEECH.glob("*.flac"))
+    folders = {"train": "aabbaa", "validate": "bbc"}
+    for name, labels in folders.items():
+        for number, label in enumerate(labels):
+            (tmp_path / name / label).mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / label / f"{number}.flac").write_bytes(files[number].read_bytes())
+    checked = {"data": str(tmp_path / "validate"), "every": 1, "clips": 2}
+    options = config(sembo, kinds=(), supervision={"labels": True}, steps=1, validation=checked)
+    result = train_tokenizer(tmp_path / "train", tmp_path / "run", options)
+    assert result.last.validation.losses["label"] > 0
+    stage = TokenizerStage(tmp_path / "train", options, torch.device("cpu"))
+    model = LoSATok.from_pretrained(sembo / "model").config
+    stage.open_data(tmp_path / "train", model)
+    _, source = stage.open_data(tmp_path / "validate", model)
+    seen = {name: label for step in range(4) for name, label in zip(*_labels(stage, source.batch(step)), strict=True)}
+    assert seen == {"b/0.flac": 1, "b/1.flac": 1, "c/2.flac": -1}
+
+
+def _labels(stage, batch):
+    return batch.names, stage._classes.numbers(batch.labels).tolist()
+
+
 def test_a_run_with_other_labels_does_not_go_on(sembo, tmp_path):
     files = sorted(SPEECH.glob("*.flac"))[:4]
 
