@@ -174,14 +174,15 @@ def test_killed_at_any_moment_it_goes_on_exactly(stored, trained, tmp_path):
     assert [line["step"] for line in logs[1] if "validation/total" in line] == [10, 20, 30, 40]
 
 
-def test_asked_to_stop_it_finishes_the_step_and_keeps_it(trained, tmp_path):
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
+def test_asked_to_stop_it_finishes_the_step_and_keeps_it(which, trained, tmp_path):
     def interrupt(report):
         if report.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), which)
 
     with pytest.raises(KeyboardInterrupt):
         train("tokenizer", tmp_path, trained, interrupt)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(which) == signal.SIG_DFL
     assert [p.name for p in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000003"]
     assert train("tokenizer", tmp_path, trained).steps == 6
 

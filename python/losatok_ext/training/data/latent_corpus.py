@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from losatok_ext.errors import LatentFileError, TrainingError
 from losatok_ext.formats.latent_files import SUFFIX, load_latents, read_header
 from losatok_ext.recordings.manifest import Entry, find_entries, manifest_lines
 from losatok_ext.recordings.shard_index import LATENTS, is_shards, shards_kind
-from losatok_ext.training.data.corpus import Clip, Corpus, attempt
+from losatok_ext.training.data.batches import LatentBatch, stack_rows
+from losatok_ext.training.data.corpus import Clip, Corpus, Crop, attempt
 from losatok_ext.training.data.token_corpus import TokenCorpus, open_tokens
 
 
@@ -24,6 +26,10 @@ class LatentCorpus(Corpus):
     """Of the tokenizer that encoded all of them."""
     width: int = 0
     """d."""
+
+    def batch(self, crops: Sequence[Crop], lengths: Tensor, size: int) -> LatentBatch:
+        """See :meth:`Corpus.batch`."""
+        return LatentBatch(latents=stack_rows([crop.values for crop in crops], size), **self._common(crops, lengths))
 
     def _samples(self, clip: Clip, index: int, samples: int, place: float) -> Tensor:
         latents = _latents(clip.path, self.fingerprint) if self.audio is None else self.audio[index]
