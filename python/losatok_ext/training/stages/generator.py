@@ -14,9 +14,8 @@ from torch import Tensor
 from losatok_ext.errors import ConfigError, TrainingError, UserError
 from losatok_ext.models import LoSATok
 from losatok_ext.models.generator.dit_config import DiTConfig
-from losatok_ext.models.generator.generator import MODEL_TYPE, Generator, GeneratorConfig
-from losatok_ext.models.storage.checkpoint import read_config
-from losatok_ext.models.storage.folders import model_folder
+from losatok_ext.models.generator.generator import Generator, GeneratorConfig
+from losatok_ext.models.storage.folders import GENERATOR, open_folder
 from losatok_ext.pretrained import DEFAULT
 from losatok_ext.training.config.train import TrainConfig
 from losatok_ext.training.data.augment import check_not_augmented
@@ -60,7 +59,7 @@ class GeneratorStage:
             if self._latents:
                 return None
             folder = DEFAULT
-        model = LoSATok.from_pretrained(model_folder(folder)).requires_grad_(False)
+        model = LoSATok.from_pretrained(folder).requires_grad_(False)
         return model.to(self.device).eval()
 
     @cached_property
@@ -90,7 +89,7 @@ class GeneratorStage:
         options, values = self.config.generator, dict(self.config.model)
         dim = self._corpus.width if self._latents else self._tokenizer_there().config.latent_dim
         if self.config.init is not None:
-            found = read_config(model_folder(self.config.init), GeneratorConfig, MODEL_TYPE)
+            found = open_folder(self.config.init, GENERATOR).config(GeneratorConfig)
             if found.dit.tokenizer not in (None, self.fingerprint):
                 raise ConfigError(
                     f"init: {self.config.init} generates latents of the tokenizer {found.dit.tokenizer}, and these are "
@@ -152,7 +151,7 @@ class GeneratorStage:
             ConfigError, CheckpointError: as :meth:`model_config`.
         """
         if self.config.init is not None:
-            generator = Generator.from_pretrained(model_folder(self.config.init))
+            generator = Generator.from_pretrained(self.config.init)
             generator.dit.set_latents(generator.dit.statistics.mean, generator.dit.statistics.std, self.fingerprint)
             _check_texts(generator, corpus)
             return generator
@@ -198,7 +197,9 @@ class GeneratorStage:
             latents = F.pad(latents, (0, 0, 0, int(whole.max()) - latents.shape[1]))
         options = self.config.generator
         texts = batch.texts if self.model.dit.config.text_dim else None
-        loss = self.model.loss(latents, lengths, texts, masking=options.masking, dropout=options.dropout, whole=whole)
+        loss = self.model.loss(
+            latents, lengths, texts, masking=options.masking, dropout=options.dropout, all_lengths=whole
+        )
         return {"flow_matching": loss}
 
     def _tokens(self, lengths: Tensor) -> Tensor:

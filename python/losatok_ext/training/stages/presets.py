@@ -6,8 +6,7 @@ import torch
 
 from losatok_ext.errors import ConfigError
 from losatok_ext.models import LoSATok, LoSATokConfig
-from losatok_ext.models.storage.checkpoint import read_config
-from losatok_ext.models.storage.folders import model_folder
+from losatok_ext.models.storage.folders import TOKENIZER, open_folder
 from losatok_ext.training.config.train import TrainConfig
 
 
@@ -19,7 +18,7 @@ def starting_config(config: TrainConfig) -> LoSATokConfig:
         CheckpointError: ``init`` cannot be read.
     """
     if config.init is not None:
-        return read_config(model_folder(config.init))
+        return open_folder(config.init, TOKENIZER).config(LoSATokConfig)
     try:
         return LoSATokConfig.preset(config.preset or "base", **config.model)
     except ConfigError as error:
@@ -30,7 +29,7 @@ def starting_model(config: TrainConfig) -> LoSATok:
     """The model of ``init``, or a new one of the preset whose weights ``seed`` decides. Raises as
     :func:`starting_config`."""
     if config.init is not None:
-        return LoSATok.from_pretrained(model_folder(config.init))
+        return LoSATok.from_pretrained(config.init)
     model_config = starting_config(config)
     torch.manual_seed(config.seed)
     return LoSATok(model_config)

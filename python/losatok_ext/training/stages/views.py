@@ -15,7 +15,7 @@ from losatok_ext.training.stages.base import ClipLatents, Shown
 
 if TYPE_CHECKING:
     from losatok_ext.models import LoSATok
-    from losatok_ext.models.tokenizer.reconstruction import Reconstruction
+    from losatok_ext.models.tokenizer.latents import DecodedBatch
     from losatok_ext.training.config.train import TrainConfig
 
 
@@ -77,10 +77,9 @@ class TokenizerView:
         tokens = semantic_tokens(batch, batch.lengths, self.model.config)
         return batch.features, tokens.to(batch.features.device)
 
-    def _made(self, batch: Batch) -> Reconstruction:
+    def _made(self, batch: Batch) -> DecodedBatch:
         """What the model makes of a batch whose features are stored, without its teacher."""
-        options = {"sample": False, "features": self.semantic(batch), "reconstruction": True}
-        return self.model(batch.audio, batch.lengths, **options)[1]
+        return self.model(batch.audio, batch.lengths, sample=False, features=self.semantic(batch))
 
     def latents(self, batch: Batch) -> ClipLatents:
         """The posterior of the latents."""
