@@ -11,6 +11,8 @@ from losatok_ext.errors import CheckpointError
 from losatok_ext.models import LoSATok, LoSATokConfig
 from small_models import lively, losses_of, small_config, tone
 
+FILE = "model.safetensors"
+
 
 @pytest.fixture
 def folder(model, tmp_path):
@@ -122,9 +124,23 @@ def add_tensor(folder):
     save_file({**state, "extra.weight": torch.zeros(1)}, folder / "model.safetensors")
 
 
+def spoil(value, dtype=torch.float32):
+    def damage(folder):
+        state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(folder / FILE).items()}
+        state["decoder.backbone.blocks.1.fc1.weight"][3, 2] = value
+        save_file(state, folder / FILE)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
+        *(
+            (spoil(float(value), dtype), r"the tensor decoder\.backbone\.blocks\.1\.fc1\.weight holds NaN or infinity")
+            for value in ("nan", "inf", "-inf")
+            for dtype in (torch.float32, torch.bfloat16)
+        ),
         (lambda folder: (folder / "config.json").unlink(), r"is no model folder: it has no config\.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors does not exist"),
         (break_json, r"config\.json is not readable JSON"),
