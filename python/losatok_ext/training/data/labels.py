@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from losatok_ext.training.data.corpus import Corpus
 
 
 class ClipLabels:
-    """Class numbers by clip: ``"label"`` of the manifest, else the clip's text, which in a folder is its folder's name.
+    """Class numbers by clip: ``"label"`` of the manifest or shard, else the clip's text, which in a folder is the name
+    of the folder it lies in.
 
     Args:
-        data: folder, manifest or shard (of which the texts are taken) that ``corpus`` was opened from.
+        data: folder, manifest or shards that ``corpus`` was opened from, for messages.
         corpus: the clips.
 
     Raises:
@@ -26,15 +26,7 @@ class ClipLabels:
     """
 
     def __init__(self, data: str | Path, corpus: Corpus) -> None:
-        labels = {clip.name: clip.text for clip in corpus.clips}
-        if Path(data).is_file() and Path(data).suffix.lower() != ".tar":
-            lines = Path(data).read_text(encoding="utf-8").splitlines()
-            entries = [json.loads(line) for line in lines if line.strip()]
-            labels |= {
-                entry["path"]: entry["label"]
-                for entry in entries
-                if isinstance(entry.get("label"), str) and entry["path"] in labels
-            }
+        labels = {clip.name: clip.label or clip.text for clip in corpus.clips}
         self.classes = sorted({label for label in labels.values() if label})
         if not 2 <= len(self.classes) < max(len(labels), 3):
             raise TrainingError(
