@@ -178,16 +178,16 @@ def test_labels_come_from_the_manifest_else_from_the_text(tmp_path):
     ]
     manifest = tmp_path / "clips.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    corpus = with_labels(manifest, open_corpus(manifest, 16000, 640, 100))
+    corpus = with_labels(open_corpus(manifest, 16000, 640, 100))
     classes = LabelClasses(manifest, corpus)
     assert classes.names == ["a", "b"]
     assert classes.numbers([clip.label for clip in corpus.clips]).tolist() == [0, 1, 0, -1]
-    folder = with_labels(sample_folder(), open_corpus(sample_folder(), 16000, 640, 100))
+    folder = with_labels(open_corpus(sample_folder(), 16000, 640, 100))
     changed = LabelClasses(sample_folder(), folder)
     assert changed.names == ["environment", "music", "speech"]
     assert changed.digest(folder) != classes.digest(corpus)
     with pytest.raises(TrainingError, match="16 clips have 0 different labels, of which nothing can be learned"):
-        LabelClasses(SPEECH, with_labels(SPEECH, open_corpus(SPEECH, 16000, 640, 100)))
+        LabelClasses(SPEECH, with_labels(open_corpus(SPEECH, 16000, 640, 100)))
 
 
 def test_clips_to_validate_on_have_labels_of_their_own(sembo, tmp_path):

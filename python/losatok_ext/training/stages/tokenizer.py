@@ -79,7 +79,7 @@ class TokenizerStage(TokenizerView, RecordingStage):
         """
         corpus, source = super().open_data(data, model)
         if self.config.supervision.labels and self.config.tokenizer.label > 0:
-            corpus = with_labels(data, corpus)
+            corpus = with_labels(corpus)
             source = source.over(corpus, augmented=True)
             if self._classes is None:
                 self._classes = LabelClasses(data, corpus)
