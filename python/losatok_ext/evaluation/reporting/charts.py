@@ -62,7 +62,8 @@ def _bars(chart: BarChart) -> str:
 
 
 def _lines(chart: LineChart) -> str:
-    left, right, top, height = 58, 20, 32 + 18 * math.ceil(len(chart.lines) / 3), 330
+    left, top, height = 58, 32 + 18 * math.ceil(len(chart.lines) / 3), 330
+    right = 70 if any(line.labels for line in chart.lines.values()) else 20  # room for the label of the last point
     bottom = height - 46
     points = [point for line in chart.lines.values() for point in line.points]
     x = Axis([a for a, _ in points], left, _WIDTH - right, chart.x_log)
@@ -86,12 +87,9 @@ def _lines(chart: LineChart) -> str:
                 f"{_hint(f'{name}: {three_digits(a)}, {three_digits(b)}')}</circle>"
                 for a, b in line.points
             ]
-        below = line.joined  # labels of separate points stand above them, so that they are clear of a line's
+        lift = -8 if line.joined else 16  # labels of single points lie below, so that they do not meet those of a line
         for label, (a, b) in zip(line.labels, line.points, strict=False):
-            anchor = "end" if x(a) > _WIDTH / 2 else "start"
-            parts.append(
-                _text(x(a) + (-7 if anchor == "end" else 7), y(b) + (16 if below else -8), label, anchor, "ink")
-            )
+            parts.append(_text(x(a) + 6, y(b) + lift, shorten(label), "start", "ink"))
         place, level = left + 190 * (index % 3), 12 + 18 * (index // 3)
         parts.append(f'<rect class="fill-{colour}" x="{place}" y="{level - 7}" width="14" height="4" rx="2"/>')
         parts.append(_text(place + 20, level, shorten(name), "start", "ink"))
