@@ -85,17 +85,20 @@ def _lines(axis: Any, chart: LineChart) -> None:
         style = "-" if line.joined else ""
         x, y = [a for a, _ in line.points], [b for _, b in line.points]
         axis.plot(x, y, color=colour, marker=marker, markersize=4, linestyle=style, linewidth=1.4, label=_plain(name))
-        offset = (5, 5) if line.joined else (5, -11)
+        turned = {} if line.joined else {"rotation": 30, "rotation_mode": "anchor"}
         for label, point in zip(line.labels, line.points, strict=False):
-            axis.annotate(_plain(label), point, offset, textcoords="offset points", fontsize=7.5, color=colour)
+            axis.annotate(
+                _plain(label), point, (4, 5), textcoords="offset points", fontsize=7.5, color=colour, **turned
+            )
     points = [point for line in chart.lines.values() for point in line.points]
-    if any(line.labels for line in chart.lines.values()):
+    named = any(line.labels for line in chart.lines.values())
+    if named:  # room for the names of the outermost points
         axis.margins(x=0.14, y=0.14)
     if chart.y_log:
         axis.set_yscale("log")
     else:
         low, high = min(0.0, *(b for _, b in points)), max(0.0, *(b for _, b in points))
-        room = 0.08 * max(high - low, 1e-9)
+        room = (0.2 if named else 0.08) * max(high - low, 1e-9)
         axis.set_ylim(low - room if low < 0 else 0.0, high + room)
     if chart.x_log:
         ticks = log_ticks(min(a for a, _ in points), max(a for a, _ in points))
