@@ -19,7 +19,7 @@ from losatok_ext.evaluation.metrics.spectra import mel_loss
 from losatok_ext.evaluation.tasks.measured import Measured, Progress, Sums
 from losatok_ext.evaluation.tasks.side_by_side import PeakUnknownError, interleave, peak_memory
 from losatok_ext.models import LoSATok
-from losatok_ext.models.storage.precision import DTYPES, cast
+from losatok_ext.models.storage.precision import DTYPES
 from losatok_ext.nn.losses import MultiScaleMelLoss
 from losatok_ext.recordings.labelled import Item
 
@@ -135,7 +135,7 @@ def in_each_precision(model: LoSATok) -> dict[str, LoSATok]:
         with torch.device("meta"):  # its random weights would be overwritten
             twin = LoSATok(model.config)
         twin.load_state_dict(model.state_dict(), assign=True)
-        models[name] = cast(twin.to(model.device).eval(), dtype)
+        models[name] = twin.to(model.device).eval().cast(dtype)
     return models
 
 

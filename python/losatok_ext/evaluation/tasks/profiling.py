@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from losatok_ext.evaluation.tasks.ceiling import Ceiling, matrix_ceiling
 from losatok_ext.models import LoSATok
 from losatok_ext.nn.attention import Attention
 from losatok_ext.nn.bottleneck import Projection
@@ -64,12 +65,12 @@ class Profile:
     Attributes:
         stages: their seconds add up to :attr:`seconds`.
         seconds: of the fastest run.
-        ceiling: FLOP/s of square matrix products in the model's dtype, measured just before on the same machine.
+        ceiling: the fastest square matrix product in the model's dtype, measured just before on the same machine.
     """
 
     stages: list[StageTime]
     seconds: float
-    ceiling: float
+    ceiling: Ceiling
 
 
 def _flop(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> float:
@@ -130,21 +131,6 @@ class _Clock:
         return end
 
 
-def matrix_ceiling(dtype: torch.dtype, device: torch.device, budget: float = 0.5) -> float:
-    """FLOP/s of a square matrix product in ``dtype``: the best run within ``budget`` seconds."""
-    size = 2048 if device.type == "cpu" else 8192
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, end = 0.0, time.perf_counter() + budget
-    while True:
-        _synchronize(device)
-        begin = time.perf_counter()
-        a @ b
-        _synchronize(device)
-        best = max(best, 2.0 * size**3 / (time.perf_counter() - begin))
-        if time.perf_counter() > end:
-            return best
-
-
 def profile(model: LoSATok, run: Callable[[], Tensor | object], repeats: int = 3) -> Profile:
     """Time the stages of ``run()``, a call of ``model.encode`` or ``model.decode``.
 
@@ -155,7 +141,7 @@ def profile(model: LoSATok, run: Callable[[], Tensor | object], repeats: int = 3
         repeats: timed runs, at least 1; the fastest one is returned.
     """
     run()
-    ceiling = matrix_ceiling(model.decoder.upsample_weight.dtype, model.device)
+    ceiling = matrix_ceiling(model.decoder.upsample_weight.dtype, model.device.type, 0.5)
     best: Profile | None = None
     for _ in range(repeats):
         with _Clock(model) as clock:

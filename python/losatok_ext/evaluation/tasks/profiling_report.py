@@ -20,7 +20,7 @@ def profiling_report(found: Profile, title: str, facts: Mapping[str, str], audio
         audio_seconds: seconds of audio that the run encoded or decoded.
     """
     speed = audio_seconds / max(found.seconds, 1e-9)
-    ceiling = f"{found.ceiling / 1e9:.0f} GFLOP/s"
+    ceiling = f"{found.ceiling.flop_per_second / 1e9:.0f} GFLOP/s"
     report = Report(
         "profile",
         title,
@@ -33,12 +33,12 @@ def profiling_report(found: Profile, title: str, facts: Mapping[str, str], audio
     )
     report.headlines = [
         Headline("speed", f"{speed:.1f}x real time"),
-        Headline("ceiling", ceiling, "square matrix products"),
+        Headline("ceiling", ceiling, f"square matrix products by {found.ceiling.library}"),
     ]
     total = StageTime("all", found.seconds, sum(stage.flop for stage in found.stages))
     cells = [_cells(stage, found) for stage in (*found.stages, total)]
     heads = ["stage", "ms", "% of time", "GFLOP", "% of ceiling"]
-    note = f"{audio_seconds:.2f} s of audio in {found.seconds:.3f} s, {speed:.1f}x real time. Ceiling: {ceiling}."
+    note = f"{audio_seconds:.2f} s of audio in {found.seconds:.3f} s, {speed:.1f}x real time. Ceiling: {found.ceiling}."
     report.tables = [Table("Time by stage", heads, cells, note)]
     report.charts = [BarChart("Time by stage", [Bar(s.name, 1e3 * s.seconds) for s in found.stages], "ms")]
     report.notes = [
@@ -57,5 +57,5 @@ def _cells(stage: StageTime, found: Profile) -> list[str]:
         fixed(1e3 * stage.seconds, 2),
         fixed(share, 1),
         MISSING if speed is None else fixed(stage.flop / 1e9, 2),
-        MISSING if speed is None else fixed(100 * speed / found.ceiling, 1),
+        MISSING if speed is None else fixed(100 * speed / found.ceiling.flop_per_second, 1),
     ]
