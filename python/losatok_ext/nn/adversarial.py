@@ -1,7 +1,7 @@
 """Adversarial losses over the scores of discriminators, and feature matching.
 
-Each view of the audio counts the same, as does each frame of it that lies within a clip: adding a discriminator, or
-padding, changes no weight. Computed in float32 (float64 for float64), under autocast too.
+Losses are means over views of the audio, and in each view over the frames within clips, so that another discriminator
+or padding does not change the scale. They are computed in float32 (float64 for float64), also under autocast.
 
 Sources: hinge: Lim and Ye 2017 (arXiv 1705.02894); least squares: Mao et al. 2017 (arXiv 1611.04076); feature matching:
 Larsen et al. 2016 (arXiv 1512.09300), as an L1 distance in MelGAN (Kumar et al. 2019), normalised in EnCodec (Défossez
@@ -22,55 +22,65 @@ _TERMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], 
     "hinge": (lambda fake: -fake, lambda real: (1 - real).relu(), lambda fake: (1 + fake).relu()),
     "least_squares": (lambda fake: (1 - fake).square(), lambda real: (1 - real).square(), lambda fake: fake.square()),
 }
-"""Of each loss: what the generator pays for a logit of its audio, and the discriminator for one of real and fake."""
+"""For each kind: the generator's loss for a logit of decoded audio, and the discriminator's losses for a logit of
+recorded and of decoded audio."""
 
 ADVERSARIAL_LOSSES = tuple(_TERMS)
 """Names of the adversarial losses."""
 
 
 def generator_loss(fakes: Sequence[Scores], kind: str = "hinge") -> Tensor:
-    """What decoded audio pays for being told from recorded audio: a scalar.
+    """The adversarial loss of the generator: it is small where the discriminators take decoded audio for recorded.
 
     Args:
-        fakes: scores of the decoded audio, of each view.
+        fakes: scores of the decoded audio, one for each view.
         kind: ``"hinge"``: the mean of ``-logit``; ``"least_squares"``: of ``(1 - logit)^2``.
+
+    Returns:
+        A scalar.
 
     Raises:
         ValueError: an unknown kind, or no scores.
     """
-    pay, _, _ = _terms(kind, fakes)
-    return _mean([_masked_mean(pay(_logits(scores)), _last(scores)) for scores in fakes])
+    loss, _, _ = _terms(kind, fakes)
+    return _mean([_masked_mean(loss(_logits(scores)), _last(scores)) for scores in fakes])
 
 
 def discriminator_loss(reals: Sequence[Scores], fakes: Sequence[Scores], kind: str = "hinge") -> Tensor:
-    """What the discriminators pay for their mistakes: a scalar.
+    """The loss of the discriminators.
 
     Args:
-        reals: scores of the recorded audio, of each view.
-        fakes: of the decoded audio, which should be detached.
+        reals: scores of the recorded audio, one for each view.
+        fakes: scores of the decoded audio, which should be detached.
         kind: ``"hinge"``: the means of ``max(1 - real, 0)`` and ``max(1 + fake, 0)``, added; ``"least_squares"``: of
             ``(1 - real)^2`` and ``fake^2``.
+
+    Returns:
+        A scalar.
 
     Raises:
         ValueError: an unknown kind, or scores that do not belong together.
     """
-    _, real_pays, fake_pays = _terms(kind, reals)
+    _, real_loss, fake_loss = _terms(kind, reals)
     return _mean(
         [
-            _masked_mean(real_pays(_logits(real)), _last(real)) + _masked_mean(fake_pays(_logits(fake)), _last(fake))
+            _masked_mean(real_loss(_logits(real)), _last(real)) + _masked_mean(fake_loss(_logits(fake)), _last(fake))
             for real, fake in zip(reals, fakes, strict=True)
         ]
     )
 
 
 def feature_matching_loss(reals: Sequence[Scores], fakes: Sequence[Scores], normalize: bool = False) -> Tensor:
-    """Mean absolute difference of what the discriminators' layers make of recorded and of decoded audio: a scalar.
+    """Mean absolute difference between the features of recorded and decoded audio in the layers of the discriminators.
 
     Args:
-        reals: scores of the recorded audio, of each view; no gradient goes to them.
-        fakes: of the decoded audio.
-        normalize: divide the distance of each layer by the mean magnitude of its map of the recorded audio, so that
-            layers count alike however large their values are.
+        reals: scores of the recorded audio, one for each view; they take no gradient.
+        fakes: scores of the decoded audio.
+        normalize: divide the distance of each layer by the mean magnitude of its features of the recorded audio, so
+            that all layers have the same weight.
+
+    Returns:
+        A scalar.
 
     Raises:
         ValueError: no scores, or scores that do not belong together.

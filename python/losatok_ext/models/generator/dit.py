@@ -102,7 +102,7 @@ class DiT(nn.Module):
             [B, T, d] in x's dtype; zeros past a clip's tokens.
 
         Raises:
-            TypeError: ``x``, ``t`` or features in ``conditions`` are not floating-point tensors, or ``drop`` is not bool.
+            TypeError: ``x``, ``t`` or a feature is not a floating-point tensor, or ``conditions.drop`` is not bool.
             ValueError: a wrong shape, lengths out of range, or conditions that the model does not take.
         """
         d = self.config.latent_dim
@@ -181,7 +181,7 @@ class DiT(nn.Module):
                 )
 
     def _context(self, conditions: Conditions, batch: int) -> tuple[Tensor | None, Tensor | None]:
-        """The inputs of cross-attention [B, S, C] and their lengths (None: all S); the null token if there is no text."""
+        """The inputs of cross-attention [B, S, C] and their lengths (None: all S); the null token without a text."""
         if self.text is None or self.null_text is None:
             return None, None
         null = self.null_text

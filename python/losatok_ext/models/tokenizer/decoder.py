@@ -58,7 +58,7 @@ class Decoder(nn.Module):
 
 
 def init_decoder(decoder: Decoder) -> None:
-    """Random weights: truncated normal with deviation 0.02, zero biases; the head's magnitudes start near ``exp(-1)``."""
+    """Random weights: truncated normal with deviation 0.02, zero biases. Magnitudes start near ``exp(-1)``."""
     for module in decoder.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d)):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -9,8 +9,7 @@
 | ``fc_a.*``, ``fc_mu.*``, ``fc_logvar.*`` | the same |
 
 Patch embeddings are convolutions there and matrices here (the same numbers in the same order); position embeddings are
-[1, D, 1, T] there and [T, D] here. Windows and filter banks are not read from a checkpoint: they are computed, and compared
-with those of the checkpoint.
+[1, D, 1, T] there and [T, D] here. Windows and filter banks are computed, and compared with those of the checkpoint.
 """
 
 from __future__ import annotations

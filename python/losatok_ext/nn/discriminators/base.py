@@ -1,4 +1,4 @@
-"""What the discriminators share: stacks of 2-D convolutions that hear nothing past a clip's end, and what they return.
+"""Base of the discriminators: stacks of 2-D convolutions that read nothing past a clip's end, and their scores.
 
 Every discriminator looks at planes [B, C, T, W]: T goes with time, W is frequency, or the place within a period. The
 published ones reflect at the ends of a batch; here all is zero beyond the ends of each clip, before every convolution,
@@ -20,12 +20,12 @@ from losatok_ext.masks import valid_mask, zero_past
 
 
 class Scores(NamedTuple):
-    """What one view of the audio says of each clip; past a clip's own frames all is zero.
+    """The scores of clips in one view of the audio; zero past a clip's own frames.
 
     Attributes:
-        logits: [B, T', W'], high for what seems real.
-        maps: outputs of the layers before it, after their activation, [B, C, T_i, W_i] each.
-        lengths: valid T of each map and, last, of the logits, [B] int64 each; None: all are valid.
+        logits: [B, T', W'], high where the audio seems recorded.
+        maps: outputs of the other layers, after their activation, [B, C, T_i, W_i] each.
+        lengths: valid T of each map and, as the last entry, of the logits, [B] int64 each; None: all are valid.
     """
 
     logits: Tensor
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """A 2-D convolution over (time, width) with as much zero padding as keeps a size at stride 1; kernels are odd."""
+    """A 2-D convolution over (time, width) with odd kernels, zero-padded so that stride 1 keeps the size."""
 
     channels: int
     kernel: tuple[int, int]
@@ -44,7 +44,7 @@ class Layer:
 
 
 class ConvStack(nn.Module):
-    """Weight-normalised convolutions, a leaky ReLU after each but the last, which gives one channel: the logits.
+    """Weight-normalized convolutions with a leaky ReLU after each except the last, whose one channel is the logits.
 
     Args:
         in_channels: of the planes.
@@ -65,7 +65,7 @@ class ConvStack(nn.Module):
             in_channels = layer.channels
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Scores:
-        """Judge planes ``x`` [B, C, T, W], of which those below ``lengths`` [B] along T are read (None: all)."""
+        """The scores of planes ``x`` [B, C, T, W], which are read below ``lengths`` [B] along T (None: all)."""
         x = _keep_valid(x, lengths)
         maps: list[Tensor] = []
         kept: list[Tensor] = []
@@ -90,21 +90,21 @@ def scaled(channels: int, scale: float) -> int:
 
 
 class Discriminator(nn.Module):
-    """Base of the kinds: several views of the same audio, each judged by a network of its own in :attr:`parts`."""
+    """Base of the kinds: several views of the same audio, each with a network of its own in :attr:`parts`."""
 
     parts: nn.ModuleList
 
     def planes(self, index: int, audio: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What part ``index`` looks at: planes [B, C, T, W], and the valid T of each clip."""
+        """The input of part ``index``: planes [B, C, T, W], and the valid T of each clip."""
         raise NotImplementedError
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> list[Scores]:
-        """Judge clips.
+        """The scores of clips, one for each view.
 
         Args:
             audio: [B, N] floating point, samples in -1..1, N >= 1. Views are computed in float32 (float64 for float64),
                 whatever autocast does to the networks.
-            lengths: [B] int64 samples; None: all N. What lies past is not read, even NaN, and takes no gradient.
+            lengths: [B] int64 samples; None: all N. Values past a length, even NaN, are not read and take no gradient.
 
         Returns:
             The scores of each view.

@@ -1,4 +1,4 @@
-"""From names to discriminators."""
+"""Discriminators by name."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ DISCRIMINATORS: dict[str, type[Discriminator]] = {
 
 
 class Discriminators(nn.ModuleDict):
-    """Several kinds that judge the same audio; :meth:`forward` gives the scores of all their views, one after another.
+    """Several kinds of discriminators for the same audio; :meth:`forward` gives the scores of all their views in order.
 
     Args:
         kinds: keys of :data:`DISCRIMINATORS`, each at most once.
-        scale: factor of the published numbers of channels; networks for a CPU take 1/16 or less.
+        scale: factor of the published numbers of channels; use 1/16 or less on a CPU.
 
     Raises:
-        ValueError: no, an unknown or a repeated kind, or a scale that is not positive.
+        ValueError: no kind, an unknown or a repeated one, or a scale that is not positive.
     """
 
     def __init__(self, kinds: Sequence[str], scale: float = 1.0) -> None:
