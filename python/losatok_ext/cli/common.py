@@ -13,6 +13,7 @@ import typer
 
 from losatok_ext.errors import UserError
 from losatok_ext.pretrained import DEFAULT, names, resolve
+from losatok_ext.text import printable
 
 if TYPE_CHECKING:
     from losatok_ext.jobs.tokenize import Progress, Summary
@@ -196,7 +197,7 @@ def progress_bar(title: str, count: int) -> Iterator[Progress]:
         task = bar.add_task(title, total=count, name="")
 
         def advance(source: Source) -> None:
-            bar.update(task, advance=1, name=escape(source.path.name))
+            bar.update(task, advance=1, name=escape(printable(source.path.name)))
 
         yield advance
 
@@ -228,7 +229,7 @@ def report(summary: Summary, verb: str, folder: Path, before: Sequence[Failure] 
     """Print what a job did, failures on stderr, and end with exit code 2 when anything failed."""
     failures = [*before, *summary.failures]
     for failure in failures:
-        print(f"losatok: {failure.message}", file=sys.stderr)
+        print(f"losatok: {printable(failure.message)}", file=sys.stderr)
     parts = []
     if summary.written:
         speed = summary.audio_seconds / max(summary.wall_seconds, 1e-9)

@@ -1,4 +1,4 @@
-"""Discriminators: networks that distinguish decoded from recorded audio, for adversarial training of a decoder."""
+"""Discriminators: networks that learn to tell decoded from recorded audio, for adversarial training of a decoder."""
 
 from losatok_ext.nn.discriminators.base import Discriminator, Scores
 from losatok_ext.nn.discriminators.build import DISCRIMINATORS, Discriminators

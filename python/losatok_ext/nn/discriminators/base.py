@@ -1,8 +1,8 @@
-"""Base of the discriminators: stacks of 2-D convolutions that read nothing past a clip's end, and their scores.
+"""What the discriminators share: stacks of 2-D convolutions over the frames within each clip, and their scores.
 
-Every discriminator looks at planes [B, C, T, W]: T goes with time, W is frequency, or the place within a period. The
-published ones reflect at the ends of a batch; here all is zero beyond the ends of each clip, before every convolution,
-so that a clip is judged the same alone, in any batch and behind any padding.
+The input of every discriminator is planes [B, C, T, W]: T is time, W is frequency or the position within a period. The
+published ones pad by reflection at the ends of a batch's rows. Here the values beyond the ends of each clip are zero
+before every convolution, so that the scores of a clip are the same alone, in any batch and with any padding.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from losatok_ext.masks import valid_mask, zero_past
 
 
 class Scores(NamedTuple):
-    """The scores of clips in one view of the audio; zero past a clip's own frames.
+    """The output of one view of the audio; zero past the frames of each clip.
 
     Attributes:
-        logits: [B, T', W'], high where the audio seems recorded.
-        maps: outputs of the other layers, after their activation, [B, C, T_i, W_i] each.
-        lengths: valid T of each map and, as the last entry, of the logits, [B] int64 each; None: all are valid.
+        logits: [B, T', W'], high for audio that seems recorded.
+        maps: feature maps, the outputs of the layers before the last after their activation, [B, C, T_i, W_i] each.
+        lengths: valid T of each map and, last, of the logits, [B] int64 each; None: all are valid.
     """
 
     logits: Tensor
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """A 2-D convolution over (time, width) with odd kernels, zero-padded so that stride 1 keeps the size."""
+    """A 2-D convolution over (time, width) with zero padding that keeps the size at stride 1; kernel sizes are odd."""
 
     channels: int
     kernel: tuple[int, int]
@@ -44,12 +44,12 @@ class Layer:
 
 
 class ConvStack(nn.Module):
-    """Weight-normalized convolutions with a leaky ReLU after each except the last, whose one channel is the logits.
+    """Weight-normalised convolutions with a leaky ReLU after each but the last, whose one channel is the logits.
 
     Args:
-        in_channels: of the planes.
-        layers: all but the last.
-        last: kernel of the last.
+        in_channels: channels of the planes.
+        layers: all convolutions but the last.
+        last: kernel size of the last convolution.
         slope: of the leaky ReLU below zero.
     """
 
@@ -65,7 +65,7 @@ class ConvStack(nn.Module):
             in_channels = layer.channels
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Scores:
-        """The scores of planes ``x`` [B, C, T, W], which are read below ``lengths`` [B] along T (None: all)."""
+        """The scores of planes ``x`` [B, C, T, W]; only the frames below ``lengths`` [B] are read (None: all T)."""
         x = _keep_valid(x, lengths)
         maps: list[Tensor] = []
         kept: list[Tensor] = []
@@ -90,27 +90,27 @@ def scaled(channels: int, scale: float) -> int:
 
 
 class Discriminator(nn.Module):
-    """Base of the kinds: several views of the same audio, each with a network of its own in :attr:`parts`."""
+    """Base of all kinds: several views of the same audio, each with a network of its own in :attr:`parts`."""
 
     parts: nn.ModuleList
 
     def planes(self, index: int, audio: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The input of part ``index``: planes [B, C, T, W], and the valid T of each clip."""
+        """The input of part ``index``: (planes [B, C, T, W], valid frames of each clip [B] or None)."""
         raise NotImplementedError
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> list[Scores]:
-        """The scores of clips, one for each view.
+        """The scores of clips.
 
         Args:
             audio: [B, N] floating point, samples in -1..1, N >= 1. Views are computed in float32 (float64 for float64),
                 whatever autocast does to the networks.
-            lengths: [B] int64 samples; None: all N. Values past a length, even NaN, are not read and take no gradient.
+            lengths: [B] int64 samples; None: all N. Samples past a length are not read, even NaN, and take no gradient.
 
         Returns:
-            The scores of each view.
+            One :class:`Scores` for each view.
 
         Raises:
-            ValueError: ``audio`` is not [B, N] with samples in it.
+            ValueError: ``audio`` is not [B, N] with N >= 1.
         """
         if audio.dim() != 2 or audio.shape[1] == 0:
             raise ValueError(f"audio should have shape [B, N] with N >= 1, got {list(audio.shape)}")
