@@ -81,7 +81,11 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 def machine(result: dict) -> str:
     """Where and when a result was measured, in a line."""
-    ceilings = ", ".join(f"{dtype} {value / 1e9:.0f} GFLOP/s" for dtype, value in result["ceilings"].items())
+    libraries = result.get("ceiling_libraries", {})  # results of before 2026-12 do not say
+    ceilings = ", ".join(
+        f"{dtype} {value / 1e9:.0f} GFLOP/s" + (f" ({libraries[dtype]})" if dtype in libraries else "")
+        for dtype, value in result["ceilings"].items()
+    )
     commits = dict.fromkeys(row.get("commit", result["commit"]) for row in result["rows"])
     return (
         f"{result['machine']}, torch {result['torch']}, {result['threads']} threads, {result['date']}, "

@@ -61,9 +61,10 @@ def test_encode_and_decode(losatok, model_folder, recording, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_flop_are_those_of_the_model(model_folder, monkeypatch, dtype):
     from losatok_ext.evaluation.tasks import profiling as stages
+    from losatok_ext.evaluation.tasks.ceiling import Ceiling
     from losatok_ext.models import LoSATok
 
-    monkeypatch.setattr(stages, "matrix_ceiling", lambda *_: 1e9)
+    monkeypatch.setattr(stages, "matrix_ceiling", lambda *_: Ceiling(1e9, "torch.mm"))
     model = LoSATok.from_pretrained(model_folder, dtype=dtype)
     config, tokens = model.config, 25
     found = {s.name: s.flop for s in stages.profile(model, lambda: model.encode(tone(16_000)), 1).stages}

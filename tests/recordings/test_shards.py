@@ -24,7 +24,7 @@ from losatok_ext.training.config.data_options import AugmentConfig, BalanceConfi
 from losatok_ext.training.config.options import DataConfig
 from losatok_ext.training.data.corpus import BAD_FILES, open_corpus
 from losatok_ext.training.data.crops import CropSource
-from losatok_ext.training.data.labels import ClipLabels
+from losatok_ext.training.data.labels import LabelClasses, with_labels
 from losatok_ext.training.precompute.tokens import shard_recordings
 
 RATE, HOP = 16000, 640
@@ -344,7 +344,7 @@ def test_text_and_label_are_both_kept(tmp_path):
         corpus = opened(tmp_path / "shards")
         assert [(clip.text, clip.label) for clip in corpus.clips] == [(f"text {i}", "ab"[i % 2]) for i in range(4)]
         assert corpus.digest(texts=True) == opened(tmp_path / "m.jsonl").digest(texts=True)
-        assert ClipLabels(tmp_path / "shards", corpus).classes == ["a", "b"]
+        assert LabelClasses(tmp_path / "shards", with_labels(corpus)).names == ["a", "b"]
         (tmp_path / "shards" / "index.json").unlink(missing_ok=True)
 
 

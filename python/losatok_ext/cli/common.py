@@ -26,7 +26,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         envvar="LOSATOK_MODEL",
-        help="Model folder (config.json, model.safetensors), or the name of a bundled model.",
+        help="Tokenizer: a model folder, the folder of its run, or the name of a bundled model.",
         show_default=f"{DEFAULT}, which is bundled",
     ),
 ]
@@ -36,7 +36,7 @@ GeneratorOption = Annotated[
         "--generator",
         "-g",
         envvar="LOSATOK_GENERATOR",
-        help="Generator folder, which `losatok train generator` wrote.",
+        help="Generator: a model folder, or the folder of its run (`losatok train generator`).",
         show_default=False,
     ),
 ]
@@ -65,10 +65,14 @@ OverwriteFileOption = Annotated[
 
 
 def require_model(model: Path | None) -> Path:
-    """The folder of ``model``, a path or the name of a bundled model; None is the bundled default.
+    """The folder that holds the tokenizer ``model``. Commands call this before they read anything else.
+
+    Args:
+        model: a model folder, the folder of a run, or the name of a bundled model; None: the bundled default.
 
     Raises:
-        UserError: there is none; it says how to come by one. Checked before any file is read.
+        UserError: it does not exist; the message says how to get a model.
+        CheckpointError: it holds no model, or a model of another type.
     """
     folder = resolve(model or DEFAULT)
     if not folder.exists():
@@ -77,11 +81,21 @@ def require_model(model: Path | None) -> Path:
             f"({', '.join(names())}), train one with `losatok train`, or make one from a published checkpoint with "
             "`losatok convert CHECKPOINT -o DIR`"
         )
-    return folder
+    from losatok_ext.models.storage.folders import TOKENIZER, open_folder
+
+    return open_folder(folder, TOKENIZER).path
 
 
 def require_generator(folder: Path | None) -> Path:
-    """``folder``, or a UserError that says how to come by one. Checked before any file is read."""
+    """The folder that holds the generator ``folder``. Commands call this before they read anything else.
+
+    Args:
+        folder: a model folder, or the folder of a run.
+
+    Raises:
+        UserError: it is None or does not exist; the message says how to get a generator.
+        CheckpointError: it holds no model, or a model of another type.
+    """
     cure = (
         "pass --generator DIR or set LOSATOK_GENERATOR; `make demo` (or `losatok demo`) makes a small one in "
         "demo/generator/model, and `losatok train generator` trains one"
@@ -90,7 +104,9 @@ def require_generator(folder: Path | None) -> Path:
         raise UserError(f"no generator: {cure}")
     if not folder.exists():
         raise UserError(f"the generator folder {folder} does not exist; {cure}")
-    return folder
+    from losatok_ext.models.storage.folders import GENERATOR, open_folder
+
+    return open_folder(folder, GENERATOR).path
 
 
 def check_outputs(source: Path | None, *outputs: Path | None, overwrite: bool) -> None:
@@ -114,10 +130,15 @@ def check_outputs(source: Path | None, *outputs: Path | None, overwrite: bool) -
 
 
 def load_model(folder: Path, device: str, dtype: str | None = None) -> LoSATok:
-    """The model in ``folder``, in eval mode on ``device``, in ``dtype`` (None: as it was saved).
+    """The tokenizer in ``folder``, in eval mode.
+
+    Args:
+        folder: what :func:`require_model` gave.
+        device: ``--device``.
+        dtype: ``--dtype``; None: as it was saved.
 
     Raises:
-        CheckpointError: the folder holds no usable model.
+        CheckpointError: the folder holds no usable tokenizer.
         UserError: there is no such device or dtype.
     """
     chosen = pick_device(device)

@@ -128,7 +128,7 @@ def check_store(model: LoSATok, store: StoreOptions) -> StoreOptions:
             "--store codes: this model has no quantizer; `losatok fit-quantizer` makes a copy of it that has one"
         )
     if store.dims is not None or store.target_error is not None:
-        sizes = require_nested(model, "--dims" if store.target_error is None else "--target-error")
+        sizes = require_nested(model.config, "--dims" if store.target_error is None else "--target-error")
         if store.dims is not None and store.dims not in sizes:
             raise UserError(
                 f"--dims is {store.dims}; this model has latents of {', '.join(map(str, sizes))} dimensions"

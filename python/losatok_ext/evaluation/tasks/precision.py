@@ -17,7 +17,7 @@ from losatok_ext.errors import UserError
 from losatok_ext.evaluation.tasks.measured import Measured, Sums, mel_distance
 from losatok_ext.evaluation.tasks.side_by_side import PeakUnknownError, interleave, peak_memory
 from losatok_ext.models import LoSATok
-from losatok_ext.models.storage.precision import DTYPES, cast
+from losatok_ext.models.storage.precision import DTYPES
 from losatok_ext.nn.losses import MultiScaleMelLoss
 from losatok_ext.recordings.find import Source
 
@@ -168,7 +168,7 @@ def in_each_precision(model: LoSATok) -> dict[str, LoSATok]:
         with torch.device("meta"):  # no random weights only to overwrite them
             twin = LoSATok(model.config)
         twin.load_state_dict(model.state_dict(), assign=True)
-        models[name] = cast(twin.to(model.device).eval(), dtype)
+        models[name] = twin.to(model.device).eval().cast(dtype)
     return models
 
 

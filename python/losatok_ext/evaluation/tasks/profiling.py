@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from losatok_ext.evaluation.tasks.ceiling import Ceiling, matrix_ceiling
 from losatok_ext.models import LoSATok
 from losatok_ext.nn.attention import Attention
 from losatok_ext.nn.bottleneck import Projection
@@ -64,12 +65,12 @@ class Profile:
     Attributes:
         stages: they add up to :attr:`seconds`.
         seconds: of the whole run, the fastest of those measured.
-        ceiling: FLOP/s of square matrix products in the model's dtype on the same machine, just before.
+        ceiling: the fastest square matrix product in the model's dtype on the same machine, measured just before.
     """
 
     stages: list[Stage]
     seconds: float
-    ceiling: float
+    ceiling: Ceiling
 
     def table(self) -> str:
         """Stage, milliseconds, percent of the run, GFLOP, and percent of the ceiling while it ran."""
@@ -79,9 +80,10 @@ class Profile:
             share = 100 * stage.seconds / self.seconds if self.seconds else 0.0
             line = f"{stage.name:<40}{1e3 * stage.seconds:>10.2f}{share:>11.1f}"
             if stage.flop and stage.seconds:
-                line += f"{stage.flop / 1e9:>9.2f}{100 * stage.flop / stage.seconds / self.ceiling:>14.1f}"
+                reached = stage.flop / stage.seconds / self.ceiling.flop_per_second
+                line += f"{stage.flop / 1e9:>9.2f}{100 * reached:>14.1f}"
             lines.append(line)
-        return "\n".join([*lines, f"ceiling {self.ceiling / 1e9:.0f} GFLOP/s, measured in this run"])
+        return "\n".join([*lines, f"ceiling {self.ceiling}, measured in this run"])
 
 
 def _flop(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> float:
@@ -142,21 +144,6 @@ class _Clock:
         return end
 
 
-def matrix_ceiling(dtype: torch.dtype, device: torch.device, budget: float = 0.5) -> float:
-    """FLOP/s of a square matrix product in ``dtype``, the best within ``budget`` seconds."""
-    size = 2048 if device.type == "cpu" else 8192
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, end = 0.0, time.perf_counter() + budget
-    while True:
-        _synchronize(device)
-        begin = time.perf_counter()
-        a @ b
-        _synchronize(device)
-        best = max(best, 2.0 * size**3 / (time.perf_counter() - begin))
-        if time.perf_counter() > end:
-            return best
-
-
 def profile(model: LoSATok, run: Callable[[], Tensor | object], repeats: int = 3) -> Profile:
     """Time the stages of ``run()``, a call of ``model.encode`` or ``model.decode``, over ``repeats`` runs after one.
 
@@ -166,7 +153,7 @@ def profile(model: LoSATok, run: Callable[[], Tensor | object], repeats: int = 3
         repeats: at least 1; the fastest is told.
     """
     run()  # weights are packed, libraries started
-    ceiling = matrix_ceiling(model.decoder.upsample_weight.dtype, model.device)
+    ceiling = matrix_ceiling(model.decoder.upsample_weight.dtype, model.device.type, 0.5)
     best: Profile | None = None
     for _ in range(repeats):
         with _Clock(model) as clock:

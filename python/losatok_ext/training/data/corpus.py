@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from losatok_ext.recordings.dataset import find_dataset
 from losatok_ext.recordings.manifest import MAX_SECONDS, Item
 from losatok_ext.recordings.regions import read_region
 from losatok_ext.recordings.shard_files import Member
+from losatok_ext.training.data.batches import Batch, RecordingBatch, stack_rows
 
 C = TypeVar("C", bound="Corpus")
 
@@ -48,7 +49,19 @@ class Clip:
     features: Member | None = None
     """Of a recording whose teacher features are stored: where they are in the shard."""
     label: str = ""
-    """The clip's class, where its manifest or shard says it besides the text."""
+    """The clip's class, where its manifest or shard gives it besides the text; ``""`` where there is none."""
+
+
+class Crop(NamedTuple):
+    """A piece of a clip, as a batch is made of them."""
+
+    values: Tensor
+    """[N] float32 samples; of tokens [T, d]."""
+    clip: Clip
+    complete: bool
+    """Whether the piece is all of the clip, unchanged."""
+    features: Tensor | None
+    """[T, D] float32: the teacher's features of the piece, where they are stored beside a recording."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,27 @@ class Corpus:
         """What a frozen teacher gave for the crop that :meth:`crop` gives, [T, D] float32; None where nothing is
         stored. Arguments, and what is raised, as there."""
         return None
+
+    def batch(self, crops: Sequence[Crop], lengths: Tensor, size: int) -> Batch:
+        """A batch of ``crops`` of this corpus, of the type that belongs to what the corpus holds.
+
+        Args:
+            crops: pieces of its clips.
+            lengths: [B] int64, their lengths.
+            size: what rows are padded to; at least the longest.
+        """
+        return RecordingBatch(audio=stack_rows([crop.values for crop in crops], size), **self._common(crops, lengths))
+
+    def _common(self, crops: Sequence[Crop], lengths: Tensor) -> dict[str, Any]:
+        """What batches of all types have."""
+        clips = [crop.clip for crop in crops]
+        return {
+            "lengths": lengths,
+            "names": tuple(clip.name for clip in clips),
+            "seconds": int(lengths.sum()) / self.sample_rate,
+            "texts": tuple(clip.text for clip in clips),
+            "labels": tuple(clip.label for clip in clips),
+        }
 
     def pick(self: C, kept: Sequence[bool]) -> C:
         """The corpus of those clips alone that are ``kept``, one value per clip."""

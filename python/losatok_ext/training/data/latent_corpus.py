@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from losatok_ext.recordings.dataset import find_dataset
 from losatok_ext.recordings.find import search_folder
 from losatok_ext.recordings.manifest import Item, read_manifest
 from losatok_ext.recordings.shard_index import LATENTS, is_shards, shards_kind
-from losatok_ext.training.data.corpus import Clip, Corpus, attempt
+from losatok_ext.training.data.batches import LatentBatch, stack_rows
+from losatok_ext.training.data.corpus import Clip, Corpus, Crop, attempt
 from losatok_ext.training.data.token_corpus import TokenCorpus, open_tokens
 
 
@@ -25,6 +27,10 @@ class LatentCorpus(Corpus):
     """Of the tokenizer that encoded all of them."""
     width: int = 0
     """d."""
+
+    def batch(self, crops: Sequence[Crop], lengths: Tensor, size: int) -> LatentBatch:
+        """See :meth:`Corpus.batch`."""
+        return LatentBatch(latents=stack_rows([crop.values for crop in crops], size), **self._common(crops, lengths))
 
     def _samples(self, clip: Clip, index: int, samples: int, place: float) -> Tensor:
         latents = _latents(clip.path, self.fingerprint) if self.audio is None else self.audio[index]
