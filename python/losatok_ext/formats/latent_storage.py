@@ -36,7 +36,7 @@ FRAMES_PER_SCALE = 128
 frame and error relative to the latents: int8 with one scale per frame 72 and 0.0056, with one per dimension and 64, 128
 or 256 frames 72 and 0.0033, 68 and 0.0039, 66 and 0.0046; int4 40 and 0.096 per frame, 36 and 0.067 with 128 frames.
 Dimensions differ in range by a factor of four, frames hardly; 128 or 256 frames need the fewest bits for one error,
-and 128 do for recordings of a few seconds too."""
+and 128 also suit recordings of a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16"}
 
 
 def layout(header: LatentHeader, storage: str, with_logvar: bool, frames_per_scale: int) -> Layout:
-    """The tensors that a file of version 2 or 3 and ``storage`` holds; sizes only, nothing is allocated.
+    """The names, dtypes and shapes of the tensors in a file of version 2 or 3; nothing is allocated.
 
     Args:
-        header: T, the stored dimensions and the sizes of the codes.
+        header: for T, the stored dimensions and the sizes of the codes.
         storage: one of :data:`STORAGES`.
-        with_logvar: whether it keeps the log variance.
-        frames_per_scale: of integers; a multiple of 2.
+        with_logvar: whether the file has the log variance.
+        frames_per_scale: frames that share a scale, for integers; a multiple of 2.
     """
     tokens, dim = header.tokens, header.stored_dims
     expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
@@ -96,7 +96,7 @@ def layout(header: LatentHeader, storage: str, with_logvar: bool, frames_per_sca
 
 
 def layout_of_version_1(header: LatentHeader, with_logvar: bool) -> Layout:
-    """The tensors that a version 1 file holds."""
+    """The names, dtypes and shapes of the tensors in a file of version 1."""
     names = ("mu", "logvar") if with_logvar else ("mu",)
     return dict.fromkeys(names, (("F32", "F16"), (header.tokens, header.latent_dim)))
 
@@ -105,7 +105,7 @@ def pack(latents: LatentFile, place: str) -> dict[str, Tensor]:
     """The tensors of ``latents`` as ``latents.storage`` stores them, contiguous on the CPU.
 
     Raises:
-        ValueError: a code out of range.
+        ValueError: a code is out of range.
         LatentFileError: a value is too large for float16; ``place`` names the file.
     """
     storage, sizes, kept = latents.storage, latents.header.code_sizes, latents.header.stored_dims
@@ -128,10 +128,10 @@ def pack(latents: LatentFile, place: str) -> dict[str, Tensor]:
 def unpack(
     tensors: dict[str, Tensor], header: LatentHeader, storage: str, frames_per_scale: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """mu, logvar (float32) and codes (int64) of a file's tensors, each None where it was not stored.
+    """mu, logvar (float32) and codes (int64) from a file's tensors; None for what was not stored.
 
     Raises:
-        ValueError: a code out of range, or a value that is not finite.
+        ValueError: a code is out of range, or a value is not finite.
     """
     mu = codes = None
     if storage == "codes":
@@ -171,7 +171,7 @@ def _to_integers(mu: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _from_integers(packed: Tensor, scale: Tensor, offset: Tensor, bits: int, tokens: int, block: int) -> Tensor:
-    """The float32 [T, d] of :func:`_to_integers`."""
+    """The float32 values [T, d] that :func:`_to_integers` stored."""
     block = min(block, tokens + tokens % 2)
     rows = packed.split(block * bits // 8)
     sizes = [min(block, tokens - start) for start in range(0, tokens, block)]
