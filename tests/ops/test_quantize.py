@@ -168,7 +168,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ops.vq_nearest(x, codebook)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 64  # MiB
 

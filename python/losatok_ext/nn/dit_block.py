@@ -1,4 +1,4 @@
-"""The block of a diffusion transformer on fused ops, one module for the blocks of many published models."""
+"""The block of a diffusion transformer on fused ops, with options for the blocks of many published models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Order = Literal["shift scale gate", "scale shift gate", "gate shift scale", "gat
 
 @dataclass(frozen=True)
 class DiTBlockConfig:
-    """What a :class:`DiTBlock` is made of. The defaults are DiT's (arXiv 2212.09748); docs/dit.md names others.
+    """The configuration of a :class:`DiTBlock`. The defaults are DiT's (arXiv 2212.09748); docs/dit.md names others.
 
     Raises:
         ConfigError: a value of the wrong kind, or values that do not fit together.
@@ -50,44 +50,44 @@ class DiTBlockConfig:
     qk_eps: float = 1e-6
     """Added to mean square or variance there."""
     rotary_dim: int = 0
-    """Features of each head that rotary embedding turns, even: 0 none, ``head_dim`` all."""
+    """Features of each head that get rotary embedding, even; 0: none, ``head_dim``: all."""
     rotary_interleaved: bool = False
     """Pairs are neighbours (2i, 2i + 1) instead of halves (i, i + rotary_dim / 2)."""
     rotary_heads: int = 0
-    """Only the first so many heads turn; 0: all."""
+    """Number of heads (the first ones) that get rotary embedding; 0: all."""
     modulation: Literal["block", "shared", "none"] = "block"
-    """``block``: its own linear map from the condition; ``shared``: what all blocks share plus a learned table
-    (adaLN-single); ``none``: plain norms and residuals."""
+    """``block``: each block has a linear map from the condition; ``shared``: one linear map for all blocks, and a
+    learned table for each (adaLN-single); ``none``: plain norms and residuals."""
     modulation_order: Order = "shift scale gate"
     """Order within the linear map's (table's) rows, first for attention, then for the feed-forward part."""
     modulation_bias: bool = True
     """Bias of the linear map."""
     modulation_rank: int = 0
-    """With ``shared``, and above 0: also two linear maps through so many features for each part (adaLN-SOLA)."""
+    """With ``shared``: features of two more linear maps for each part (adaLN-SOLA); 0: none."""
     condition_dim: int | None = None
     """Width of the condition; None: ``width``."""
     gate: Gate = "g"
-    """What multiplies the attention branch: ``g``, ``1-g``, ``tanh(1-g)``, ``sigmoid(1-g)``."""
+    """Factor of the attention branch: ``g``, ``1-g``, ``tanh(1-g)``, ``sigmoid(1-g)``."""
     mlp_gate: Gate | None = None
     """The same for the feed-forward branch; None: as ``gate``."""
     aligned_dim: int = 0
     """Width of time-aligned conditions, added to the frames after self-attention; 0: none."""
     aligned_norm: bool = False
-    """They pass a layer norm first."""
+    """Apply a layer norm to them first."""
     context_dim: int = 0
     """Width of a context for cross-attention (text); 0: none."""
     context_norm: bool = False
-    """It passes a layer norm first."""
+    """Apply a layer norm to it first."""
     context_heads: int = 0
     """Heads of its keys and values, a divisor of ``heads``; 0: as many."""
     skip: bool = False
     """The block takes the output of an earlier block and merges it in by a linear map of both (U-shaped long skip)."""
     skip_norm: bool = False
-    """Both pass a common layer norm first."""
+    """Apply one layer norm to both first."""
     skip_bias: bool = True
     """Bias of that map."""
     zero_init: bool = True
-    """A new block is the identity (adaLN-zero), but for its skip."""
+    """A new block is the identity (adaLN-zero), except for its skip."""
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -113,10 +113,10 @@ class DiTBlockConfig:
 
 
 class DiTBlock(nn.Module):
-    """Norm, attention, norm, feed-forward, each branch gated; conditions come in by five doors.
+    """A transformer block with conditions.
 
-    In this order: the long skip is merged in; self-attention with adaLN; time-aligned conditions are added;
-    cross-attention to a context; feed-forward with adaLN. Which of them there are, :class:`DiTBlockConfig` says.
+    Its steps, in this order: merge a long skip; self-attention with adaLN; add time-aligned conditions; cross-attention
+    to a context; feed-forward with adaLN. :class:`DiTBlockConfig` says which of them a block has.
 
     Args:
         config: what to build.
@@ -163,7 +163,7 @@ class DiTBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Linear maps as Glorot and Bengio have them, zero biases; with ``zero_init`` every branch ends in a zero."""
+        """Xavier initialization of linear maps, zero biases; with ``zero_init`` every branch gives zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -175,7 +175,9 @@ class DiTBlock(nn.Module):
         if self.modulation is not None:
             self.modulation.reset_to_zero()
         for part, gate in ((self.attention.out, self.config.gate), (self.mlp.fc2, self.config.mlp_gate)):
-            if self.modulation is None or (gate or self.config.gate) != "g":  # else its gate is zero, which is enough
+            if (
+                self.modulation is None or (gate or self.config.gate) != "g"
+            ):  # otherwise its gate is zero, which is enough
                 ends.append(part)
         ends += [self.aligned] if self.aligned is not None else []
         ends += [self.cross_attention.out] if self.cross_attention is not None else []
@@ -216,7 +218,7 @@ class DiTBlock(nn.Module):
             [B, T, C].
 
         Raises:
-            ValueError: an input that the configuration asks for is missing, or one is given that it has no use for.
+            ValueError: an input that the configuration asks for is missing, or one is given that it does not use.
         """
         c = self.config
         self._check("rope", rope, c.rotary_dim, f"rotary_dim={c.rotary_dim}")
