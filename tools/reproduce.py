@@ -101,9 +101,9 @@ def setting(count: int, options: argparse.Namespace) -> str:
         f"Trained on {3 * options.clips} rendered clips (seed {plan.TRAINING_SEED}), tested on "
         f"{3 * options.test_clips} of seed {plan.TEST_SEED}; the `tiny` preset with d = {plan.DIMS}; steps: {steps}; "
         f"{count} seeds, each with its own teacher: mean ± standard deviation over them. Probes are linear, on the "
-        f"mean over a clip's frames, with pink noise of {-DECIBELS:+.0f} dB in each clip: the spoken digit by voices the "
-        "probe was not trained on (mean accuracy of twelve splits), the voice, the instrument, the sound event (three "
-        "splits). Spectra: log-band distance of reconstructed clips, divided by that of a "
+        f"mean over a clip's frames, with pink noise of {-DECIBELS:+.0f} dB in each clip: the spoken digit by voices "
+        "the probe was not trained on (mean accuracy of twelve splits), the voice, the instrument, the sound event "
+        "(three splits). Spectra: log-band distance of reconstructed clips, divided by that of a "
         f"constant spectrum; smaller is better. torch {torch.__version__}, {time.strftime('%Y-%m-%d')}."
     )
 

@@ -93,7 +93,7 @@ def claims(seeds: Sequence[Figures]) -> list[list[str]]:
         claim("SemBo is more accurate than PCA", gain("compression", "SemBo", PCA)),
         claim("the teacher is more accurate than SemBo", gain("compression", TEACHER, "SemBo")),
         claim("the time-relation loss helps SemBo", gain("compression", "SemBo", "no time relation")),
-        claim("time relation matters more than reconstruction", gain("compression", "no reconstruction", "no time relation")),
+        claim("it matters more than reconstruction", gain("compression", "no reconstruction", "no time relation")),
         claim("all pairs of frames are better than neighbours", gain("compression", "SemBo", BOTTLENECKS[3].name)),
         claim("L_L improves accuracy", gain("tokenizers", BOTH, HIGH)),
         claim("L_H improves accuracy", gain("tokenizers", BOTH, LOW)),
