@@ -4,10 +4,8 @@ Most ops give the same bits on any number of threads. Those that sum over rows i
 the same bits again on the same number of threads, and nearly the same values on others.
 """
 
-import itertools
 from contextlib import contextmanager
 
-import pytest
 import torch
 
 from losatok_ext import ops
@@ -131,7 +129,12 @@ def affine(dtype, size):
     results = []
     for bits in (4, 8):
         packed, scale, offset = ops.affine_quantize(x, bits)
-        results += [packed, scale, offset, ops.affine_dequantize(packed, scale, offset, bits, size=size[1], dtype=dtype)]
+        results += [
+            packed,
+            scale,
+            offset,
+            ops.affine_dequantize(packed, scale, offset, bits, size=size[1], dtype=dtype),
+        ]
     return results
 
 
