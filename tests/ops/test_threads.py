@@ -4,9 +4,11 @@ Most ops give the same bits on any number of threads. Those that sum over rows i
 the same bits again on the same number of threads, and nearly the same values on others.
 """
 
+import itertools
 from contextlib import contextmanager
 from functools import partial
 
+import pytest
 import torch
 
 from losatok_ext import ops
