@@ -1,4 +1,4 @@
-"""Latent files to train a generator on: encoded once, read as often as training likes."""
+"""Latent files to train a generator on."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from losatok_ext.training.data.token_corpus import TokenCorpus, open_tokens
 
 @dataclass(frozen=True)
 class LatentCorpus(Corpus):
-    """A :class:`Corpus` whose clips are latent files: its samples are tokens [T, d], its rate is tokens per second."""
+    """A :class:`Corpus` of latent files: crops are [T, d], lengths are tokens, the rate is tokens per second."""
 
     fingerprint: str = ""
-    """Of the tokenizer that encoded all of them."""
+    """Fingerprint of the tokenizer that encoded all of them."""
     width: int = 0
-    """d."""
+    """d, the dimensions of a latent."""
 
     def batch(self, crops: Sequence[Crop], lengths: Tensor, size: int) -> LatentBatch:
         """See :meth:`Corpus.batch`."""
@@ -41,7 +41,7 @@ def _latents(path: Path, fingerprint: str) -> Tensor:
     """The means [T, d] in a latent file.
 
     Raises:
-        LatentFileError: as :func:`load_latents`, and when it holds codes.
+        LatentFileError: the file cannot be read, is of another tokenizer, or holds codes.
     """
     mu = load_latents(path, fingerprint).mu
     if mu is None:
@@ -53,7 +53,7 @@ def holds_latents(data: Path) -> bool:
     """Whether ``data`` is a folder or manifest of latent files, or shards of latents.
 
     Raises:
-        TrainingError: it has latent files and others.
+        TrainingError: a manifest names both latent files and others.
     """
     if is_shards(data):
         return shards_kind(data) == LATENTS
@@ -72,7 +72,7 @@ def holds_latents(data: Path) -> bool:
 
 
 def _names(manifest: Path) -> list[str]:
-    """Paths that a manifest names; a line that cannot be read is left for :func:`find_entries` to complain about."""
+    """The paths in a manifest up to the first broken line; :func:`find_entries` raises the error for it later."""
     names: list[str] = []
     with suppress(TrainingError):
         names.extend(values["path"] for _, values in manifest_lines(manifest))
