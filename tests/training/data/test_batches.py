@@ -67,7 +67,7 @@ def batches():
     yield LatentBatch(latents=vectors, **common), "latents"
 
 
-@pytest.mark.parametrize("batch, name", batches())
+@pytest.mark.parametrize(("batch", "name"), list(batches()))
 def test_padding_and_rows(batch, name):
     values = getattr(batch, name)
     padded = batch.padded(6)
