@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,30 +101,36 @@ def test_the_loss_falls(stage, trained, tmp_path):
 
 
 SCRIPT = """
-import os
-import signal
-import sys
-import threading
+import signal, sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from training_runs import killed_config
 from losatok_ext.training import train_tokenizer
-
-def kill(report):
-    if report.step >= {kill_at}:
-        threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-train_tokenizer({data!r}, {output!r}, killed_config({init!r}, {steps}), on_step=kill)
+def wait_at(report):
+    if report.step == {wait_at}:
+        signal.pause()
+train_tokenizer({data!r}, {output!r}, killed_config({init!r}, {steps}), on_step=wait_at)
 """
+"""A training run, which does not go past the step ``wait_at`` until it is killed."""
 
 
-def run_killed(data, output, init, steps, kill_at, delay=0.0):
-    """(exit code, errors) of a process that trains and kills itself ``delay`` seconds after the step ``kill_at``."""
-    names = {"tests": str(Path(__file__).parents[2]), "data": str(data), "output": str(output), "init": str(init)}
-    code = SCRIPT.format(**names, steps=steps, kill_at=kill_at, delay=delay)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return done.returncode, done.stderr
+def start(data, output, init, steps, wait_at=None):
+    code = SCRIPT.format(
+        tests=str(Path(__file__).parents[2]),
+        data=str(data),
+        output=str(output),
+        init=str(init),
+        steps=steps,
+        wait_at=wait_at,
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["recordings", "stored features"])
@@ -136,8 +143,11 @@ def test_killed_at_any_moment_it_goes_on_exactly(stored, trained, tmp_path):
     train_tokenizer(data, straight, killed_config(trained, steps))
     seen = []
     for kill, at in enumerate((4, 14, 24)):
-        code, errors = run_killed(data, killed, trained, steps, at + 1, 0.011 * kill)
-        assert code == -signal.SIGKILL, errors
+        process = start(data, killed, trained, steps, wait_at=at + 6)
+        wait_for(lambda at=at: any(int(p.name[5:]) >= at for p in checkpoints.glob("step-*")), process)
+        time.sleep(0.011 * kill)  # in one of the steps up to the one where it waits
+        process.send_signal(signal.SIGKILL)
+        process.wait()
         assert not (killed / "model").exists()
         names = sorted(p.name for p in checkpoints.glob("step-*"))
         for name in names:
@@ -146,10 +156,10 @@ def test_killed_at_any_moment_it_goes_on_exactly(stored, trained, tmp_path):
             for part in ("model", "optimizer", "ema"):
                 assert load_file(checkpoints / name / f"{part}.safetensors")
         seen.append(max(names))
-    assert seen == sorted(seen)
-    assert [name >= f"step-{at:08d}" for name, at in zip(seen, (4, 14, 24), strict=True)] == [True] * 3
-    code, errors = run_killed(data, killed, trained, steps, steps + 1)
-    assert code == 0, errors
+    assert seen == sorted(set(seen))
+    finished = start(data, killed, trained, steps)
+    _, errors = finished.communicate()
+    assert finished.returncode == 0, errors
     assert_same_weights(weights(straight), weights(killed))
     assert sorted(p.name for p in checkpoints.iterdir()) == [
         ".lock",

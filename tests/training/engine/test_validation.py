@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(sembo, tmp_path):
     here = Path(__file__).parent
     tests = here.parents[1]
     code = FULL_DISK.format(tests=[str(here), str(tests)], output=str(output), init=str(sembo))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "the checkpoint of step 4 cannot be written" in done.stdout
     assert "the one of step 2 is intact" in done.stdout

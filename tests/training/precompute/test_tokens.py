@@ -378,14 +378,15 @@ def test_both_commands_and_what_they_print(model, tmp_path, capsys):
 
 
 SCRIPT = """
-import time, sys
+import pathlib, signal
 import torch
 torch.set_num_threads(1)
 from losatok_ext.models.teachers.registry import open_teacher
 from losatok_ext.training.precompute.tokens import precompute_features
-def slowly(done, total):
-    time.sleep(0.1)
-precompute_features({data!r}, {output!r}, open_teacher({model!r}), "float32", 0.05, on_progress=slowly)
+def wait_after_two_shards(done, total):
+    if len(list(pathlib.Path({output!r}).glob("shards-*.json"))) == 2:
+        signal.pause()
+precompute_features({data!r}, {output!r}, open_teacher({model!r}), "float32", 0.05, on_progress=wait_after_two_shards)
 """
 
 
@@ -395,7 +396,7 @@ def test_a_killed_process_loses_nothing_that_was_finished(model, features, tmp_p
     process = subprocess.Popen([sys.executable, "-c", script])
     while process.poll() is None and len(list(output.glob("shards-*.json"))) < 2:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)  # somewhere in the third shard
+    os.kill(process.pid, signal.SIGKILL)  # in the third shard
     process.wait()
     finished = {path.name: path.stat().st_mtime_ns for path in output.glob("shards-*.tar")}
     assert len(finished) >= 2

@@ -9,7 +9,6 @@ import torch
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.errors import CheckpointError, TrainingError
 from losatok_ext.models import LoSATok
-from losatok_ext.models.tokenizer.reconstruction import Reconstruction
 from losatok_ext.nn.adversarial import discriminator_loss, feature_matching_loss, generator_loss
 from losatok_ext.nn.label_probe import LabelProbe
 from losatok_ext.training import read_log, train_sembo, train_tokenizer
@@ -17,6 +16,7 @@ from losatok_ext.training.data.batches import RecordingBatch
 from losatok_ext.training.data.corpus import open_corpus
 from losatok_ext.training.data.labels import LabelClasses, with_labels
 from losatok_ext.training.engine.checkpoint import load_file
+from losatok_ext.training.stages.losses import tokenizer_losses
 from losatok_ext.training.stages.tokenizer import TokenizerStage
 from training_runs import (
     MODEL,
@@ -110,8 +110,7 @@ def test_both_sides_learn_from_audio_that_is_decoded_once(sembo, monkeypatch):
     assert all(p.grad is not None for p in stage.critic.parameters())
     assert all(torch.equal(a, p.grad) for a, p in zip(before, stage.model.decoder.parameters(), strict=True))
     torch.manual_seed(3)
-    _, made = stage.model(batch.audio, batch.lengths, reconstruction=True)
-    assert isinstance(made, Reconstruction)
+    made = stage.model(batch.audio, batch.lengths)
     discriminators = stage.critic["discriminators"]
     clean = torch.where(torch.arange(made.target.shape[1]) < made.lengths[:, None], made.target, 0.0)
     reals, fakes = discriminators(clean, made.lengths), discriminators(made.audio, made.lengths)
@@ -179,16 +178,16 @@ def test_labels_come_from_the_manifest_else_from_the_text(tmp_path):
     ]
     manifest = tmp_path / "clips.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    corpus = with_labels(manifest, open_corpus(manifest, 16000, 640, 100))
+    corpus = with_labels(open_corpus(manifest, 16000, 640, 100))
     classes = LabelClasses(manifest, corpus)
     assert classes.names == ["a", "b"]
     assert classes.numbers([clip.label for clip in corpus.clips]).tolist() == [0, 1, 0, -1]
-    folder = with_labels(sample_folder(), open_corpus(sample_folder(), 16000, 640, 100))
+    folder = with_labels(open_corpus(sample_folder(), 16000, 640, 100))
     changed = LabelClasses(sample_folder(), folder)
     assert changed.names == ["environment", "music", "speech"]
     assert changed.digest(folder) != classes.digest(corpus)
     with pytest.raises(TrainingError, match="16 clips have 0 different labels, of which nothing can be learned"):
-        LabelClasses(SPEECH, with_labels(SPEECH, open_corpus(SPEECH, 16000, 640, 100)))
+        LabelClasses(SPEECH, with_labels(open_corpus(SPEECH, 16000, 640, 100)))
 
 
 def test_clips_to_validate_on_have_labels_of_their_own(sembo, tmp_path):
@@ -232,7 +231,8 @@ def test_a_run_with_other_labels_does_not_go_on(sembo, tmp_path):
 
 def test_the_semantic_distance_and_the_floor_are_options(sembo, tmp_path):
     stage, batch = stage_on(sembo, kinds=(), supervision={"distance": "cosine"})
-    losses, made = stage.model(batch.audio, batch.lengths, semantic_distance="cosine", reconstruction=True)
+    made = stage.model(batch.audio, batch.lengths)
+    losses = tokenizer_losses(stage.model, made, "cosine")
     ours, theirs = made.latents.acoustic, made.latents.semantic
     frames = [1 - torch.cosine_similarity(ours[row, :n], theirs[row, :n], dim=-1) for row, n in enumerate((10, 6))]
     assert made.latents.lengths.tolist() == [10, 6]

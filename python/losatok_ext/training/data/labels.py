@@ -11,24 +11,17 @@ import torch
 from torch import Tensor
 
 from losatok_ext.errors import TrainingError
-from losatok_ext.recordings.manifest import manifest_lines
-from losatok_ext.recordings.shard_index import is_shards
 from losatok_ext.training.data.corpus import C, Corpus
 
 
-def with_labels(data: str | Path, corpus: C) -> C:
-    """``corpus`` with the label of each clip: ``"label"`` in the manifest, else the clip's text, which in a folder is
+def with_labels(corpus: C) -> C:
+    """``corpus`` with a label for each clip: that of its manifest or shard, else the clip's text, which in a folder is
     the name of the folder that the file lies in.
 
     Args:
-        data: folder, manifest or shards that ``corpus`` was opened from.
         corpus: the clips.
     """
-    told: dict[str, str] = {}
-    path = Path(data)
-    if path.is_file() and not is_shards(path):
-        told = {v["path"]: v["label"] for _, v in manifest_lines(path) if isinstance(v.get("label"), str)}
-    clips = tuple(dataclasses.replace(clip, label=told.get(clip.name, clip.text)) for clip in corpus.clips)
+    clips = tuple(dataclasses.replace(clip, label=clip.label or clip.text) for clip in corpus.clips)
     return dataclasses.replace(corpus, clips=clips)
 
 

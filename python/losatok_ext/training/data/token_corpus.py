@@ -122,9 +122,9 @@ def token_clip(sample: Sample, kind: str) -> Clip:
         raise ShardError(f"{shard}: {sample.key} does not say how many tokens it has; write the shard again")
     if kind == FEATURES and not (isinstance(energy, float) and math.isfinite(energy) and energy >= 0):
         raise ShardError(f"{shard}: {sample.key} has no gram_energy; write the shard again")
-    texts = {name: values.get(name, "") for name in ("path", "text", "domain")}
+    texts = {name: values.get(name, "") for name in ("path", "text", "domain", "label")}
     if not all(isinstance(text, str) for text in texts.values()):
-        raise ShardError(f"{shard}: path, text and domain of {sample.key} should be texts; write the shard again")
+        raise ShardError(f"{shard}: path, text, domain and label of {sample.key} should be text; write the shard again")
     return Clip(
         shard / sample.key,
         texts["path"] or f"{shard.name}/{sample.key}",
@@ -133,4 +133,5 @@ def token_clip(sample: Sample, kind: str) -> Clip:
         texts["domain"],
         sample.member,
         energy if kind == FEATURES else None,
+        label=texts["label"],
     )

@@ -237,7 +237,7 @@ def _write(
                         left_out.append(packed)
                         continue
                     key, values = f"{number:08d}", {"path": clip.name, **packed.values}
-                    values.update({name: text for name in ("text", "domain") if (text := getattr(clip, name))})
+                    values.update({name: text for name in ("text", "domain", "label") if (text := getattr(clip, name))})
                     told = {**values, "facts": facts} if facts else values
                     audio = {} if packed.audio is None else {AUDIO: packed.audio}
                     files = {packed.suffix: packed.content, **audio, "json": json.dumps(told).encode()}

@@ -13,9 +13,8 @@ from torch import Tensor
 from losatok_ext.errors import ConfigError, TrainingError, UserError
 from losatok_ext.models import LoSATok
 from losatok_ext.models.generator.dit_config import DiTConfig
-from losatok_ext.models.generator.generator import MODEL_TYPE, Generator, GeneratorConfig
-from losatok_ext.models.storage.checkpoint import WEIGHTS_FILE, read_config
-from losatok_ext.models.storage.folders import model_folder
+from losatok_ext.models.generator.generator import Generator, GeneratorConfig
+from losatok_ext.models.storage.folders import GENERATOR, TOKENIZER, open_folder
 from losatok_ext.pretrained import DEFAULT
 from losatok_ext.training.config.train import TrainConfig
 from losatok_ext.training.data.augment import check_not_augmented
@@ -68,9 +67,9 @@ class GeneratorStage:
             if self._latents is not None:
                 return None
             name = DEFAULT
-        folder = model_folder(name)
-        model = LoSATok.from_pretrained(folder).requires_grad_(False)
-        stored = stored_dtypes(folder / WEIGHTS_FILE)
+        folder = open_folder(name, TOKENIZER)
+        model = LoSATok.from_pretrained(name).requires_grad_(False)
+        stored = stored_dtypes(folder.weights)
         if "I8" not in stored:  # an int8 model is made for inference, which is all that is needed here
             model = model.to(torch.float32)
             self.notes += notes_of_widening(stored, f"tokenizer {name}", "computed in float32")
@@ -113,7 +112,7 @@ class GeneratorStage:
         if self._latents is not None:
             self._check_fingerprint(self.data, self._latents)
         if self.config.init is not None:
-            found = read_config(model_folder(self.config.init), GeneratorConfig, MODEL_TYPE)
+            found = open_folder(self.config.init, GENERATOR).config(GeneratorConfig)
             if found.dit.tokenizer not in (None, self.fingerprint):
                 raise ConfigError(
                     f"init: {self.config.init} generates latents of the tokenizer {found.dit.tokenizer}, and these are "
@@ -227,13 +226,9 @@ class GeneratorStage:
             step_tokens = self._tokens(batch, batch.step_lengths)
             latents = pad_rows(latents, int(step_tokens.max()))
         options = self.config.generator
+        texts = batch.texts if self.model.dit.config.text_dim else None
         loss = self.model.loss(
-            latents,
-            lengths,
-            batch.texts if self.model.dit.config.text_dim else None,
-            masking=options.masking,
-            dropout=options.dropout,
-            whole=step_tokens,
+            latents, lengths, texts, masking=options.masking, dropout=options.dropout, all_lengths=step_tokens
         )
         return {"flow_matching": loss}
 

@@ -12,8 +12,7 @@ from safetensors import safe_open
 from losatok_ext.errors import ConfigError
 from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.generator.generator import Generator
-from losatok_ext.models.storage.checkpoint import WEIGHTS_FILE, read_config
-from losatok_ext.models.storage.folders import model_folder
+from losatok_ext.models.storage.folders import GENERATOR, TOKENIZER, open_folder
 from losatok_ext.training.config.train import TrainConfig
 
 M = TypeVar("M", LoSATok, Generator)
@@ -30,7 +29,7 @@ def starting_config(config: TrainConfig) -> LoSATokConfig:
         CheckpointError: ``init`` cannot be read.
     """
     if config.init is not None:
-        return read_config(model_folder(config.init))
+        return open_folder(config.init, TOKENIZER).config(LoSATokConfig)
     try:
         return LoSATokConfig.preset(config.preset or "base", **config.model)
     except ConfigError as error:
@@ -74,9 +73,9 @@ def read_in_float32(kind: type[M], init: str | Path, key: str) -> tuple[M, tuple
         ConfigError: the weights are int8.
         CheckpointError: the folder cannot be read.
     """
-    folder = model_folder(init)
-    model = kind.from_pretrained(folder)
-    stored = stored_dtypes(folder / WEIGHTS_FILE)
+    folder = open_folder(init, TOKENIZER if issubclass(kind, LoSATok) else GENERATOR)
+    model = kind.from_pretrained(init)
+    stored = stored_dtypes(folder.weights)
     check_not_int8(stored, f"{key} {init}")
     return model.to(torch.float32), notes_of_widening(stored, f"{key} {init}", "trained in float32")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from losatok_ext.errors import ConfigError
 from losatok_ext.models import LoSATok, LoSATokConfig
-from losatok_ext.models.storage.checkpoint import check_fit
+from losatok_ext.models.storage.checkpoint import check_weights
 from losatok_ext.models.teachers.registry import teacher_state
 from losatok_ext.training.config.train import TrainConfig
 from losatok_ext.training.data.batches import Batch
@@ -94,7 +94,7 @@ class SemBoStage(SemBoView, RecordingStage):
         torch.manual_seed(self.config.seed)
         model = LoSATok(model_config)
         encoder = model.semantic_encoder
-        check_fit({n: tuple(t.shape) for n, t in encoder.state_dict().items()}, state, teacher)
+        check_weights(encoder, state, teacher)
         encoder.load_state_dict(state)
         return model
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from losatok_ext.errors import ConfigError
 from losatok_ext.models import LoSATok, LoSATokConfig
-from losatok_ext.models.storage.checkpoint import read_config
-from losatok_ext.models.storage.folders import model_folder
+from losatok_ext.models.storage.folders import TOKENIZER, open_folder
 from losatok_ext.nn.adversarial import discriminator_loss, feature_matching_loss, generator_loss
 from losatok_ext.nn.discriminators import Discriminators
 from losatok_ext.nn.label_probe import LabelProbe
@@ -24,6 +23,7 @@ from losatok_ext.training.data.batches import Batch, recordings_of
 from losatok_ext.training.data.corpus import Corpus
 from losatok_ext.training.data.crops import CropSource
 from losatok_ext.training.data.labels import LabelClasses, with_labels
+from losatok_ext.training.stages.losses import tokenizer_losses
 from losatok_ext.training.stages.presets import read_in_float32
 from losatok_ext.training.stages.recordings import RecordingStage
 from losatok_ext.training.stages.views import TokenizerView
@@ -79,7 +79,7 @@ class TokenizerStage(TokenizerView, RecordingStage):
         """
         corpus, source = super().open_data(data, model)
         if self.config.supervision.labels and self.config.tokenizer.label > 0:
-            corpus = with_labels(data, corpus)
+            corpus = with_labels(corpus)
             source = source.over(corpus, augmented=True)
             if self._classes is None:
                 self._classes = LabelClasses(data, corpus)
@@ -113,7 +113,7 @@ class TokenizerStage(TokenizerView, RecordingStage):
             ConfigError: there is no ``init``, or ``quantizer`` holds a key or value that does not fit.
             CheckpointError: the folder cannot be read.
         """
-        ours = read_config(model_folder(_init(self.config)))
+        ours = open_folder(_init(self.config), TOKENIZER).config(LoSATokConfig)
         quantizer, floor = _quantizer(self.config), self.config.supervision.kl_floor
         if quantizer is not None:
             ours = dataclasses.replace(ours, quantizer=quantizer)
@@ -154,13 +154,13 @@ class TokenizerStage(TokenizerView, RecordingStage):
         options = {
             "sample": self.model.quantizer is None,
             "features": self.semantic(batch),
-            "semantic_distance": self.config.supervision.distance,
             "dims": self._prefixes(len(batch.lengths)),
         }
         self._kept = None
+        made = self.model(batch.audio, batch.lengths, **options)
+        losses = tokenizer_losses(self.model, made, self.config.supervision.distance)
         if self.critic is None:
-            return self.model(batch.audio, batch.lengths, **options)
-        losses, made = self.model(batch.audio, batch.lengths, reconstruction=True, **options)
+            return losses
         latents = made.latents
         # Rows without padding need no masks; comparing lengths on the CPU costs no wait for a GPU.
         unpadded = bool((batch.lengths == batch.size()).all())

@@ -15,7 +15,7 @@ from losatok_ext.training.stages.base import ClipLatents, Shown
 
 if TYPE_CHECKING:
     from losatok_ext.models import LoSATok
-    from losatok_ext.models.tokenizer.reconstruction import Reconstruction
+    from losatok_ext.models.tokenizer.latents import DecodedBatch
     from losatok_ext.training.config.train import TrainConfig
 
 
@@ -78,18 +78,15 @@ class TokenizerView:
         tokens = semantic_tokens(batch, batch.lengths, self.model.config)
         return batch.features, tokens.to(batch.features.device)
 
-    def _reconstruction(self, batch: RecordingBatch) -> Reconstruction:
-        """The reconstruction of a batch whose features are stored: the teacher does not run."""
-        options = {"sample": False, "features": self.semantic(batch), "reconstruction": True}
-        return self.model(batch.audio, batch.lengths, **options)[1]
+    def _decoded(self, batch: RecordingBatch) -> DecodedBatch:
+        """The decoded audio and the latents of a batch whose features are stored: the teacher does not run."""
+        return self.model(batch.audio, batch.lengths, sample=False, features=self.semantic(batch))
 
     def latents(self, batch: Batch) -> ClipLatents:
         """The posterior of the latents."""
         batch = recordings_of(batch)
         stored = batch.features is not None
-        latents = (
-            self._reconstruction(batch).latents if stored else self.model.encode(batch.audio, lengths=batch.lengths)
-        )
+        latents = self._decoded(batch).latents if stored else self.model.encode(batch.audio, lengths=batch.lengths)
         return ClipLatents(latents.mu, latents.logvar, latents.lengths)
 
     def show(self, batch: Batch) -> list[Shown]:
@@ -98,7 +95,7 @@ class TokenizerView:
         if batch.features is None:
             made = self.model.reconstruct(batch.audio, lengths=batch.lengths)
         else:
-            made = self._reconstruction(batch).audio.float()
+            made = self._decoded(batch).audio.float()
             made = F.pad(made, (0, batch.audio.shape[1] - made.shape[1]))
         return [
             Shown(name, given[:n], ours[:n], self.model.sample_rate)
