@@ -12,6 +12,7 @@ PACKAGE = ROOT / "python" / "losatok_ext"
 FLOORS = [
     "errors",
     "files",
+    "configuration",
     "_native",
     "pretrained",
     "masks",

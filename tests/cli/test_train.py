@@ -84,7 +84,10 @@ def test_a_generator_is_trained_on_latents_of_the_bundled_tokenizer_unless_anoth
         ),
         (["sembo", MUSIC, "--set", "optimizer.learning_rate=1"], "--set: optimizer.learning_rate is not a key"),
         (["sembo", MUSIC, "--set", "batchsize=1"], "did you mean batch_size?"),
-        (["sembo", MUSIC, "--steps", "0"], "options: steps should be at least 1, got 0"),
+        (
+            ["sembo", MUSIC, "--steps", "0"],
+            "options: steps should be a whole number within 1..2147483647 or null, got 0",
+        ),
         (["sembo", MUSIC, "--config", "gone.yaml"], "gone.yaml: cannot read the configuration"),
         (["sembo", MUSIC, "--device", "tpu"], "device should be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["tokenizer", MUSIC], "train tokenizer needs init, the folder that train sembo wrote: --init DIR"),

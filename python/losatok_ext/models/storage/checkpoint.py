@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from losatok_ext.configuration import read_json
 from losatok_ext.errors import CheckpointError, ConfigError
 from losatok_ext.files import atomic_path
 from losatok_ext.models.storage import precision
@@ -99,9 +100,9 @@ def _read_json(folder: str | os.PathLike[str], model_type: str) -> dict[str, Any
             f"{folder} is no model folder: it has no {CONFIG_FILE}; pass the folder that save_pretrained wrote"
         )
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}); save the model again") from error
+        values = read_json(path)
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; save the model again") from error
     if not isinstance(values, dict) or values.get("model_type") != model_type or "config" not in values:
         cure = (
             "a published checkpoint is read by from_reference_checkpoint (`losatok convert`)"

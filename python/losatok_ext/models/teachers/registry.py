@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from losatok_ext import pretrained
-from losatok_ext.errors import CheckpointError, UserError
+from losatok_ext.configuration import read_json
+from losatok_ext.errors import CheckpointError, ConfigError, UserError
 from losatok_ext.models.storage import checkpoint
 from losatok_ext.models.tokenizer import huggingface_encoder, published
 from losatok_ext.models.tokenizer.config import LoSATokConfig
@@ -140,8 +141,8 @@ def teacher_state(name: str, config: LoSATokConfig | None = None) -> tuple[LoSAT
 
 def _is_ours(folder: Path) -> bool:
     try:
-        values = json.loads((folder / checkpoint.CONFIG_FILE).read_text())
-    except (OSError, ValueError):
+        values = read_json(folder / checkpoint.CONFIG_FILE)
+    except ConfigError:
         return False
     return isinstance(values, dict) and values.get("model_type") == checkpoint.MODEL_TYPE
 

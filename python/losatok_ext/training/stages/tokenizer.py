@@ -17,7 +17,6 @@ from losatok_ext.nn.adversarial import discriminator_loss, feature_matching_loss
 from losatok_ext.nn.discriminators import Discriminators
 from losatok_ext.nn.label_probe import LabelProbe
 from losatok_ext.nn.noise import integers
-from losatok_ext.nn.quantizers import QuantizerConfig, quantizer_config
 from losatok_ext.training.config.train import TrainConfig
 from losatok_ext.training.data.corpus import Corpus
 from losatok_ext.training.data.crops import Batch, CropSource
@@ -105,7 +104,7 @@ class TokenizerStage(TokenizerView, RecordingStage):
             CheckpointError: the folder cannot be read.
         """
         ours = read_config(_init(self.config))
-        quantizer, floor = _quantizer(self.config), self.config.supervision.kl_floor
+        quantizer, floor = self.config.quantizer, self.config.supervision.kl_floor
         if quantizer is not None:
             ours = dataclasses.replace(ours, quantizer=quantizer)
         return ours if floor is None else dataclasses.replace(ours, kl_clamp=floor)
@@ -119,7 +118,7 @@ class TokenizerStage(TokenizerView, RecordingStage):
         """
         model = LoSATok.from_pretrained(_init(self.config))
         self.check_teacher(model)
-        quantizer, floor = _quantizer(self.config), self.config.supervision.kl_floor
+        quantizer, floor = self.config.quantizer, self.config.supervision.kl_floor
         if quantizer is not None:
             torch.manual_seed(self.config.seed)
             model = model.with_quantizer(quantizer)
@@ -209,15 +208,6 @@ class _Seen(NamedTuple):
     features: Tensor
     tokens: Tensor
     labels: Tensor | None
-
-
-def _quantizer(config: TrainConfig) -> QuantizerConfig | None:
-    if not config.quantizer:
-        return None
-    try:
-        return quantizer_config(config.quantizer)
-    except ConfigError as error:
-        raise ConfigError(f"quantizer: {error}") from None
 
 
 def _init(config: TrainConfig) -> Path:
