@@ -292,7 +292,7 @@ def test_what_has_no_use_is_named():
         ({"heads": 3}, r"heads should be a divisor of width \(512\) where head_dim is not given, got 3"),
         ({"head_dim": 0}, "head_dim should be a whole number within 1..65536 or null, got 0"),
         ({"rotary_dim": 5}, "rotary_dim should be a whole number within 0..65536 that is even"),
-        ({"rotary_dim": 66}, r"up to the head size \(64\), got 66"),
+        ({"rotary_dim": 66}, r"at most the head size \(64\), got 66"),
         ({"rotary_heads": 9}, r"rotary_heads should be at most heads \(8\)"),
         ({"context_heads": 3}, r"context_heads should be a divisor of heads \(8\)"),
         ({"qk_bias": True}, "qk_norm should be 'layer' with qk_bias, got 'none'"),

@@ -77,7 +77,8 @@ class ConfigOption:
             envvar=self.envvar,
             metavar="|".join(choices) or None,
         )
-        annotation = Annotated[(str if choices else key.kind) | None, option]
+        kind: Any = str if choices else key.kind
+        annotation = Annotated[kind | None, option]
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
     def values(self, value: Any) -> dict[str, Any]:
