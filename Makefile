@@ -20,7 +20,7 @@ $(VENV)/.torch: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --upgrade pip
 	$(PIP) install -q "$(TORCH)"
-	$(PIP) install -q "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.22" ninja
+	$(PIP) install -q "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.25.2" ninja
 	@touch $@
 
 # An isolated build would fetch a torch of its own, so the build tools are installed first and isolation is off. pesq, on the

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "python" / "losatok_ext"
 # From the ground up. A module imports from its own place and from those before it, never from one behind it.
 FLOORS = [
     "errors",
+    "text",
     "files",
     "configuration",
     "_native",

@@ -68,10 +68,10 @@ def test_documents_are_filled_between_the_marks(tmp_path):
 
 def test_precisions_are_a_table_for_each_model(tmp_path):
     row = {"token_error": 0.01, "worst_token_error": 0.02, "cosine": 0.999, "snr": None, "decoder_snr": 40.0}
-    row |= {"mel_distance": 0.1, "encode_seconds": 0.2, "decode_seconds": 0.05, "encode_speed": 4, "decode_speed": 5}
+    row |= {"mel_loss": 0.1, "encode_seconds": 0.2, "decode_seconds": 0.05, "encode_speed": 4, "decode_speed": 5}
     row |= {"dtype": "int8", "bytes": 2**20, "peak_bytes": 2**21}
     for name in ("a", "b"):
-        path = tmp_path / "cpu" / "precision" / f"{name}.json"
+        path = tmp_path / "cpu" / "precision" / name / "precision.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         values = {"model": f"Model {name}", "machine": "a machine", "date": "today", "recordings": 2, "seconds": 3.0}
         path.write_text(json.dumps({**values, "rows": [row], "failures": []}))

@@ -87,7 +87,7 @@ def test_models_that_are_missing_or_do_not_belong_together(losatok, models, mode
     assert (
         LoSATok.from_pretrained("tiny").fingerprint() in losatok(*ask, *models[2:]).err
     )  # the bundled model is no match
-    assert "does not describe a losatok-generator model" in losatok(*ask, *models, "-g", model_folder).err
+    assert "holds a tokenizer, and a generator is needed here" in losatok(*ask, *models, "-g", model_folder).err
     other = make_generator(tmp_path / "other", "f" * 16)
     result = losatok(*ask, *models, "-g", other)
     assert result.code == 2

@@ -126,7 +126,7 @@ def test_any_strides():
 
 def test_packed_projection_is_not_copied():
     """No more memory than the output and what a head needs, although q, k and v lie apart."""
-    from ceiling import peak_memory
+    from losatok_ext.evaluation.tasks.side_by_side import peak_memory
 
     q, k, v = torch.randn(1, 6000, 3, 8, 32).unbind(2)
     extra = peak_memory(lambda: ops.dit_attention(q, k, v)) - q.numel() * 4

@@ -22,6 +22,7 @@ from losatok_ext.cli.generate import generate
 from losatok_ext.cli.info import info
 from losatok_ext.cli.reconstruct import reconstruct
 from losatok_ext.errors import UserError
+from losatok_ext.text import printable
 
 # Commands whose modules import torch: name -> module, attribute, and the line that --help shows without importing them.
 _HEAVY = {
@@ -47,6 +48,7 @@ _EXTRAS = {
     "rich": "cli",
     "yaml": "cli",
     "matplotlib": "cli",
+    "jinja2": "cli",
     "soundfile": "audio",
     "soxr": "audio",
     "tensorboard": "train",
@@ -125,7 +127,7 @@ def run(arguments: list[str]) -> int:
         path = error.ctx.command_path if getattr(error, "ctx", None) is not None else "losatok"
         message = " ".join(error.format_message().split())
         if message:  # else it was a group without a command, and its help stands there already
-            print(f"{path}: {message.rstrip('.')}; see {path} --help", file=sys.stderr)
+            print(f"{path}: {printable(message.rstrip('.'))}; see {path} --help", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 130
@@ -136,10 +138,12 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         elif _is_for_the_user(error):
-            print(f"losatok: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"losatok: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         else:
             first = " ".join(str(error).split()).partition(". ")[0][:300]
-            print(f"losatok: a defect: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
+            print(
+                f"losatok: a defect: {type(error).__name__}: {printable(first)} (--debug shows where)", file=sys.stderr
+            )
         return 2 if _is_for_the_user(error) else 1
 
 

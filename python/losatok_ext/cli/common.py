@@ -13,6 +13,7 @@ import typer
 
 from losatok_ext.errors import UserError
 from losatok_ext.pretrained import DEFAULT, names, resolve
+from losatok_ext.text import printable
 
 if TYPE_CHECKING:
     from losatok_ext.jobs.tokenize import Progress, Summary
@@ -25,7 +26,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         envvar="LOSATOK_MODEL",
-        help="Model folder (config.json, model.safetensors), or the name of a bundled model.",
+        help="Tokenizer: a model folder, the folder of its run, or the name of a bundled model.",
         show_default=f"{DEFAULT}, which is bundled",
     ),
 ]
@@ -35,7 +36,7 @@ GeneratorOption = Annotated[
         "--generator",
         "-g",
         envvar="LOSATOK_GENERATOR",
-        help="Generator folder, which `losatok train generator` wrote.",
+        help="Generator: a model folder, or the folder of its run (`losatok train generator`).",
         show_default=False,
     ),
 ]
@@ -57,10 +58,14 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write again 
 
 
 def require_model(model: Path | None) -> Path:
-    """The folder of ``model``, a path or the name of a bundled model; None is the bundled default.
+    """The folder that holds the tokenizer ``model``. Commands call this before they read anything else.
+
+    Args:
+        model: a model folder, the folder of a run, or the name of a bundled model; None: the bundled default.
 
     Raises:
-        UserError: there is none; it says how to come by one. Checked before any file is read.
+        UserError: it does not exist; the message says how to get a model.
+        CheckpointError: it holds no model, or a model of another type.
     """
     folder = resolve(model or DEFAULT)
     if not folder.exists():
@@ -69,11 +74,21 @@ def require_model(model: Path | None) -> Path:
             f"({', '.join(names())}), train one with `losatok train`, or make one from a published checkpoint with "
             "`losatok convert CHECKPOINT -o DIR`"
         )
-    return folder
+    from losatok_ext.models.storage.folders import TOKENIZER, open_folder
+
+    return open_folder(folder, TOKENIZER).path
 
 
 def require_generator(folder: Path | None) -> Path:
-    """``folder``, or a UserError that says how to come by one. Checked before any file is read."""
+    """The folder that holds the generator ``folder``. Commands call this before they read anything else.
+
+    Args:
+        folder: a model folder, or the folder of a run.
+
+    Raises:
+        UserError: it is None or does not exist; the message says how to get a generator.
+        CheckpointError: it holds no model, or a model of another type.
+    """
     cure = (
         "pass --generator DIR or set LOSATOK_GENERATOR; `make demo` (or `losatok demo`) makes a small one in "
         "demo/generator/model, and `losatok train generator` trains one"
@@ -82,7 +97,9 @@ def require_generator(folder: Path | None) -> Path:
         raise UserError(f"no generator: {cure}")
     if not folder.exists():
         raise UserError(f"the generator folder {folder} does not exist; {cure}")
-    return folder
+    from losatok_ext.models.storage.folders import GENERATOR, open_folder
+
+    return open_folder(folder, GENERATOR).path
 
 
 def check_outputs(source: Path | None, *outputs: Path | None) -> None:
@@ -99,10 +116,15 @@ def check_outputs(source: Path | None, *outputs: Path | None) -> None:
 
 
 def load_model(folder: Path, device: str, dtype: str | None = None) -> LoSATok:
-    """The model in ``folder``, in eval mode on ``device``, in ``dtype`` (None: as it was saved).
+    """The tokenizer in ``folder``, in eval mode.
+
+    Args:
+        folder: what :func:`require_model` gave.
+        device: ``--device``.
+        dtype: ``--dtype``; None: as it was saved.
 
     Raises:
-        CheckpointError: the folder holds no usable model.
+        CheckpointError: the folder holds no usable tokenizer.
         UserError: there is no such device or dtype.
     """
     chosen = pick_device(device)
@@ -175,7 +197,7 @@ def progress_bar(title: str, count: int) -> Iterator[Progress]:
         task = bar.add_task(title, total=count, name="")
 
         def advance(source: Source) -> None:
-            bar.update(task, advance=1, name=escape(source.path.name))
+            bar.update(task, advance=1, name=escape(printable(source.path.name)))
 
         yield advance
 
@@ -207,7 +229,7 @@ def report(summary: Summary, verb: str, folder: Path, before: Sequence[Failure] 
     """Print what a job did, failures on stderr, and end with exit code 2 when anything failed."""
     failures = [*before, *summary.failures]
     for failure in failures:
-        print(f"losatok: {failure.message}", file=sys.stderr)
+        print(f"losatok: {printable(failure.message)}", file=sys.stderr)
     parts = []
     if summary.written:
         speed = summary.audio_seconds / max(summary.wall_seconds, 1e-9)

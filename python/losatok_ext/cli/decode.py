@@ -45,7 +45,7 @@ def decode(
     from losatok_ext.audio.files import WRITABLE
     from losatok_ext.formats.latent_files import SUFFIX
     from losatok_ext.jobs.tokenize import Summary, decode_files
-    from losatok_ext.recordings.find import find_inputs, place_outputs
+    from losatok_ext.recordings import find_inputs, place_outputs
 
     suffix = "." + format.lower().removeprefix(".")
     if suffix not in WRITABLE:

@@ -23,7 +23,7 @@ from losatok_ext.formats.latent_files import SUFFIX, load_latents, save_latents
 from losatok_ext.jobs.tokenize import decode_clip, encode_clip, encode_files
 from losatok_ext.models import LoSATok
 from losatok_ext.pretrained import DEFAULT
-from losatok_ext.recordings.find import find_inputs, place_outputs
+from losatok_ext.recordings import find_inputs, place_outputs
 from losatok_ext.training import read_log, train_generator, train_sembo, train_tokenizer
 from losatok_ext.training.config.recipes import demo_generator_recipe, demo_recipe
 
@@ -105,7 +105,7 @@ def _train_tokenizer(data: Path, output: Path, device: str, scale: float) -> Pat
             data, output / "tokenizer", tokenizer, on_start=progress.on_start, on_step=progress.on_step
         )
     mels = [entry["mel"] for entry in read_log(output / "tokenizer")]
-    typer.echo(f"     mel distance {mels[0]:.2f} at first, {min(mels[-5:]):.2f} at last")
+    typer.echo(f"     mel loss {mels[0]:.2f} at first, {min(mels[-5:]):.2f} at last")
     return result.model
 
 

@@ -60,7 +60,7 @@ def encode(
     from losatok_ext.audio.files import READABLE_SUFFIXES
     from losatok_ext.formats.latent_files import SUFFIX
     from losatok_ext.jobs.tokenize import Summary, encode_files
-    from losatok_ext.recordings.find import find_inputs, place_outputs
+    from losatok_ext.recordings import find_inputs, place_outputs
 
     found = find_inputs(inputs, READABLE_SUFFIXES)
     outputs = place_outputs(found.sources, output, SUFFIX, READABLE_SUFFIXES)

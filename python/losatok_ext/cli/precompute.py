@@ -14,7 +14,6 @@ from losatok_ext.cli.common import DeviceOption, ModelOption, check_folder, pick
 from losatok_ext.cli.training_options import Data
 from losatok_ext.errors import UserError
 from losatok_ext.models import LoSATok
-from losatok_ext.models.storage.folders import model_folder
 from losatok_ext.models.teachers.registry import KINDS, open_teacher
 from losatok_ext.training.precompute.tokens import Storage, precompute_features, precompute_latents
 from losatok_ext.training.precompute.writing import ShardSummary
@@ -103,7 +102,7 @@ def latents(
     """
     folder = require_model(model)
     check_folder(output)
-    tokenizer = LoSATok.from_pretrained(model_folder(folder), pick_device(device), precision)
+    tokenizer = LoSATok.from_pretrained(folder, pick_device(device), precision)
     with interruptible(output), stage_bar() as say:
         summary = precompute_latents(
             data,

@@ -1,4 +1,4 @@
-"""The options of ``losatok generate`` and ``losatok edit``: how to sample, and with which models."""
+"""The options that ``losatok generate`` and ``losatok edit`` share: how to sample, and with which models."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def sampler_config(
     """The sampler that the options describe.
 
     Raises:
-        ConfigError, UserError: an option that does not fit, by name.
+        ConfigError: a value that the sampler does not take; the message names it.
+        UserError: ``--cfg-interval`` is not two numbers.
     """
     from losatok_ext.generation.sampling import SamplerConfig
 
@@ -74,26 +75,32 @@ def two_numbers(option: str, text: str, should: str) -> tuple[float, float]:
 def load_both(
     generator: Path | None, model: Path | None, device: str, dtype: str | None, output: Path
 ) -> tuple[Generator, LoSATok]:
-    """The generator and the tokenizer that will write ``output``, on ``device``, in eval mode, both in ``dtype`` (None:
-    as they were saved; with ``int8`` the generator is in bfloat16, as all of an int8 tokenizer is that has no int8
-    weights).
+    """The generator and the tokenizer, in eval mode.
+
+    Args:
+        generator: ``--generator``.
+        model: ``--model``; None: the bundled tokenizer.
+        device: ``--device``.
+        dtype: ``--dtype`` of both; None: as they were saved. With ``int8`` the generator is in bfloat16, as the weights
+            of an int8 tokenizer are that are not int8.
+        output: the audio file that will be written.
 
     Raises:
-        AudioFileError: ``output`` cannot be written at the tokenizer's rate.
-        UserError: one is not named, there is no such device or dtype, or they do not belong together.
-        CheckpointError: a folder holds no usable model.
+        AudioFileError: ``output`` cannot be written at the tokenizer's sample rate.
+        UserError: no generator is given, a folder does not exist, there is no such device or dtype, or the generator
+            was trained on another tokenizer.
+        CheckpointError: a folder holds no usable model of its type.
     """
     generator, model = require_generator(generator), require_model(model)
     check_dtype(dtype)
     chosen = pick_device(device)
     from losatok_ext.audio.files import check_writable
     from losatok_ext.models.generator.generator import Generator
-    from losatok_ext.models.storage.folders import model_folder
     from losatok_ext.models.storage.precision import floats_of
 
     floats = None if dtype is None else floats_of(dtype)
-    maker = Generator.from_pretrained(model_folder(generator), chosen, floats)
-    tokenizer = load_model(model_folder(model), device, dtype)
+    maker = Generator.from_pretrained(generator, chosen, floats)
+    tokenizer = load_model(model, device, dtype)
     maker.dit.check_tokenizer(tokenizer.fingerprint())
     check_writable(output, tokenizer.sample_rate)
     return maker.eval(), tokenizer

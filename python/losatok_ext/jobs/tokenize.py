@@ -171,7 +171,7 @@ def check_cut(model: LoSATok, dims: int | None, target_error: float | None) -> N
         )
     if dims is None and target_error is None:
         return
-    sizes = require_nested(model, "--dims" if target_error is None else "--target-error")
+    sizes = require_nested(model.config, "--dims" if target_error is None else "--target-error")
     if dims is not None and dims not in sizes:
         raise UserError(f"--dims is {dims}; this model has latents of {', '.join(map(str, sizes))} dimensions")
     if target_error is not None and not 0 <= target_error <= 2:

@@ -15,6 +15,8 @@ from losatok_ext.audio.constants import hann_window
 from losatok_ext.audio.mel import mel_filter_bank
 from losatok_ext.audio.stft import stft_magnitude
 from losatok_ext.masks import valid_mask
+from losatok_ext.models import LoSATokConfig
+from losatok_ext.nn.losses import MultiScaleMelLoss
 
 BANDS, BAND_N_FFT, BAND_HOP, BAND_FLOOR = 80, 1024, 256, 1e-4
 """Of :func:`log_bands`: count, window and FFT in samples, samples between frames, least magnitude."""
@@ -23,6 +25,11 @@ WINDOWS = (512, 1024, 2048)
 """Windows in samples of the multi-resolution distances, a hop of a quarter each."""
 MEL_BINS = (40, 80, 160)
 """Mel bins at each of :data:`WINDOWS`."""
+MEL_LOSS = (
+    "the spectral loss that tokenizers are trained with: mean absolute difference of log10 mel spectrograms at windows "
+    "of 32 to 2048 samples; 1 is a factor of 10"
+)
+"""Definition of :func:`mel_loss`, for reports."""
 
 _FLOOR = 1e-5  # of magnitudes whose logarithm is taken at several resolutions
 
@@ -179,6 +186,20 @@ def mel_distance(
         filters = mel_filter_bank(size, mels, sample_rate).to(audio.device)
         found.append(_compare(audio, reference, lengths, size, size // 4, filters, _log10_difference))
     return torch.stack([clip_means(*each) for each in found]).mean(0)
+
+
+def mel_loss(sample_rate: int, device: torch.device | str = "cpu") -> MultiScaleMelLoss:
+    """The multi-scale mel loss with the windows and bins that tokenizers are trained with by default.
+
+    It is another measure than :func:`mel_distance`: more and shorter windows (32 to 2048 samples, 5 to 320 bins), and
+    one mean over all frames of a batch instead of one for each clip.
+
+    Args:
+        sample_rate: Hz, of the waveforms [B, N] that it is called with.
+        device: of the waveforms.
+    """
+    windows, bins = LoSATokConfig.mel_loss_windows, LoSATokConfig.mel_loss_bins
+    return MultiScaleMelLoss(windows, bins, sample_rate).to(device)
 
 
 def spectral_convergence(

@@ -16,15 +16,14 @@ from losatok_ext.errors import ConfigError, UserError
 from losatok_ext.masks import keep_valid
 from losatok_ext.models.generator.dit_conditions import Conditions
 from losatok_ext.models.generator.dit_config import DiTConfig
-from losatok_ext.models.generator.dit_parts import LatentStatistics, TimeEmbedding, embedding, table_dtype
+from losatok_ext.models.generator.dit_parts import LatentNormalization, TimeEmbedding, embedding, table_dtype
 from losatok_ext.models.generator.text import ByteTextEncoder, HuggingFaceTextEncoder
 from losatok_ext.models.storage import checkpoint
+from losatok_ext.models.storage.folders import DIT, open_folder
 from losatok_ext.nn.dit_block import DiTBlock
 from losatok_ext.nn.modulation import ModulatedNorm, Modulation
 from losatok_ext.nn.rotary import RotaryEmbedding
 from losatok_ext.ops import checks
-
-MODEL_TYPE = "losatok-dit"
 
 
 class DiT(nn.Module):
@@ -51,7 +50,7 @@ class DiT(nn.Module):
         self.config = config
         self.recompute_blocks = False
         width = config.width
-        self.statistics = LatentStatistics(config.latent_dim)
+        self.statistics = LatentNormalization(config.latent_dim)
         self.proj_in = nn.Linear(config.latent_dim, width)
         self.time = TimeEmbedding(config.time_features, width)
         self.rotary = RotaryEmbedding(config.rotary_dim) if config.rotary_dim else None
@@ -296,13 +295,14 @@ class DiT(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if needed), each whole or not."""
-        checkpoint.save(self, folder, MODEL_TYPE)
+        checkpoint.save(self, folder, DIT)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> DiT:
         """The model that :meth:`save_pretrained` wrote, in eval mode.
 
         Raises:
-            CheckpointError: a file is missing or unreadable, or a tensor is missing, left over or of another shape.
+            CheckpointError: the folder holds no network of a generator, a file is missing or unreadable, a tensor is
+                missing, left over or of another shape, or a weight is NaN or infinite.
         """
-        return checkpoint.load(cls, folder, DiTConfig, MODEL_TYPE).to(device)
+        return checkpoint.load(cls, open_folder(folder, DIT), DiTConfig).to(device)

@@ -16,11 +16,10 @@ from losatok_ext.models.generator.dit import DiT
 from losatok_ext.models.generator.dit_conditions import Conditions
 from losatok_ext.models.generator.dit_config import DiTConfig
 from losatok_ext.models.storage import checkpoint
+from losatok_ext.models.storage.folders import GENERATOR, open_folder
 from losatok_ext.models.storage.stored_config import StoredConfig
 from losatok_ext.nn.flow_matching import ConditionDropout, FlowMatching, SpanMasking
 from losatok_ext.nn.noise import whole_batch
-
-MODEL_TYPE = "losatok-generator"
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Generator(nn.Module):
         global_: Tensor | None = None,
         masking: SpanMasking | None = None,
         dropout: ConditionDropout | None = None,
-        whole: Tensor | None = None,
+        all_lengths: Tensor | None = None,
     ) -> Tensor:
         """The flow-matching loss of a training batch: a float32 scalar, in units of normalised latents.
 
@@ -157,16 +156,18 @@ class Generator(nn.Module):
             global_: [B, C_global].
             masking: what is given; None: its defaults.
             dropout: of conditions; None: its defaults.
-            whole: [B'] tokens of all clips of the batch that these are some of, inside ``nn.noise.rows_of``; T is that
-                of the whole batch. The result is then what these clips add to the loss of the whole.
+            all_lengths: [B'] int64 tokens of all clips of a larger batch, where these clips are only a part of it
+                (inside ``nn.noise.rows_of``). T is that of the larger batch. The result is then what these clips add to
+                the loss of the larger batch.
 
         Raises:
-            UserError, ValueError: as :meth:`conditions`.
+            UserError: texts for a generator that takes none, or one that is too long.
+            ValueError: not one text for each item.
         """
         batch, time, device = len(latents), latents.shape[1], self.device
         latents = latents.detach().to(device, torch.float32)
         counts = torch.full((batch,), time, device=device) if lengths is None else lengths.to(device)
-        everyone = counts if whole is None else whole.to(device)
+        everyone = counts if all_lengths is None else all_lengths.to(device)
         given = counted = None
         with whole_batch() as own:
             hidden = (dropout or ConditionDropout()).draw(len(everyone), device)
@@ -175,7 +176,7 @@ class Generator(nn.Module):
                 blind = (hidden["aligned"] | hidden["joint"])[:, None]
                 counted = ((masking or SpanMasking()).draw(everyone, time) | blind) & inside
         share = None
-        if whole is not None:
+        if all_lengths is not None:
             targets = inside if counted is None else counted
             share = targets[own].sum() / targets.sum().clamp(min=1)
         hidden = {name: rows[own] for name, rows in hidden.items()}
@@ -202,7 +203,7 @@ class Generator(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if needed), each whole or not."""
-        checkpoint.save(self, folder, MODEL_TYPE)
+        checkpoint.save(self, folder, GENERATOR)
 
     @classmethod
     def from_pretrained(
@@ -214,12 +215,13 @@ class Generator(nn.Module):
         """The generator that :meth:`save_pretrained` wrote, in eval mode.
 
         Args:
-            folder: of the generator.
+            folder: of the generator, or of the run of `losatok train generator` that trained it.
             device: where to put it.
             dtype: of its weights, a floating-point one; None: as they were saved. The latents' statistics stay in
                 float32.
 
         Raises:
-            CheckpointError: a file is missing or unreadable, or a tensor is missing, left over or of another shape.
+            CheckpointError: the folder holds no generator, a file is missing or unreadable, a tensor is missing, left
+                over or of another shape, or a weight is NaN or infinite.
         """
-        return checkpoint.load(cls, folder, GeneratorConfig, MODEL_TYPE).to(device, dtype)
+        return checkpoint.load(cls, open_folder(folder, GENERATOR), GeneratorConfig).to(device, dtype)

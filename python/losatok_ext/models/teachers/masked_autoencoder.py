@@ -87,8 +87,8 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(
                 f"audio has {time} tokens and the encoder sees {encoder.chunk_tokens} at once; cut shorter crops"
             )
-        # Counted where lengths are: on the CPU, to know the size of what is shown without a wait.
-        counts = torch.where(lengths > 0, (lengths // encoder.mel.hop + 1) // SEMANTIC_PATCH, 0)
+        # Counted on the device of the lengths: if that is the CPU, a GPU is not waited for.
+        counts = encoder.token_counts(lengths)
         counts = (counts - (counts * mask_ratio).long()).clamp(min=1)
         kept = counts.to(audio.device)
         target = encoder.normalise(patches)

@@ -166,8 +166,54 @@ def read(source: Source, config: LoSATokConfig, semantic_encoder: Source | None 
 
 
 def semantic_state(source: Source, config: LoSATokConfig) -> dict[str, Tensor]:
-    """The semantic encoder's weights alone, by our names, out of whatever ``source`` holds. Raises as :func:`read`."""
+    """The weights of the semantic encoder in ``source``, by our names.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable, or holds no semantic encoder.
+    """
     return _complete(dict(_semantic_names(source)), config)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a published checkpoint holds, as far as its tensors tell.
+
+    Args:
+        path: a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, or a folder of safetensors files.
+
+    Returns:
+        ``parts`` (such as ``decoder``), ``weights`` (their number), ``dtype``, and those fields of
+        :class:`LoSATokConfig` that follow from the shapes.
+
+    Raises:
+        CheckpointError: it cannot be read, or no tensor has a published name.
+    """
+    found = dict(_tensors(path, "audio_encoder."))
+    if not any(name.startswith((SEMANTIC, "dasheng_tokenizer.", "fc_mu.")) for name in found):
+        found = dict(_semantic_names(found, str(path)))
+    ours = {_rename(name, _TO_OURS): tensor for name, tensor in found.items() if not _IGNORED.match(name)}
+    sizes = {
+        field: ours[name].shape[0]
+        for field, name in (
+            ("embed_dim", "semantic_encoder.norm.weight"),
+            ("bottleneck_dim", "bottleneck.down.fc1.weight"),
+            ("latent_dim", "fc_mu.weight"),
+            ("decoder_dim", "decoder.backbone.final_norm.weight"),
+            ("decoder_hidden", "decoder.backbone.blocks.0.fc1.weight"),
+        )
+        if name in ours
+    }
+    for field, blocks in (("depth", "semantic_encoder.blocks."), ("decoder_depth", "decoder.backbone.blocks.")):
+        numbers = {name.removeprefix(blocks).split(".")[0] for name in ours if name.startswith(blocks)}
+        if numbers:
+            sizes[field] = len(numbers)
+    floats = [tensor for tensor in ours.values() if tensor.is_floating_point()]
+    smallest = min({tensor.dtype for tensor in floats}, key=lambda dtype: dtype.itemsize)
+    return {
+        "parts": list(dict.fromkeys(name.split(".")[0] for name in ours)),
+        "weights": sum(tensor.numel() for tensor in floats),
+        "dtype": str(smallest).removeprefix("torch."),
+        **sizes,
+    }
 
 
 def _complete(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[str, Tensor]:
@@ -181,15 +227,19 @@ def _complete(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[str, T
     return result
 
 
-def _semantic_names(source: Source) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a semantic encoder by the published names, whatever prefix they come with."""
+def _semantic_names(source: Source, name_of_source: str = "semantic_encoder") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a semantic encoder by the published names, whatever prefix they come with.
+
+    Raises:
+        CheckpointError: there is no semantic encoder; ``name_of_source`` begins the message.
+    """
     tensors = dict(_tensors(source, "audio_encoder."))
     for prefix in ("audio_encoder.", SEMANTIC, "encoder.", ""):
         found = {name: t for name, t in tensors.items() if name.startswith(prefix)}
         if prefix + "patch_embed.proj.weight" in found:
             return iter([(SEMANTIC + name.removeprefix(prefix), t) for name, t in found.items()])
     raise CheckpointError(
-        "semantic_encoder holds no semantic encoder: there is no tensor named patch_embed.proj.weight, bare or under "
+        f"{name_of_source} holds no semantic encoder: there is no tensor named patch_embed.proj.weight, alone or after "
         "audio_encoder., semantic_encoder.encoder. or encoder."
     )
 

@@ -10,16 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from losatok_ext.audio.files import audio_info, read_audio
 from losatok_ext.errors import AudioFileError, LatentFileError, ShardError, TrainingError
-from losatok_ext.recordings.manifest import UNKNOWN_SECONDS, Entry, find_entries
+from losatok_ext.recordings.dataset import find_dataset
+from losatok_ext.recordings.manifest import MAX_SECONDS, Item
 from losatok_ext.recordings.regions import read_region
 from losatok_ext.recordings.shard_files import Member
+from losatok_ext.training.data.batches import Batch, RecordingBatch, stack_rows
 
 C = TypeVar("C", bound="Corpus")
 
@@ -46,6 +48,20 @@ class Clip:
     """Of teacher features: what ``ops.gram_energy`` gives for the whole clip."""
     features: Member | None = None
     """Of a recording whose teacher features are stored: where they are in the shard."""
+    label: str = ""
+    """The clip's class, where its manifest or shard gives it besides the text; ``""`` where there is none."""
+
+
+class Crop(NamedTuple):
+    """A piece of a clip, as a batch is made of them."""
+
+    values: Tensor
+    """[N] float32 samples; of tokens [T, d]."""
+    clip: Clip
+    complete: bool
+    """Whether the piece is all of the clip, unchanged."""
+    features: Tensor | None
+    """[T, D] float32: the teacher's features of the piece, where they are stored beside a recording."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,7 @@ class Corpus:
         lines = [
             f"{clip.name}\t{clip.samples}"
             + (f"\t{clip.text}" if texts else "")
+            + (f"\t{clip.label}" if texts and clip.label not in ("", clip.text) else "")
             + (f"\t{clip.domain}" if domains else "")
             for clip in self.clips
         ]
@@ -87,8 +104,13 @@ class Corpus:
             AudioFileError, ShardError: the file cannot be read.
         """
         clip = self.clips[index]
-        audio = self._samples(clip, index, samples, place)
+        try:
+            audio = self._samples(clip, index, samples, place)
+        except AudioFileError:
+            _check_told_length(clip, self.sample_rate)
+            raise
         if len(audio) < self.minimum_samples:  # only where a header or a manifest promised more
+            _check_told_length(clip, self.sample_rate)
             raise AudioFileError(
                 f"{clip.path}: {len(audio)} samples where {min(samples, clip.samples)} were promised; it is truncated"
             )
@@ -98,6 +120,27 @@ class Corpus:
         """What a frozen teacher gave for the crop that :meth:`crop` gives, [T, D] float32; None where nothing is
         stored. Arguments, and what is raised, as there."""
         return None
+
+    def batch(self, crops: Sequence[Crop], lengths: Tensor, size: int) -> Batch:
+        """A batch of ``crops`` of this corpus, of the type that belongs to what the corpus holds.
+
+        Args:
+            crops: pieces of its clips.
+            lengths: [B] int64, their lengths.
+            size: what rows are padded to; at least the longest.
+        """
+        return RecordingBatch(audio=stack_rows([crop.values for crop in crops], size), **self._common(crops, lengths))
+
+    def _common(self, crops: Sequence[Crop], lengths: Tensor) -> dict[str, Any]:
+        """What batches of all types have."""
+        clips = [crop.clip for crop in crops]
+        return {
+            "lengths": lengths,
+            "names": tuple(clip.name for clip in clips),
+            "seconds": int(lengths.sum()) / self.sample_rate,
+            "texts": tuple(clip.text for clip in clips),
+            "labels": tuple(clip.label for clip in clips),
+        }
 
     def pick(self: C, kept: Sequence[bool]) -> C:
         """The corpus of those clips alone that are ``kept``, one value per clip."""
@@ -125,7 +168,18 @@ class Corpus:
         return read_clip(clip, self.sample_rate) if self.audio is None else self.audio[index]
 
 
-def read_clip(clip: Clip | Entry, sample_rate: int) -> Tensor:
+def _check_told_length(clip: Clip, sample_rate: int) -> None:
+    """Raise AudioFileError where the clip's header shows that the manifest gave a wrong length for it."""
+    info = audio_info(clip.path, None if clip.member is None else clip.member.open())
+    told = clip.samples / sample_rate
+    if told > info.seconds + 0.1:
+        raise AudioFileError(
+            f'{clip.path} has {info.seconds:.2f} s, and "seconds" in the manifest says {told:.2f}; correct it, or '
+            "leave it out"
+        )
+
+
+def read_clip(clip: Clip | Item, sample_rate: int) -> Tensor:
     """A whole recording, from its file or its shard, as :func:`read_audio` reads it.
 
     Raises:
@@ -148,23 +202,23 @@ def open_corpus(data: str | Path, sample_rate: int, minimum_samples: int, cache_
         minimum_samples: clips shorter than this, at ``sample_rate``, are left out.
 
     Raises:
-        TrainingError: ``data`` is missing or empty, a manifest line is broken (named by file and line), or no clip is
-            usable.
+        TrainingError: ``data`` is missing or empty, or no clip is usable.
+        InputError: a manifest line is broken (named by file and line).
     """
-    entries, skipped, count = find_entries(Path(data))
+    items, skipped, count = find_dataset(Path(data))
 
-    def measure(entry: Entry) -> Clip:
+    def measure(entry: Item) -> Clip:
         seconds = entry.seconds
         if seconds is None:
             seconds = audio_info(entry.path, None if entry.member is None else entry.member.open()).seconds
-        known = seconds < UNKNOWN_SECONDS  # else a header that does not tell
+        known = seconds < MAX_SECONDS  # else a header that does not tell
         samples = round(seconds * sample_rate) if known else len(read_clip(entry, sample_rate))
-        return Clip(entry.path, entry.name, samples, entry.text, entry.domain, entry.member)
+        return Clip(entry.path, entry.name, samples, entry.text, entry.domain, entry.member, label=entry.label)
 
     def keep_long(clip: Clip, samples: int) -> bool:
         return long_enough(clip, samples, sample_rate, minimum_samples, skipped)
 
-    clips = [clip for clip in attempt(measure, entries, skipped) if keep_long(clip, clip.samples)]
+    clips = [clip for clip in attempt(measure, items, skipped) if keep_long(clip, clip.samples)]
     corpus = Corpus(tuple(clips), sample_rate, minimum_samples, tuple(skipped))
     if corpus.seconds * sample_rate * 4 <= cache_megabytes * 1e6:
         decoded = attempt(lambda clip: (clip, read_clip(clip, sample_rate)), clips, skipped)

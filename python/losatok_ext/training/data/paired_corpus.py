@@ -16,7 +16,8 @@ from losatok_ext.models.tokenizer.config import SEMANTIC_PATCH, LoSATokConfig
 from losatok_ext.recordings.shard_files import Sample
 from losatok_ext.recordings.shard_index import AUDIO_RATE, FEATURES, open_shards
 from losatok_ext.recordings.token_files import read_tokens
-from losatok_ext.training.data.corpus import Clip, Corpus, attempt, long_enough
+from losatok_ext.training.data.batches import RecordingBatch, stack_rows
+from losatok_ext.training.data.corpus import Clip, Corpus, Crop, attempt, long_enough
 from losatok_ext.training.data.token_corpus import token_clip, token_facts
 
 
@@ -33,6 +34,15 @@ class PairedCorpus(Corpus):
     """Samples of audio between frames of features."""
     stored: tuple[Tensor, ...] | None = field(default=None, repr=False)
     """Features [T, D] of each clip, in the dtype they are stored in, when the corpus is kept in memory."""
+
+    def batch(self, crops: Sequence[Crop], lengths: Tensor, size: int) -> RecordingBatch:
+        """See :meth:`Corpus.batch`; with the stored features."""
+        rows = [crop.features for crop in crops if crop.features is not None]
+        return RecordingBatch(
+            audio=stack_rows([crop.values for crop in crops], size),
+            features=stack_rows(rows, size // self.samples_per_token),
+            **self._common(crops, lengths),
+        )
 
     def digest(self, texts: bool = False, domains: bool = False) -> str:
         """As :meth:`Corpus.digest`, with the fingerprint: other features of the same clips are other data."""

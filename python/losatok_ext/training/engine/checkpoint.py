@@ -8,7 +8,6 @@ alone, once; ``checkpoints/run.json`` says what the run was told. A run can go o
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import random
@@ -16,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from losatok_ext.errors import CheckpointError, TrainingError
-from losatok_ext.files import atomic_path
+from losatok_ext.files import LOCK, atomic_path, locked_folder
 
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -57,34 +56,27 @@ class CheckpointStore:
     def __init__(self, output: Path, keep: int) -> None:
         self.root = output / "checkpoints"
         self.keep = keep
-        self._lock: int | None = None
+        self._lock = ExitStack()
 
     def __enter__(self) -> CheckpointStore:
+        output = self.root.parent
+        in_use = TrainingError(
+            f"{output}: another process is training in this folder; wait for it, or choose another folder"
+        )
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR)
+            self._lock.enter_context(locked_folder(self.root, in_use))
         except OSError as error:
-            raise TrainingError(f"{self.root.parent}: cannot write the run's folder: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise TrainingError(
-                f"{self.root.parent}: another process is training in this folder; wait for it, or choose another folder"
-            ) from None
+            raise TrainingError(f"{output}: cannot write the run's folder: {error.strerror}") from None
         for leftover in self.root.glob(".tmp-*"):
             shutil.rmtree(leftover)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._lock is None:
-            return
-        if [path.name for path in self.root.iterdir()] == [".lock"]:  # nothing came of it: leave no trace
-            shutil.rmtree(self.root)
-            if not any(self.root.parent.iterdir()):
-                self.root.parent.rmdir()
-        os.close(self._lock)
-        self._lock = None
+        with self._lock:
+            if [path.name for path in self.root.iterdir()] == [LOCK]:  # the run did not begin: leave no trace
+                shutil.rmtree(self.root)
+                if not any(self.root.parent.iterdir()):
+                    self.root.parent.rmdir()
 
     def _steps(self) -> list[tuple[int, Path]]:
         found = ((_STEP.fullmatch(p.name), p) for p in self.root.iterdir()) if self.root.is_dir() else ()

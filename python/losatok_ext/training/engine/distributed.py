@@ -187,18 +187,21 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """``tensor``, put together from the processes' parts where it is sharded; all of them have to ask for it."""
+def gathered(tensor: Tensor) -> Tensor:
+    """``tensor`` itself; where it is sharded, put together from the parts of all processes, all of which call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` on the device of ``like``, and sharded as it is."""
-    if is_sharded(like) and tensor.shape == like.shape:
+    """``tensor`` on the device of ``like``; where shapes are equal also in its dtype, and sharded as it is."""
+    if tensor.shape != like.shape:
+        return tensor.to(like.device)
+    tensor = tensor.to(like.device, like.dtype)
+    if is_sharded(like):
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
-    return tensor.to(like.device)
+        return distribute_tensor(tensor, like.device_mesh, like.placements)  # type: ignore[attr-defined]
+    return tensor
 
 
 def _check_kind(accelerator: Any) -> bool:

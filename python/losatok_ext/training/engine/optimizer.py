@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from losatok_ext.training.config.options import OptimizerConfig
-from losatok_ext.training.engine.distributed import spread_like, whole
+from losatok_ext.training.engine.distributed import gathered, spread_like
 from losatok_ext.training.engine.schedule import learning_rate
 
 
@@ -53,7 +53,7 @@ class Learner:
     def clip(self) -> Tensor:
         """Clip the gradient to ``clip_norm``; returns its norm before, a float32 scalar."""
         limit = self.options.clip_norm
-        return whole(nn.utils.clip_grad_norm_(self.parameters.values(), math.inf if limit is None else limit))
+        return gathered(nn.utils.clip_grad_norm_(self.parameters.values(), math.inf if limit is None else limit))
 
     def take(self, step: int) -> None:
         """Take step ``step`` (from 0)."""

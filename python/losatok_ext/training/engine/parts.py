@@ -15,7 +15,7 @@ from torch import Tensor
 
 from losatok_ext.errors import ConfigError
 from losatok_ext.nn.noise import rows_of
-from losatok_ext.training.data.crops import Batch
+from losatok_ext.training.data.batches import Batch
 from losatok_ext.training.engine.distributed import Processes
 from losatok_ext.training.stages.base import CountingStage, Stage
 
@@ -70,10 +70,10 @@ class _Shares:
         return self.named.get(name, self.default)
 
 
-def _ratio(part: Tensor | None, whole: Tensor | None) -> float:
-    if part is None or whole is None:
+def _ratio(part: Tensor | None, everything: Tensor | None) -> float:
+    if part is None or everything is None:
         return 1.0
-    return float(part.sum()) / max(float(whole.sum()), 1.0)
+    return float(part.sum()) / max(float(everything.sum()), 1.0)
 
 
 def rows_of_process(batch_size: int, processes: Processes, accumulate: int) -> slice:
@@ -100,23 +100,11 @@ def cut(batch: Batch, processes: Processes, accumulate: int, multiple: int) -> I
     size = len(batch.lengths) // accumulate
     for i in range(accumulate):
         rows = slice(i * size, (i + 1) * size)
-        part = batch if accumulate == 1 else _take(batch, rows)
+        part = batch if accumulate == 1 else batch.rows(rows)
         index = processes.rank * accumulate + i
         if len(lengths) > size:
-            part = dataclasses.replace(part, whole=lengths)
+            part = dataclasses.replace(part, step_lengths=lengths)
         yield Part(part.to(processes.device), index * size, lengths, index, i == accumulate - 1)
-
-
-def _take(batch: Batch, rows: slice) -> Batch:
-    """Some rows of ``batch``: of each of its tensors and tuples that has one entry per row."""
-    size = len(batch.lengths)
-    taken: dict[str, Any] = {}
-    for field in dataclasses.fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, Tensor | tuple) and len(value) == size:
-            taken[field.name] = value[rows]
-    seconds = batch.seconds * float(taken["lengths"].sum()) / max(float(batch.lengths.sum()), 1.0)
-    return dataclasses.replace(batch, **taken, seconds=seconds)
 
 
 def seed_everything(seed: int) -> None:

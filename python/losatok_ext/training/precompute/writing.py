@@ -6,27 +6,23 @@ shard is written under a temporary name, flushed and renamed before that is. At 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from losatok_ext.errors import TrainingError, UserError
-from losatok_ext.files import atomic_path
+from losatok_ext.files import atomic_path, locked_folder
 from losatok_ext.recordings.shard_files import Member, Sample, scan_shard
 from losatok_ext.recordings.shard_index import FORMAT, INDEX, PLAN, SUFFIX, VERSION, read_index
 from losatok_ext.training.data.corpus import Clip, Corpus
 
 AUDIO = "flac"
 """Suffix of the audio kept beside tokens."""
-
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -160,23 +156,15 @@ def _divide(clips: Sequence[Clip], clip_bytes: Callable[[Clip], float], shard_by
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot write the folder of shards: {error.strerror}") from None
-    try:
+    in_use = TrainingError(f"{folder}: another process is writing shards there; wait for it, or choose another folder")
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise TrainingError(
-                f"{folder}: another process is writing shards there; wait for it, or choose another folder"
-            ) from None
+            stack.enter_context(locked_folder(folder, in_use))
+        except OSError as error:
+            raise TrainingError(f"{folder}: cannot write the folder of shards: {error.strerror}") from None
         for leftover in folder.glob(".shards-*"):
             leftover.unlink()
         yield
-    finally:
-        os.close(lock)
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +236,7 @@ def _write(
                         left_out.append(packed)
                         continue
                     key, values = f"{number:08d}", {"path": clip.name, **packed.values}
-                    values.update({name: text for name in ("text", "domain") if (text := getattr(clip, name))})
+                    values.update({name: text for name in ("text", "domain", "label") if (text := getattr(clip, name))})
                     told = {**values, "facts": facts} if facts else values
                     audio = {} if packed.audio is None else {AUDIO: packed.audio}
                     files = {packed.suffix: packed.content, **audio, "json": json.dumps(told).encode()}

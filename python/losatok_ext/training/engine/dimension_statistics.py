@@ -1,4 +1,4 @@
-"""What the latents of many clips look like: which dimensions say anything, and how much."""
+"""Statistics of each dimension of the latents, over the frames of many clips: which dimensions carry information."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ACTIVE_VARIANCE = 0.01
 """A dimension whose mean varies more than this over the frames is active (Burda et al. 2016, arXiv 1509.00519)."""
 
 
-class LatentStatistics:
-    """Sums over frames, of which :meth:`scalars` and :meth:`dimensions` tell.
+class DimensionStatistics:
+    """Sums over frames, and the statistics that follow from them.
 
     The sums are float64 and can be added up over processes (:attr:`sums`).
     """
@@ -25,7 +25,7 @@ class LatentStatistics:
 
     @torch.no_grad()
     def update(self, latents: ClipLatents) -> None:
-        """Count a batch in."""
+        """Add the frames of a batch."""
         inside = valid_mask(latents.lengths.to(latents.mean.device), latents.mean.shape[1])
         mean = latents.mean[inside].double().cpu()
         nats = torch.zeros_like(mean)
