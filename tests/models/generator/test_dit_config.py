@@ -57,6 +57,7 @@ def test_rotary_embedding_turns_an_even_share():
     ("values", "match"),
     [
         ({"depth": 0}, "depth should be a whole number within 1..1024, got 0"),
+        ({"depth": 2**20}, r"depth should be a whole number within 1\.\.1024, got 1048576"),
         ({"depth": 2.0}, "depth should be a whole number"),
         ({"depth": True}, "depth"),
         ({"width": "512"}, "width"),

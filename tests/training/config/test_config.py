@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from losatok_ext.configuration import Configuration, setting
+from losatok_ext.configuration.base import field_kinds
 from losatok_ext.errors import ConfigError
+from losatok_ext.nn.quantizers import ResidualVQConfig
 from losatok_ext.training.config.train import TrainConfig, differences
 from losatok_ext.training.engine.schedule import learning_rate
 
@@ -136,6 +139,42 @@ def test_a_later_layer_may_make_an_earlier_one_fit(tmp_path):
 def test_differences_name_what_changes_the_result_only():
     one = TrainConfig.load(assignments=["optimizer.lr=1e-3", "checkpoint.every=5", "data.workers=0"]).to_dict()
     assert differences(TrainConfig().to_dict(), one) == ["optimizer.lr was 0.0001, is now 0.001"]
+
+
+def test_every_key_says_what_it_is():
+    def keys(cls, prefix=""):
+        for name, kind in field_kinds(cls).items():
+            yield prefix + name
+            if isinstance(kind, type) and issubclass(kind, Configuration):
+                yield from keys(kind, f"{prefix}{name}.")
+
+    documented = {key: setting(TrainConfig, key) for key in keys(TrainConfig)}
+    assert len(documented) > 70
+    assert all(len(key.summary) > 5 and key.text.endswith(".") for key in documented.values())
+
+
+def test_a_quantizer_is_checked_with_the_rest(tmp_path):
+    config = TrainConfig.load(assignments=["quantizer.kind=rvq", "quantizer.stages=2"])
+    assert config.quantizer == ResidualVQConfig(stages=2)
+    assert TrainConfig(quantizer={"kind": "rvq", "stages": 2}) == config
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ConfigError, match=r"^--set: quantizer.stagse is not a key; did you mean quantizer.stages\?"):
+        TrainConfig.load(assignments=["quantizer.kind=rvq", "quantizer.stagse=2"])
+
+
+def test_runs_of_earlier_versions_are_read():
+    earlier = TrainConfig().to_dict() | {"quantizer": {}}  # what they wrote down where there was none
+    assert TrainConfig.from_dict(earlier) == TrainConfig()
+
+
+def test_a_model_without_end_is_refused(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: &m {depth: *m}")
+    with pytest.raises(ConfigError, match=r"run.yaml: the YAML holds itself"):
+        TrainConfig.load(tmp_path / "run.yaml")
+    with pytest.raises(ConfigError, match="options: model should have at most 32 levels"):
+        endless = {}
+        endless["depth"] = endless
+        TrainConfig.load(options={"model": endless})
 
 
 @given(steps=st.integers(1, 3000), warmup=st.integers(0, 3000), final=st.floats(0, 1e-3))
