@@ -202,7 +202,7 @@ def test_kinds_have_defaults():
         ({}, "kind should be one of 'vq', 'rvq'"),
         ({"kind": "pq"}, "got 'pq'"),
         ({"kind": ["vq"]}, "kind should be one of"),
-        ([], "a mapping of names to values, got list"),
+        ([], "should be a mapping of keys to values, got "),
         ({"kind": "vq", "size": 4}, "size is not a key; the keys here are codebook_size"),
         ({"kind": "vq", "codebook_size": 0}, "codebook_size should be a whole number within 1..2147483647, got 0"),
         ({"kind": "vq", "codebook_size": True}, "codebook_size should be"),
