@@ -1,4 +1,4 @@
-"""Classifier-free guidance: away from what the model predicts without conditions, towards what it predicts with them.
+"""Classifier-free guidance: the prediction is moved away from that without conditions.
 
 Sources: Ho and Salimans 2022 (arXiv 2207.12598); a limited interval: Kynkaanniemi et al. 2024 (arXiv 2404.07724);
 rescaling: Lin et al. 2023 (arXiv 2305.08891, section 3.4).
@@ -72,11 +72,10 @@ def guided_velocity(
 
     Args:
         conditional: the model with its conditions.
-        joint: the model on [2B, T, d], whose first half has its conditions and whose second half has none: both
-            predictions in one batch.
+        joint: the model on [2B, T, d], with conditions in the first half and without in the second.
         guidance: how to combine them.
         level_at: the noise level at a time (:meth:`FlowMatching.time_at`).
-        lengths: [B] tokens of each item.
+        lengths: [B], number of tokens of each item.
     """
 
     def velocity(x: Tensor, t: float) -> Tensor:

@@ -60,7 +60,7 @@ OnStep = Callable[[SamplingStep], None]
 def item_noise(seeds: Sequence[int], lengths: Sequence[int], dim: int, device: torch.device | str = "cpu") -> Tensor:
     """Unit Gaussian noise [B, T, dim] float32 for items of ``lengths`` tokens, zeros past them.
 
-    An item's noise is a function of its seed and length alone: the same in any batch, at any place in it, on any
+    The noise of an item depends only on its seed and length: it is the same in any batch, at any position, on any
     device.
 
     Raises:
@@ -100,10 +100,10 @@ def integrate(
     """Follow ``velocity`` from ``noise`` to data.
 
     Args:
-        velocity: maps (x [B, T, d], t) to dx/dt; t as ``flow.direction`` has it.
+        velocity: maps (x [B, T, d], t) to dx/dt; t as ``flow.direction`` defines it.
         noise: [B, T, d], the state at noise level 1. It is kept in its dtype from step to step.
         flow: the direction of the model.
-        config: steps, solver and schedule; guidance is the velocity's own matter (:func:`model_velocity`).
+        config: steps, solver and schedule; guidance is part of the velocity (:func:`model_velocity`).
         on_step: called after every step.
 
     Returns:
@@ -130,7 +130,7 @@ def model_velocity(
     device: torch.device,
     lengths: Tensor | None = None,
 ) -> Velocity:
-    """What :func:`integrate` follows for a model with conditions: guided, and recorded as CUDA graphs when asked.
+    """The velocity of a model with conditions for :func:`integrate`: guided, and recorded as CUDA graphs when asked.
 
     Args:
         conditional: the model with its conditions, on [B, T, d].
@@ -139,10 +139,10 @@ def model_velocity(
         flow: the direction of the model.
         config: guidance and CUDA graphs.
         device: where the model is.
-        lengths: [B] tokens of each item; the velocity past them is zero.
+        lengths: [B], number of tokens of each item; the velocity past them is zero.
 
     Raises:
-        UserError: CUDA graphs are asked for and ``device`` is no CUDA device.
+        UserError: CUDA graphs are asked for and ``device`` is not a CUDA device.
     """
     if config.cuda_graphs:
         require_cuda_graphs(device)

@@ -1,4 +1,4 @@
-"""Where a sampler stops on its way from noise to data."""
+"""The noise levels at which a sampler evaluates the model, from noise to data."""
 
 from __future__ import annotations
 

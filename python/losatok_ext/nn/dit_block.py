@@ -1,4 +1,4 @@
-"""The block of a diffusion transformer on fused ops, one module for the blocks of many published models."""
+"""The block of a diffusion transformer on fused ops, with options for the blocks of many published models."""
 
 from __future__ import annotations
 
@@ -111,10 +111,10 @@ class DiTBlockConfig(Configuration):
 
 
 class DiTBlock(nn.Module):
-    """Norm, attention, norm, feed-forward, each branch gated; conditions come in by five doors.
+    """A transformer block with conditions.
 
-    In this order: the long skip is merged in; self-attention with adaLN; time-aligned conditions are added;
-    cross-attention to a context; feed-forward with adaLN. Which of them there are, :class:`DiTBlockConfig` says.
+    Its steps, in this order: merge a long skip; self-attention with adaLN; add time-aligned conditions; cross-attention
+    to a context; feed-forward with adaLN. :class:`DiTBlockConfig` says which of them a block has.
 
     Args:
         config: what to build.
@@ -161,7 +161,7 @@ class DiTBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Linear maps as Glorot and Bengio have them, zero biases; with ``zero_init`` every branch ends in a zero."""
+        """Xavier initialization of linear maps, zero biases; with ``zero_init`` every branch gives zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -173,7 +173,9 @@ class DiTBlock(nn.Module):
         if self.modulation is not None:
             self.modulation.reset_to_zero()
         for part, gate in ((self.attention.out, self.config.gate), (self.mlp.fc2, self.config.mlp_gate)):
-            if self.modulation is None or (gate or self.config.gate) != "g":  # else its gate is zero, which is enough
+            if (
+                self.modulation is None or (gate or self.config.gate) != "g"
+            ):  # otherwise its gate is zero, which is enough
                 ends.append(part)
         ends += [self.aligned] if self.aligned is not None else []
         ends += [self.cross_attention.out] if self.cross_attention is not None else []
@@ -214,7 +216,7 @@ class DiTBlock(nn.Module):
             [B, T, C].
 
         Raises:
-            ValueError: an input that the configuration asks for is missing, or one is given that it has no use for.
+            ValueError: an input that the configuration asks for is missing, or one is given that it does not use.
         """
         c = self.config
         self._check("rope", rope, c.rotary_dim, f"rotary_dim={c.rotary_dim}")

@@ -1,4 +1,4 @@
-"""Flow matching on straight paths between data and noise: what a generator learns, and what its samplers integrate.
+"""Flow matching on straight paths between data and noise: a generator learns the velocity, and samplers integrate it.
 
 Source: Lipman et al. 2023 (arXiv 2210.02747) and Liu et al. 2023 (rectified flow, arXiv 2209.03003). A point of the
 path with *noise level* s in 0..1 is ``x = (1 - s) data + s noise``. Published models differ in what they call time and
@@ -66,13 +66,13 @@ class FlowMatching(Configuration):
     """Moves noise levels towards noise (> 1); see :func:`shift_noise_level`."""
 
     def time_at(self, level: float) -> float:
-        """The model's t at a noise level, and the other way round: the map is its own inverse."""
+        """The model's t at a noise level, or the noise level at a t: the map is its own inverse."""
         return level if self.direction == "noise - data" else 1.0 - level
 
     def draw_time(
         self, batch: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Tensor:
-        """Times t [B] float32 of a training batch, in the direction's own convention. No host sync."""
+        """Times t [B] float32 of a training batch, by the convention of the direction. A GPU is not waited for."""
         if self.time == "logit_normal":
             level = torch.sigmoid(self.time_mean + self.time_std * normal((batch,), device=device, generator=generator))
         else:
@@ -93,7 +93,7 @@ class FlowMatching(Configuration):
         return (1 - weight) * behind + weight * ahead
 
     def velocity(self, data: Tensor, noise: Tensor) -> Tensor:
-        """dx/dt along the path, which is what the model predicts."""
+        """dx/dt along the path, the target of the model."""
         return noise - data if self.direction == "noise - data" else data - noise
 
     def estimate(self, x: Tensor, velocity: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -112,17 +112,17 @@ class FlowMatching(Configuration):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Mean squared error of the predicted velocity at a random time per item and fresh noise: a float32 scalar.
+        """Mean squared error of the predicted velocity, with a random time for each item and random noise.
 
         Args:
             model: maps (x [B, T, d], t [B]) to a velocity [B, T, d].
-            data: [B, T, d] latents, normalised; no gradient goes to it.
-            lengths: [B] int64 tokens; what lies past a length is not read, even NaN, and noise there is zero.
-            mask: [B, T] bool, True at the tokens that count (None: all below ``lengths``).
+            data: [B, T, d] normalized latents; they take no gradient.
+            lengths: [B] int64 tokens; values past a length, even NaN, are not read, and noise there is zero.
+            mask: [B, T] bool, True at the tokens of which the loss is the mean (None: all below ``lengths``).
             generator: of times and noise.
 
         Returns:
-            The mean over counted tokens of the whole batch and over d; 0 where none counts.
+            A float32 scalar, the mean over these tokens of the batch and over d; 0 if there are none.
         """
         data = keep_valid(data.detach(), lengths)
         t = self.draw_time(len(data), data.device, generator)
@@ -136,7 +136,7 @@ class FlowMatching(Configuration):
         error = predicted.float() - self.velocity(data, noise).float()
         if counted is None:
             return masked_mean(error.square().mean(-1), None)
-        # Before the square: what a model leaves past a length may be NaN, and 0 * NaN would reach the gradient.
+        # Before the square: the prediction past a length may be NaN, and the gradient would be 0 * NaN.
         error = torch.where(counted[..., None], error, 0.0)
         return error.square().mean(-1).sum() / counted.sum().clamp(min=1)
 
@@ -145,8 +145,8 @@ class FlowMatching(Configuration):
 class ConditionDropout(Configuration):
     """How often training hides conditions from the model, so that it can be sampled with classifier-free guidance.
 
-    Source: Ho and Salimans 2022 (arXiv 2207.12598). An item loses everything at once with probability ``joint``, and
-    each condition alone with its own.
+    Source: Ho and Salimans 2022 (arXiv 2207.12598). All conditions of an item are hidden with probability ``joint``,
+    and each condition alone with its own probability.
 
     Raises:
         ConfigError: a probability outside 0..1.
@@ -164,8 +164,8 @@ class ConditionDropout(Configuration):
     def draw(
         self, batch: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """``{"joint", "text", "aligned", "global_"}``: [B] bool, True where an item loses all conditions, or
-        that condition. Independent of each other. No host sync."""
+        """``{"joint", "text", "aligned", "global_"}``: [B] bool each; True hides all conditions of an item, or one.
+        The draws are independent. A GPU is not waited for."""
         names = ("joint", "text", "aligned", "global_")
         u = uniform((len(names), batch), rows=1, device=device, generator=generator)
         return {name: row < getattr(self, name) for name, row in zip(names, u, strict=True)}
@@ -198,7 +198,7 @@ class SpanMasking(Configuration):
     def draw(self, lengths: Tensor, time: int, generator: torch.Generator | None = None) -> Tensor:
         """[B, T] bool, True at the tokens to generate, for clips of ``lengths`` [B] in rows of ``time`` tokens.
 
-        At least one token of a clip that is not empty. No host sync.
+        At least one token of a clip that is not empty is generated. A GPU is not waited for.
         """
         batch, device = len(lengths), lengths.device
         u = uniform((3, self.spans, batch), rows=2, device=device, generator=generator)

@@ -52,7 +52,7 @@ class LoSATokConfig(StoredConfig):
         istft_n_fft: window length in samples of the decoder's inverse STFT.
         istft_hop: samples between its frames.
         kl_clamp: nats per dimension and frame below which the KL loss has no gradient.
-        mel_loss_windows: Annotated[tuple[MelWindow, ...], Length(1, 16)] = (32, 64, 128, 256, 512, 1024, 2048)
+        mel_loss_windows: window lengths in samples of the multi-scale mel loss; the hop is a quarter of each.
         mel_loss_bins: mel bins at each of these scales.
         nested_dims: numbers of leading dimensions of a latent that can be used alone, ascending to ``latent_dim``;
             empty: only the whole latent can.
