@@ -16,7 +16,6 @@ using at::Tensor;
 using bottleneck::by_type;
 using bottleneck::data;
 using bottleneck::OptionalTensor;
-using bottleneck::PlainTensors;
 
 at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
 

@@ -6,6 +6,7 @@ the same bits again on the same number of threads, and nearly the same values on
 
 import itertools
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -16,16 +17,17 @@ from ops import bottleneck_cases, dit_cases, quantize_cases, time_relation_cases
 THREADS = (1, 2, 3, 4)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
-# For each op: the inputs of a single block, which a library may want to split, and inputs of many blocks.
-CASES = {}
+# (op, dtype) with the inputs of each: of a single block, which a library may want to split, and of many blocks.
+ANY_NUMBER, SAME_NUMBER = [], []
 
 
-def case(*sizes):
-    """Registers a function of (dtype, one of ``sizes``) that returns the results of an op, gradients included."""
+def case(cases, *sizes, dtypes=DTYPES):
+    """Adds to ``cases`` a function of (dtype, one of ``sizes``) that returns results of an op, gradients included."""
 
     def register(function):
-        for index, size in enumerate(sizes):
-            CASES[f"{function.__name__}-{index}"] = (function, size)
+        for (index, size), dtype in itertools.product(enumerate(sizes), dtypes):
+            name = f"{function.__name__}-{index}-{str(dtype).removeprefix('torch.')}"
+            cases.append(pytest.param(partial(function, dtype, size), dtype, id=name))
         return function
 
     return register
@@ -48,31 +50,38 @@ def evaluate(op, tensors, need, **options):
 # --- ops with the same bits on any number of threads ----------------------------------------------------------------
 
 
-@case((1, 3, 16, 4, None), (1, 7, 1280, 320, None), (3, 150, 30, 10, [150, 3, 0]), (2, 133, 1280, 320, [133, 65]))
+@case(
+    ANY_NUMBER,
+    (1, 3, 16, 4, None),
+    (1, 7, 1280, 320, None),
+    (3, 150, 30, 10, [150, 3, 0]),
+    (2, 133, 1280, 320, [133, 65]),
+)
 def polar_istft(dtype, size):
     head, window, lengths = vocoder_cases.istft_inputs(*size)
     op = vocoder_cases.istft(size[3])
     return evaluate(op, [head.to(dtype), window.to(dtype), lengths], [0])
 
 
-@case((1, 5, 6, 3, None), (3, 301, 70, 7, [301, 290, 5]))
+@case(ANY_NUMBER, (1, 5, 6, 3, None), (3, 301, 70, 7, [301, 290, 5]))
 def depthwise_conv_norm(dtype, size):
     inputs = bottleneck_cases.cast(vocoder_cases.conv_inputs(*size), dtype)
     return evaluate(vocoder_cases.conv_norm, inputs, range(5))
 
 
-@case(((1, 5, 7), (False, False)), ((3, 171, 301), (False, False)), ((3, 171, 301), (True, True)))
+@case(ANY_NUMBER, ((1, 5, 7), (False, False)), ((3, 171, 301), (False, False)), ((3, 171, 301), (True, True)))
 def layer_norm_modulate(dtype, size):
     return evaluate(ops.layer_norm_modulate, dit_cases.modulation_inputs(*size, dtype), range(3))
 
 
-@case(((1, 5, 7), False), ((3, 171, 301), False), ((3, 171, 301), True))
+@case(ANY_NUMBER, ((1, 5, 7), False), ((3, 171, 301), False), ((3, 171, 301), True))
 def gated_residual(dtype, size):
     inputs = dit_cases.modulation_inputs(size[0], (True, size[1]), dtype)
     return evaluate(ops.gated_residual, inputs, range(3))
 
 
 @case(
+    ANY_NUMBER,
     dit_cases.Case(batch=1, time=63, heads=1, size=64, rope=64),
     dit_cases.Case(batch=1, time=1, keys=511, heads=1, size=128),
     dit_cases.Case(batch=3, time=151, heads=3, size=40, rope=32, lengths=(151, 7, 90), packed=True),
@@ -81,7 +90,11 @@ def dit_attention(dtype, size):
     return evaluate(ops.dit_attention, size.tensors(dtype), range(5), **size.options(dtype))
 
 
-@case(((1,), 1280, 65), ((61,), 641, 127), ((531,), 641, 301))
+INT8_SIZES = (((1,), 1280, 65), ((61,), 641, 127), ((531,), 641, 301))
+
+
+@case(SAME_NUMBER, *INT8_SIZES, dtypes=[torch.float64])  # torch's own product
+@case(ANY_NUMBER, *INT8_SIZES, dtypes=DTYPES[:3])
 def int8_linear(dtype, size):
     lead, features, outputs = size
     generator = torch.Generator().manual_seed(0)
@@ -91,7 +104,7 @@ def int8_linear(dtype, size):
     return [ops.int8_linear(x, weight, scale, scale, "gelu")]
 
 
-@case(((9,), 33, 5), ((61,), 700, 128), ((501,), 301, 47))
+@case(ANY_NUMBER, ((9,), 33, 5), ((61,), 700, 128), ((501,), 301, 47))
 def vq_nearest(dtype, size):
     x, codebook = quantize_cases.rows_and_codes(*size, dtype=dtype)
     results = []
@@ -103,7 +116,7 @@ def vq_nearest(dtype, size):
     return results
 
 
-@case(((61,), 3, 200, 40), ((333,), 5, 201, 41))
+@case(ANY_NUMBER, ((61,), 3, 200, 40), ((333,), 5, 201, 41))
 def rvq(dtype, size):
     x, codebooks = quantize_cases.rows_and_codebooks(*size, dtype=dtype)
     results = []
@@ -116,7 +129,7 @@ def rvq(dtype, size):
     return results
 
 
-@case((5, 6), (5001, 6))
+@case(ANY_NUMBER, (5, 6), (5001, 6))
 def fsq(dtype, size):
     levels = (8, 5, 5, 5, 3, 2)
     x = torch.randn(*size, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
@@ -125,7 +138,7 @@ def fsq(dtype, size):
     return [quantized, indices, grad, ops.fsq_dequantize(indices, levels, dtype=dtype)]
 
 
-@case((5, 6), (701, 129))
+@case(ANY_NUMBER, (5, 6), (701, 129))
 def affine(dtype, size):
     x = torch.randn(*size, generator=torch.Generator().manual_seed(0)).to(dtype)
     results = []
@@ -140,24 +153,23 @@ def affine(dtype, size):
     return results
 
 
-ANY_NUMBER = tuple(CASES)
-
 # --- ops with the same bits on the same number of threads -----------------------------------------------------------
 
 
-@case(((61,), 33, 17, 5), ((5, 131), 129, 257, 65))
+@case(SAME_NUMBER, ((61,), 33, 17, 5), ((5, 131), 129, 257, 65))
 def bottleneck_project(dtype, size):
     inputs = bottleneck_cases.cast(bottleneck_cases.projection(*size), dtype)
     return evaluate(ops.bottleneck_project, inputs, range(5))
 
 
-@case((2, 7, 3, 5, 4, [7, 3]), (5, 131, 31, 257, 129, [0, 131, 1, 66, 13]))
+@case(SAME_NUMBER, (2, 7, 3, 5, 4, [7, 3]), (5, 131, 31, 257, 129, [0, 131, 1, 66, 13]))
 def normalized_reconstruction_loss(dtype, size):
     inputs = bottleneck_cases.cast(bottleneck_cases.loss_inputs(*size), dtype)
     return evaluate(ops.normalized_reconstruction_loss, inputs, [0, 2, 3, 4, 5])
 
 
 @case(
+    SAME_NUMBER,
     time_relation_cases.Case(1, 61, 8, 20),
     time_relation_cases.Case(2, 301, 32, 71, lengths=(301, 163)),
     time_relation_cases.Case(1, 1101, 8, 24, window=151),
@@ -171,15 +183,35 @@ def time_relation(dtype, size):
     return results
 
 
-SAME_NUMBER = tuple(name for name in CASES if name not in ANY_NUMBER)
-
-
-def bits(results):
-    return [result.detach().contiguous().view(torch.uint8) for result in results]
+# --- the tests ------------------------------------------------------------------------------------------------------
 
 
 def assert_same_bits(expected, results, where):
     for index, (one, other) in enumerate(zip(expected, results, strict=True)):
-        assert torch.equal(*bits([one, other])), (
-            f"{where}: result {index} differs by up to {(one - other).abs().max():.2e}"
-        )
+        bits = [tensor.detach().reshape(-1).contiguous().view(torch.uint8) for tensor in (one, other)]
+        assert torch.equal(*bits), f"{where}: result {index} is not the same bits"
+
+
+@pytest.mark.parametrize(("run", "dtype"), ANY_NUMBER)
+def test_the_same_bits_on_any_number_of_threads(run, dtype):
+    first = None
+    for count in (*THREADS, 1):
+        with on_threads(count):
+            values = run()
+        first = first or values
+        assert_same_bits(first, values, f"{count} threads")
+
+
+@pytest.mark.parametrize(("run", "dtype"), SAME_NUMBER)
+def test_the_same_bits_on_the_same_number_of_threads(run, dtype):
+    first = None
+    for count in THREADS:
+        with on_threads(count):
+            values = run()
+            for _ in range(2):
+                assert_same_bits(values, run(), f"{count} threads")
+        first = first or values
+        for one, other in zip(first, values, strict=True):
+            scale = one.abs().max().double()
+            difference = (one.double() - other.double()).abs().max()
+            assert difference <= 64 * torch.finfo(dtype).eps * scale, f"{count} threads: {difference / scale:.1e}"

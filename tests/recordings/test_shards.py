@@ -190,7 +190,7 @@ def test_missing_truncated_and_empty_shards_are_listed(copy):
     assert f"shards-000000.tar does not exist, and with it {clips[0]} clips" in listed
     assert "shards-000001.tar is truncated" in listed
     assert "more.tar cannot be read as a tar file: empty file" in listed
-    assert "noise.tar is damaged at byte 0: 5000 bytes are passed over" in listed
+    assert "noise.tar is damaged at byte 0: 5000 bytes are skipped" in listed
     assert clips[2] < len(corpus.clips) < clips[1] + clips[2]
 
 
@@ -303,9 +303,9 @@ def test_what_a_shard_says_of_a_clip_may_be_nonsense(tmp_path):
     assert len(corpus.skipped) == 6
     for reason in ('a.tar/0: "text" should be', 'a.tar/1: "seconds" should be', 'a.tar/2: "domain" should be'):
         assert reason in listed
-    assert "what is said of 4 cannot be read: 4.json holds no object" in listed
+    assert "the description of 4 cannot be read: 4.json holds no object" in listed
     assert "6.json takes 2000000 bytes" in listed
-    assert "what is said of 7 cannot be read: " in listed
+    assert "the description of 7 cannot be read: " in listed
 
 
 def test_a_window_is_a_file(tmp_path):

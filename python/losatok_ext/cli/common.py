@@ -16,7 +16,7 @@ from losatok_ext.pretrained import DEFAULT, names, resolve
 from losatok_ext.text import printable
 
 if TYPE_CHECKING:
-    from losatok_ext.jobs.tokenize import Progress, Summary
+    from losatok_ext.jobs.tokenize import JobSummary, OnSource
     from losatok_ext.models import LoSATok
     from losatok_ext.recordings.find import Failure, Source
 
@@ -52,9 +52,16 @@ AudioOutputOption = Annotated[
 ]
 RecordingsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="IN", help="Audio files, folders (searched through) or patterns.", show_default=False),
+    typer.Argument(
+        metavar="IN",
+        help="Audio files, folders (searched through), patterns or manifests (.jsonl).",
+        show_default=False,
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write again what exists; otherwise it is kept.")]
+OverwriteFileOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace output files that exist; otherwise they are refused.")
+]
 
 
 def require_model(model: Path | None) -> Path:
@@ -102,8 +109,13 @@ def require_generator(folder: Path | None) -> Path:
     return open_folder(folder, GENERATOR).path
 
 
-def check_outputs(source: Path | None, *outputs: Path | None) -> None:
-    """Raise UserError when an output is the input, a folder, or the same file as another output."""
+def check_outputs(source: Path | None, *outputs: Path | None, overwrite: bool) -> None:
+    """Check the output files of a command before it does any work.
+
+    Raises:
+        UserError: an output is the input, a folder, or the same file as another output, or it exists and ``overwrite``
+            is False.
+    """
     seen: dict[str, Path] = {} if source is None else {os.path.realpath(source): source}
     for path in filter(None, outputs):
         other = seen.setdefault(os.path.realpath(path), path)
@@ -113,6 +125,8 @@ def check_outputs(source: Path | None, *outputs: Path | None) -> None:
             raise UserError(f"{path} would be written twice; choose another name for one of them")
         if path.is_dir():
             raise UserError(f"{path} is a folder; give the name of a file in it")
+        if os.path.lexists(path) and not overwrite:
+            raise UserError(f"{path} exists; pass --overwrite or choose another name")
 
 
 def load_model(folder: Path, device: str, dtype: str | None = None) -> LoSATok:
@@ -179,21 +193,15 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def progress_bar(title: str, count: int) -> Iterator[Progress]:
+def progress_bar(title: str, count: int) -> Iterator[OnSource]:
     """Yield what to call after each source. Shows a bar on a terminal for more than one file, else nothing."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TextColumn
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[name]}"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=count < 2 or not console.is_terminal) as bar:
+    from losatok_ext.cli.bars import make_bar
+
+    with make_bar(Console(stderr=True), TextColumn("{task.fields[name]}"), show=count > 1) as bar:
         task = bar.add_task(title, total=count, name="")
 
         def advance(source: Source) -> None:
@@ -206,13 +214,11 @@ def progress_bar(title: str, count: int) -> Iterator[Progress]:
 def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
     """Yield what to call with a stage, how much of it is done and how much there is; shows a bar on a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import TaskID
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    from losatok_ext.cli.bars import make_bar
+
+    with make_bar(Console(stderr=True), percent=True) as bar:
         tasks: dict[str, TaskID] = {}
 
         def say(what: str, done: int, total: int) -> None:
@@ -225,7 +231,7 @@ def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield say
 
 
-def report(summary: Summary, verb: str, folder: Path, before: Sequence[Failure] = ()) -> None:
+def report(summary: JobSummary, verb: str, folder: Path, before: Sequence[Failure] = ()) -> None:
     """Print what a job did, failures on stderr, and end with exit code 2 when anything failed."""
     failures = [*before, *summary.failures]
     for failure in failures:
@@ -234,17 +240,18 @@ def report(summary: Summary, verb: str, folder: Path, before: Sequence[Failure] 
     if summary.written:
         speed = summary.audio_seconds / max(summary.wall_seconds, 1e-9)
         parts.append(
-            f"{_files(len(summary.written))} {verb} into {folder} "
+            f"{count_files(len(summary.written))} {verb} into {printable(str(folder))} "
             f"({summary.audio_seconds:.1f} s of audio in {summary.wall_seconds:.1f} s, {speed:.1f}x real time)"
         )
     if summary.kept:
-        parts.append(f"{_files(len(summary.kept))} kept as they were (--overwrite writes them again)")
+        parts.append(f"{count_files(len(summary.kept))} kept as they were (--overwrite writes them again)")
     if failures:
-        parts.append(f"{_files(len(failures))} failed")
+        parts.append(f"{count_files(len(failures))} failed")
     print("; ".join(parts) or f"nothing {verb}")
     if failures:
         raise typer.Exit(2)
 
 
-def _files(count: int) -> str:
+def count_files(count: int) -> str:
+    """``1 file``, ``2 files`` and so on."""
     return f"{count} file" if count == 1 else f"{count} files"

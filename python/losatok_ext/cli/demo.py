@@ -76,9 +76,9 @@ def demo(
     typer.echo(f"3/3  a clip from the text {PROMPT!r}, and {recording.name} with its middle made anew")
     models: dict[str, Any] = {"generator": made.model, "model": output / "model", "device": device}
     clip, new = output / "generated.wav", output / "edited.wav"
-    generate(clip, PROMPT_SECONDS, PROMPT, plot=clip.with_suffix(".png"), **models)
+    generate(clip, PROMPT_SECONDS, PROMPT, plot=clip.with_suffix(".png"), overwrite=True, **models)
     middle = f"{0.4 * info.seconds:.2f}:{0.65 * info.seconds:.2f}"
-    edit(recording, new, span=[middle], text=text, plot=new.with_suffix(".png"), **models)
+    edit(recording, new, span=[middle], text=text, plot=new.with_suffix(".png"), overwrite=True, **models)
     flows = [entry["flow_matching"] for entry in read_log(output / "generator")]
     typer.echo(
         f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes; flow matching {flows[0]:.2f} at first, "

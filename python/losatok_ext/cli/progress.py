@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, Any, cast
 
+from losatok_ext.cli.bars import make_bar
 from losatok_ext.errors import TrainingError
+from losatok_ext.text import printable
 from losatok_ext.training.data.balance import DomainShare
 from losatok_ext.training.engine.prepared_run import RunStart
 from losatok_ext.training.engine.reports import StepReport
 
 try:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import TaskID, TextColumn
 except ImportError as error:
     raise TrainingError(
         f"the progress bar needs rich ({error}); pip install 'losatok-ext[cli]', or train without it"
@@ -78,15 +80,7 @@ class TrainingProgress:
     def __init__(self, console: Console | None = None, note: str | None = None) -> None:
         self._note = note
         self.console = console or Console(file=cast(IO[str], _Terminal()))
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[numbers]}", style="dim"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self._bar = make_bar(self.console, TextColumn("{task.fields[numbers]}", style="dim"), keep=True)
         self._task: TaskID | None = None
         self._means: dict[str, float] = {}
         self._printed = time.monotonic()
@@ -105,7 +99,7 @@ class TrainingProgress:
         """Say what is trained on what, and which files were left out."""
         corpus = start.corpus
         for reason in corpus.skipped[:5]:
-            self._say(f"skipped {reason}", style="yellow")
+            self._say(f"skipped {printable(reason)}", style="yellow")
         if len(corpus.skipped) > 5:
             self._say(f"skipped {len(corpus.skipped) - 5} more files", style="yellow")
         length = f"{corpus.seconds / 60:.1f} minutes" if corpus.seconds < 7200 else f"{corpus.seconds / 3600:.1f} hours"

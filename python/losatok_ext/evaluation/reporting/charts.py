@@ -62,11 +62,13 @@ def _bars(chart: BarChart) -> str:
 
 
 def _lines(chart: LineChart) -> str:
-    left, right, top, height = 58, 20, 32 + 18 * math.ceil(len(chart.lines) / 3), 330
+    left, top, height = 58, 32 + 18 * math.ceil(len(chart.lines) / 3), 330
+    named = any(line.labels for line in chart.lines.values())
+    right, head = (70, 36) if named else (20, 0)  # room for the labels of the last and of the highest point
     bottom = height - 46
     points = [point for line in chart.lines.values() for point in line.points]
     x = Axis([a for a, _ in points], left, _WIDTH - right, chart.x_log)
-    y = Axis([b for _, b in points] + ([] if chart.y_log else [0.0]), bottom, top, chart.y_log)
+    y = Axis([b for _, b in points] + ([] if chart.y_log else [0.0]), bottom, top + head, chart.y_log)
     parts = [_open(height, chart.title), _text(0, top - 14, chart.y_label, "start", "soft")]
     for tick in y.ticks:
         parts.append(_line(left, y(tick), _WIDTH - right, y(tick), "rule"))
@@ -86,12 +88,9 @@ def _lines(chart: LineChart) -> str:
                 f"{_hint(f'{name}: {three_digits(a)}, {three_digits(b)}')}</circle>"
                 for a, b in line.points
             ]
-        below = line.joined  # labels of separate points stand above them, so that they are clear of a line's
         for label, (a, b) in zip(line.labels, line.points, strict=False):
-            anchor = "end" if x(a) > _WIDTH / 2 else "start"
-            parts.append(
-                _text(x(a) + (-7 if anchor == "end" else 7), y(b) + (16 if below else -8), label, anchor, "ink")
-            )
+            turn = 0 if line.joined else -30  # labels of single points are turned, so that close ones can be read
+            parts.append(_text(x(a) + 6, y(b) - 8, shorten(label), "start", "ink", turn))
         place, level = left + 190 * (index % 3), 12 + 18 * (index // 3)
         parts.append(f'<rect class="fill-{colour}" x="{place}" y="{level - 7}" width="14" height="4" rx="2"/>')
         parts.append(_text(place + 20, level, shorten(name), "start", "ink"))
@@ -119,5 +118,6 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_safe(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, kind: str, turn: int = 0) -> str:
+    turned = f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else ""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>{_safe(text)}</text>'

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from losatok_ext.audio.plots import check_picture, import_figure, save_figure
+from losatok_ext.evaluation.reporting.axes import log_ticks
 from losatok_ext.evaluation.reporting.numbers import shorten, three_digits
 from losatok_ext.evaluation.reporting.report import BarChart, LineChart, Report
 from losatok_ext.text import printable
@@ -84,19 +85,26 @@ def _lines(axis: Any, chart: LineChart) -> None:
         style = "-" if line.joined else ""
         x, y = [a for a, _ in line.points], [b for _, b in line.points]
         axis.plot(x, y, color=colour, marker=marker, markersize=4, linestyle=style, linewidth=1.4, label=_plain(name))
-        offset = (0, -12) if line.joined else (0, 6)
+        turned = {} if line.joined else {"rotation": 30, "rotation_mode": "anchor"}
         for label, point in zip(line.labels, line.points, strict=False):
             axis.annotate(
-                _plain(label), point, offset, textcoords="offset points", ha="center", fontsize=7.5, color=colour
+                _plain(label), point, (4, 5), textcoords="offset points", fontsize=7.5, color=colour, **turned
             )
-    axis.set_xscale("log" if chart.x_log else "linear")
-    axis.set_yscale("log" if chart.y_log else "linear")
+    points = [point for line in chart.lines.values() for point in line.points]
+    named = any(line.labels for line in chart.lines.values())
+    if named:  # room for the names of the outermost points
+        axis.margins(x=0.14, y=0.14)
+    if chart.y_log:
+        axis.set_yscale("log")
+    else:
+        low, high = min(0.0, *(b for _, b in points)), max(0.0, *(b for _, b in points))
+        room = (0.2 if named else 0.08) * max(high - low, 1e-9)
+        axis.set_ylim(low - room if low < 0 else 0.0, high + room)
     if chart.x_log:
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if not chart.y_log:
-        axis.set_ylim(bottom=min(0.0, *(b for line in chart.lines.values() for _, b in line.points)))
-    if any(line.labels for line in chart.lines.values()):
-        axis.margins(x=0.14, y=0.2)
+        ticks = log_ticks(min(a for a, _ in points), max(a for a, _ in points))
+        axis.set_xscale("log")
+        axis.set_xticks(ticks, [three_digits(tick) for tick in ticks])
+    axis.minorticks_off()
     axis.set_xlabel(_plain(chart.x_label, 60), fontsize=8, color=_SOFT)
     axis.set_ylabel(_plain(chart.y_label, 40), fontsize=8, color=_SOFT)
     axis.grid(True, which="major", color=_RULE, linewidth=0.7)

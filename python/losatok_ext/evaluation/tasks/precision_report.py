@@ -19,7 +19,7 @@ EXPLANATION = (
 def precision_report(result: PrecisionResult) -> Report:
     """The report of what :func:`~losatok_ext.evaluation.tasks.precision.evaluate_precision` measured."""
     facts = {
-        "model": result.model,
+        "model": result.model.removeprefix("Model "),
         "recordings": str(result.recordings),
         "audio": f"{result.seconds:.1f} s",
         "machine": result.machine,
