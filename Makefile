@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(shell find csrc cmake CMakeLists.txt -type f 2>/dev/null)
 
-.PHONY: reproduce help build demo test lint format bench report evidence gpu-check wheel clean
+.PHONY: reproduce help build demo test isa lint format bench report evidence gpu-check wheel clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
 
@@ -39,6 +39,9 @@ demo: build  ## reconstruct with the bundled model, train a small generator on i
 
 test: build  ## run the test suite
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+isa: build  ## test the ops and the golden cases as processors with other instruction sets would run them
+	$(BIN)/python tests/instruction_sets.py
 
 lint: build  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

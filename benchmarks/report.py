@@ -1,7 +1,7 @@
 """Draw what was measured: tables for the documents and README.md, ratios for the ops' docstrings, a picture.
 
 ``make bench RESULTS=benchmarks/results`` keeps its figures, ``losatok evaluate precision`` those of precisions with
-``-o benchmarks/results/<device>/precision/<model>.json``. ``make report`` then writes the tables between the marks
+``-o benchmarks/results/<device>/precision/<model>``. ``make report`` then writes the tables between the marks
 ``<!-- measured: NAME -->`` and ``<!-- end -->`` of the documents, the ratios of the rows that begin with PREFIX between
 ``.. measured: PREFIX`` and ``.. end`` of docstrings, and docs/performance.png. No figure there is typed.
 """
@@ -16,7 +16,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from losatok_ext.evaluation.tasks.precision import EXPLANATION, PrecisionReport
+from losatok_ext.evaluation.reporting import markdown
+from losatok_ext.evaluation.tasks.precision import PrecisionResult
+from losatok_ext.evaluation.tasks.precision_report import EXPLANATION, precision_table
 from targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
@@ -110,9 +112,11 @@ def measured_rows(result: dict, labels: list[str] | None = None) -> str:
 
 
 def precision_tables(folder: Path) -> str:
-    """What ``losatok evaluate precision -o`` left in ``folder``/<device>/precision, a table for each file."""
-    reports = [PrecisionReport.from_dict(json.loads(path.read_text())) for path in sorted(folder.glob("*/precision/*"))]
-    return "\n".join(report.markdown() for report in reports).strip() + f"\n\n{EXPLANATION}."
+    """A table for each report that ``losatok evaluate precision`` wrote to ``folder``/<device>/precision/<model>."""
+    paths = sorted(folder.glob("*/precision/*/precision.json"))
+    tables = [precision_table(PrecisionResult.from_dict(json.loads(path.read_text()))) for path in paths]
+    parts = [f"{markdown.table(table.columns, table.rows)}\n{markdown.escape(table.note)}" for table in tables]
+    return "\n\n".join([*parts, f"{EXPLANATION}."])
 
 
 def targets_table(result: dict) -> str:

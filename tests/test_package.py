@@ -40,6 +40,20 @@ def test_instruction_set_can_be_lowered_not_raised():
     assert result.stdout.strip() == "default", result.stderr
 
 
+def test_an_unknown_instruction_set_is_refused():
+    for code in (
+        "import losatok_ext.ops.dispatch",
+        "from losatok_ext.cli import main; raise SystemExit(main(['info']))",
+    ):
+        result = run_python(code + "; from losatok_ext import _native", LOSATOK_ISA="evil")
+        assert result.returncode in (1, 2)
+        assert "LOSATOK_ISA is 'evil'; it takes default, avx2 or avx512" in result.stderr
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    unset = run_python("from losatok_ext import _native; print(_native.module.instruction_set())", LOSATOK_ISA="")
+    assert unset.returncode == 0, unset.stderr
+
+
 def test_failed_native_import_says_what_when_and_how():
     code = """
 import sys

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import torch
 
+from losatok_ext.errors import UserError
+
 _CURE = (
     "Build losatok_ext against the torch that is installed now: in a checkout of losatok_ext type "
     "`pip install --no-build-isolation --no-deps --force-reinstall .` "
@@ -33,6 +35,10 @@ def _load() -> tuple[ModuleType | None, str | None]:
     except ImportError as error:
         reason = f"the native ops of losatok_ext could not be loaded ({error})"
     else:
+        try:
+            module.instruction_set()
+        except ValueError as error:  # LOSATOK_ISA names none
+            raise UserError(str(error)) from None
         built_torch = module.build_info()["torch"].split("+")[0]
         if built_torch.split(".")[:2] == torch.__version__.split("+")[0].split(".")[:2]:
             return module, None

@@ -86,7 +86,9 @@ def test_every_kind_is_fitted(losatok, tmp_path, latents, model_folder, option, 
     assert (result.code, result.err) == (0, "")
     assert says in result.out
     assert "fitted to 78 frames of 3 files; relative error on them 0." in result.out
-    assert ("78 frames are few for 32 codes: the error on other recordings will be larger" in result.out) == (option == "--vq")
+    assert ("78 frames are few for 32 codes: the error on other recordings will be larger" in result.out) == (
+        option == "--vq"
+    )
     assert names(tmp_path / "m") == ["config.json", "model.safetensors"]
     fitted, plain = LoSATok.from_pretrained(tmp_path / "m"), LoSATok.from_pretrained(model_folder)
     assert fitted.with_quantizer(None).fingerprint() == plain.fingerprint()

@@ -106,7 +106,7 @@ def _train_tokenizer(data: Path, output: Path, device: str, scale: float) -> Pat
             data, output / "tokenizer", tokenizer, on_start=progress.on_start, on_step=progress.on_step
         )
     mels = [entry["mel"] for entry in read_log(output / "tokenizer")]
-    typer.echo(f"     mel distance {mels[0]:.2f} at first, {min(mels[-5:]):.2f} at last")
+    typer.echo(f"     mel loss {mels[0]:.2f} at first, {min(mels[-5:]):.2f} at last")
     return result.model
 
 

@@ -268,6 +268,9 @@ def bottleneck_project(
     before the activation are kept ([N, H] in x's dtype, H/D of the size of x): computing them anew would cost the
     larger of the two products again.
 
+    On the CPU rows are shared out in as many parts as there are threads: the same bits again on the same number of
+    threads, and the same values to rounding on another number.
+
     Raises:
         TypeError: a dtype or kind of argument that is not taken; the message names the argument.
         ValueError: shapes or devices that do not fit, or an unknown activation.
@@ -317,6 +320,7 @@ def normalized_reconstruction_loss(
 
     Value and gradients come from one pass over blocks of frames; neither the restored features [N, D] nor the hidden
     activations [N, H] are stored. Gradients are kept in float32 (float64 for float64) until they meet the loss's own.
+    Bits and threads as in :func:`bottleneck_project`: on the CPU the same bits again on the same number of threads.
 
     Raises:
         TypeError: a dtype or kind of argument that is not taken; the message names the argument.

@@ -216,7 +216,8 @@ def vq_nearest(
 
     A row with a NaN, or so large that every distance is infinite, gets index 0 and the distance to that code (NaN or
     infinity). A code with a NaN or an infinity is never chosen while another has a finite distance. Autocast changes
-    nothing here. Memory beyond inputs and outputs is O(N + K d): the [N, K] distances never exist.
+    nothing here. Memory beyond inputs and outputs is O(N + K d): the [N, K] distances never exist. On the CPU the same
+    bits on any number of threads, gradients included.
 
     Raises:
         TypeError: a dtype or kind of argument that is not taken; the message names the argument.
@@ -256,7 +257,8 @@ def rvq_encode(
             such as straight-through x + (quantized - x).detach().
 
     The residual is kept in float32 (float64) and in cache for all stages, on a GPU on the chip. Sums run in the order
-    of the stages, as in :func:`rvq_decode`: in float32 the two agree bit for bit.
+    of the stages, as in :func:`rvq_decode`: in float32 the two agree bit for bit. On the CPU the same bits on any
+    number of threads, gradients included.
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: as :func:`vq_nearest`.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TIME_SCALE = 1000.0
-"""A time within 0..1 is this many positions of the sinusoidal embedding, which was made for 1000 diffusion steps."""
+"""Times within 0..1 are multiplied by this: sinusoidal embeddings are usual for 1000 diffusion steps."""
 
 
 def table_dtype(dtype: torch.dtype) -> torch.dtype:

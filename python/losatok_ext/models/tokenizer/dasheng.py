@@ -13,11 +13,11 @@ from losatok_ext.models.tokenizer.config import SEMANTIC_PATCH, LoSATokConfig
 from losatok_ext.nn.attention import TransformerBlock
 
 TYPICAL_DECIBELS, TYPICAL_SPREAD = -25.0, 30.0
-"""Mean and standard deviation of the mel decibels of the bundled recordings: for an encoder with random weights."""
+"""Mean and standard deviation of the mel decibels of the bundled recordings, for encoders with random weights."""
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation over mel bins [..., M] by stored statistics, in training too, computed in float32."""
+    """Batch normalization over mel bins [..., M] with stored statistics, also in training; computed in float32."""
 
     def __init__(self, bins: int) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class SemanticEncoder(ChunkedEncoder):
 
 
 def init_semantic_encoder(encoder: SemanticEncoder) -> None:
-    """Random weights: truncated normal of 0.02, zero biases, as vision transformers start."""
+    """Random weights: truncated normal with deviation 0.02, zero biases, as for vision transformers."""
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -1,4 +1,4 @@
-"""The published checkpoint's names and layout, to and from ours; nothing is lost either way.
+"""Conversion between the published checkpoint's names and layout and ours, without loss in both directions.
 
 | published | ours |
 |---|---|
@@ -9,8 +9,7 @@
 | ``fc_a.*``, ``fc_mu.*``, ``fc_logvar.*`` | the same |
 
 Patch embeddings are convolutions there and matrices here (the same numbers in the same order); position embeddings are
-[1, D, 1, T] there and [T, D] here. Windows and filter banks are computed here: those of a checkpoint are compared with
-ours.
+[1, D, 1, T] there and [T, D] here. Windows and filter banks are computed, and compared with those of the checkpoint.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ _TO_PUBLISHED = [
     (r"decoder\.", "dasheng_tokenizer.decoder."),
 ]
 _IGNORED = re.compile(r"semantic_encoder\.encoder\.(outputlayer|head)\.")
-"""Classifiers of the semantic encoder's own training, which no latent depends on."""
+"""Classifiers from the training of the semantic encoder. No latent depends on them."""
 
 
 def _rename(name: str, rules: list[tuple[str, str]]) -> str:
@@ -153,7 +152,7 @@ def from_published(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[s
 
 
 def read(source: Source, config: LoSATokConfig, semantic_encoder: Source | None = None) -> dict[str, Tensor]:
-    """The published checkpoint ``source`` (with the semantic encoder from elsewhere, if given) by our names.
+    """The published checkpoint ``source`` by our names, with the semantic encoder of another source if one is given.
 
     Raises:
         CheckpointError: a file is missing or unreadable, or does not hold a state dict.
@@ -217,7 +216,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _complete(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[str, Tensor]:
-    """``state`` by our names, with what some exports leave out or name otherwise."""
+    """``state`` by our names, with the tensors that some exports leave out or name differently."""
     state = {
         re.sub(r"^(semantic_encoder\.encoder\.init_bn\.)(?!1\.)", r"\g<1>1.", name): t for name, t in state.items()
     }
@@ -245,7 +244,7 @@ def _semantic_names(source: Source, name_of_source: str = "semantic_encoder") ->
 
 
 def _tensors(source: Source, only: str | None = None) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a state dict, file or folder of shards; of a folder see :func:`_shards`."""
+    """The names and tensors of a state dict, a file, or a folder of shards (of a folder only some: :func:`_shards`)."""
     if isinstance(source, Mapping):
         yield from _state_dict(source, "the state dict").items()
         return
@@ -259,7 +258,7 @@ def _tensors(source: Source, only: str | None = None) -> Iterator[tuple[str, Ten
     else:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # other bytes than a pickle make its reader trip over anything
+        except Exception as error:  # the pickle reader raises errors of many kinds for other files
             reason = str(error).split("\n", 1)[0]
             raise CheckpointError(
                 f"{path} cannot be read as a file of weights ({reason}); "
@@ -298,7 +297,7 @@ def _names(file: Path) -> list[str]:
 
 
 def _state_dict(loaded: Any, source: str) -> dict[str, Tensor]:
-    """The mapping of names to tensors in ``loaded``, within the usual wrappings."""
+    """The mapping of names to tensors in ``loaded``, or in its entry ``state_dict`` or ``model``."""
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
