@@ -15,6 +15,7 @@ from losatok_ext.cli.training_options import Data
 from losatok_ext.errors import UserError
 from losatok_ext.models import LoSATok
 from losatok_ext.models.teachers.registry import KINDS, open_teacher
+from losatok_ext.text import printable
 from losatok_ext.training.precompute.tokens import Storage, precompute_features, precompute_latents
 from losatok_ext.training.precompute.writing import ShardSummary
 
@@ -135,14 +136,14 @@ def interruptible(output: Path) -> Iterator[None]:
 def finish(summary: ShardSummary, verb: str) -> None:
     """Print what was written. If recordings were left out, name them on stderr and exit with code 2."""
     for reason in summary.left_out:
-        print(f"losatok: left out: {reason}", file=sys.stderr)
+        print(f"losatok: left out: {printable(reason)}", file=sys.stderr)
     hours = f"{summary.seconds / 60:.1f} minutes" if summary.seconds < 7200 else f"{summary.seconds / 3600:.1f} hours"
     shards = "1 shard" if summary.shards == 1 else f"{summary.shards} shards"
     kept = f", {summary.kept} of them finished before" if summary.kept else ""
     left_out = f"; {len(summary.left_out)} problems" if summary.left_out else ""
     print(
         f"{summary.clips} clips, {hours}, {verb} into {shards} of {summary.bytes / 1e6:.1f} MB together in "
-        f"{summary.folder}{kept}{left_out}"
+        f"{printable(str(summary.folder))}{kept}{left_out}"
     )
     if summary.left_out:
         raise typer.Exit(2)

@@ -16,14 +16,14 @@ def shard(
     data: Data,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the shards.", show_default=False)],
     sample_rate: Annotated[
-        int, typer.Option(help="Sample rate of the shards in Hz; the models take 16000.", min=1000)
+        int, typer.Option(help="Sample rate of the shards in Hz; the models take 16000.", min=1000, max=655_350)
     ] = 16_000,
     megabytes: Megabytes = 256.0,
 ) -> None:
     """Pack recordings into shards (tar files of FLAC and JSON, and an index) that every stage of training takes.
 
-    The same command again goes on where it stopped. A recording that cannot be used is named at the end (exit code 2)
-    and left out.
+    The same command again goes on where it stopped. Recordings that cannot be used are left out and named at the end
+    (exit code 2).
     """
     check_folder(output)
     from losatok_ext.training.precompute.tokens import shard_recordings
