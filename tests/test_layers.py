@@ -13,6 +13,7 @@ FLOORS = [
     "errors",
     "text",
     "files",
+    "configuration",
     "_native",
     "pretrained",
     "masks",

@@ -47,6 +47,12 @@ def test_a_target_is_met_or_not_or_not_measured(monkeypatch, figure, value, meas
     assert line.endswith("| met |" if met else "| not measured |" if measured is None else "| **missed** |")
 
 
+def test_the_machine_is_told_with_its_ceiling_and_the_library_that_reached_it():
+    assert report.machine(RESULT).endswith("matrix ceiling of the run: float32 180 GFLOP/s")
+    told = report.machine(RESULT | {"ceiling_libraries": {"float32": "oneDNN"}})
+    assert told.endswith("matrix ceiling of the run: float32 180 GFLOP/s (oneDNN)")
+
+
 def test_a_target_without_its_row_is_not_measured():
     line = report.targets_table(RESULT).splitlines()[2]
     assert line.startswith(f"| {TARGETS[0].label} |")

@@ -48,6 +48,7 @@ _EXTRAS = {
     "rich": "cli",
     "yaml": "cli",
     "matplotlib": "cli",
+    "jinja2": "cli",
     "soundfile": "audio",
     "soxr": "audio",
     "tensorboard": "train",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from losatok_ext.cli.common import OverwriteOption, check_dtype, check_folder, load_model, require_model
+from losatok_ext.cli.common import OverwriteOption, check_dtype, check_model_output, load_model, require_model
+from losatok_ext.configuration import read_json
 from losatok_ext.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ def convert(
     no pickled code is run.
     """
     check_dtype(dtype)
-    check_folder(output)
-    if (output / "config.json").exists() and not overwrite:
-        raise UserError(f"{output} holds a model already; pass --overwrite or another folder")
+    check_model_output(output, overwrite)
     from losatok_ext.models.storage.folders import is_model
 
     if is_model(checkpoint):
@@ -95,12 +93,9 @@ def _from_published(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"--config {path} does not exist; check the name") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--config {path} is not readable JSON ({error})") from error
+    if not path.exists():
+        raise ConfigError(f"--config {path} does not exist; check the name")
+    values = read_json(path)
     if not isinstance(values, dict) or ("model_type" in values and not isinstance(values.get("config"), dict)):
         raise ConfigError(f"--config {path} should hold a JSON object of configuration keys")
     return values

@@ -110,13 +110,12 @@ def sampler_config(
         ConfigError: a value that the sampler does not take; the message names it.
         UserError: ``--cfg-interval`` is not two numbers.
     """
-    from losatok_ext.generation.guidance import Guidance
     from losatok_ext.generation.sampling import SamplerConfig
-    from losatok_ext.generation.schedules import Schedule
 
     bounds = two_numbers("--cfg-interval", interval, "two noise levels such as 0.2:0.8")
-    guidance = Guidance(cfg, bounds, rescale)
-    return SamplerConfig(steps, solver, Schedule(schedule), guidance, cuda_graphs)  # type: ignore[arg-type]
+    guidance = {"scale": cfg, "interval": bounds, "rescale": rescale}
+    values = {"steps": steps, "solver": solver, "schedule": {"name": schedule}, "guidance": guidance}
+    return SamplerConfig.from_dict({**values, "cuda_graphs": cuda_graphs})
 
 
 def two_numbers(option: str, text: str, should: str) -> tuple[float, float]:

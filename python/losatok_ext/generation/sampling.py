@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from losatok_ext.errors import ConfigError
+from losatok_ext.configuration import Configuration, Range
 from losatok_ext.generation.cuda_graphs import GraphedVelocity, require_cuda_graphs
 from losatok_ext.generation.guidance import Guidance, guided_velocity
 from losatok_ext.generation.schedules import Schedule
@@ -19,26 +20,23 @@ from losatok_ext.nn.flow_matching import FlowMatching
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
+class SamplerConfig(Configuration):
     """How to sample. The defaults are the paper's: 20 Euler steps, guidance 3 (arXiv 2605.27840, training details).
 
     Raises:
         ConfigError: a value out of its range.
     """
 
-    steps: int = 20
-    solver: str = "euler"
-    """``euler``, ``midpoint``, ``heun`` (two evaluations per step) or ``rk4`` (four)."""
+    steps: Annotated[int, Range(1, 100_000)] = 20
+    """Steps from noise to data."""
+    solver: Literal["euler", "midpoint", "heun", "rk4"] = "euler"
+    """``euler``, ``midpoint``, ``heun`` (two evaluations of the model per step) or ``rk4`` (four)."""
     schedule: Schedule = field(default_factory=Schedule)
+    """Noise levels of the steps."""
     guidance: Guidance = field(default_factory=Guidance)
+    """How strongly the conditions are followed."""
     cuda_graphs: bool = False
-    """Record the model's evaluation once and replay it; a CUDA device only."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps should be at least 1, got {self.steps}")
-        if self.solver not in SOLVERS:
-            raise ConfigError(f"solver should be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+    """Record the model's evaluation once and replay it. Needs a CUDA device."""
 
 
 @dataclass(frozen=True)

@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from losatok_ext import ops
+from losatok_ext.configuration import Configuration, Multiple, NonNegative, Positive, Range
 from losatok_ext.nn.dit_attention import CrossAttention, QKNorm, Rope, SelfAttention
 from losatok_ext.nn.feed_forward import Activation, FeedForward
-from losatok_ext.nn.fields import check_kinds, require
 from losatok_ext.nn.modulation import GATES, Gate, ModulatedNorm, Modulation, NormWeights
 
 Order = Literal["shift scale gate", "scale shift gate", "gate shift scale", "gate scale shift"]
 
+Width = Annotated[int, Range(1, 65536)]
+OptionalWidth = Annotated[int, Range(0, 65537)]  # 0: the part is left out
+
 
 @dataclass(frozen=True)
-class DiTBlockConfig:
-    """The configuration of a :class:`DiTBlock`. The defaults are DiT's (arXiv 2212.09748); docs/dit.md names others.
+class DiTBlockConfig(Configuration):
+    """The parts and sizes of a :class:`DiTBlock`. The defaults are DiT's (arXiv 2212.09748); docs/dit.md has those of
+    other models.
 
     Raises:
         ConfigError: a value of the wrong kind, or values that do not fit together.
     """
 
-    width: int = 512
+    width: Width = 512
     """C, features of a frame."""
-    heads: int = 8
-    """Attention heads."""
-    head_dim: int | None = None
+    heads: Width = 8
+    """Number of attention heads."""
+    head_dim: Width | None = None
     """Size of a head; None: ``width / heads``."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward part over ``width``; ``int(width * mlp_ratio)``."""
+    mlp_ratio: Annotated[float, Range(above=0, most=64)] = 4.0
+    """Hidden width of the feed-forward part, divided by ``width``; the width is ``int(width * mlp_ratio)``."""
     activation: Activation = "gelu_tanh"
     """``gelu`` (erf), ``gelu_tanh``; gated: ``geglu``, ``geglu_tanh``, ``swiglu``. See :class:`FeedForward`."""
     norm_weights: NormWeights = "none"
     """Learned weights of the layer norms besides the modulation: ``none``, ``scale`` or ``affine``."""
-    norm_eps: float = 1e-6
+    norm_eps: Positive = 1e-6
     """Added to the variance in every layer norm but that of queries and keys."""
     qkv_bias: bool = True
     """Biases of the projections to queries, keys and values."""
@@ -46,65 +50,59 @@ class DiTBlockConfig:
     qk_norm: QKNorm = "none"
     """Norm of queries and keys over each head: ``none``, ``rms``, ``layer``; with learned weights."""
     qk_bias: bool = False
-    """``layer`` has biases too."""
-    qk_eps: float = 1e-6
-    """Added to mean square or variance there."""
-    rotary_dim: int = 0
-    """Features of each head that get rotary embedding, even; 0: none, ``head_dim``: all."""
+    """Biases in the norm of queries and keys, with ``qk_norm`` ``layer``."""
+    qk_eps: NonNegative = 1e-6
+    """Added to the mean square or the variance in the norm of queries and keys."""
+    rotary_dim: Annotated[int, Range(0, 65536), Multiple(2)] = 0
+    """Number of features of each head that rotary embedding rotates, even. 0: none; ``head_dim``: all."""
     rotary_interleaved: bool = False
-    """Pairs are neighbours (2i, 2i + 1) instead of halves (i, i + rotary_dim / 2)."""
-    rotary_heads: int = 0
-    """Number of heads (the first ones) that get rotary embedding; 0: all."""
+    """Rotate pairs of neighbours (2i, 2i + 1) instead of pairs from both halves (i, i + rotary_dim / 2)."""
+    rotary_heads: OptionalWidth = 0
+    """Number of heads that are rotated, the first ones. 0: all."""
     modulation: Literal["block", "shared", "none"] = "block"
-    """``block``: each block has a linear map from the condition; ``shared``: one linear map for all blocks, and a
-    learned table for each (adaLN-single); ``none``: plain norms and residuals."""
+    """``block``: a linear map of its own from the condition; ``shared``: a map that all blocks share, plus a learned
+    table (adaLN-single); ``none``: plain norms and residuals."""
     modulation_order: Order = "shift scale gate"
-    """Order within the linear map's (table's) rows, first for attention, then for the feed-forward part."""
+    """Order of the rows of the linear map (of the table), first for attention, then for the feed-forward part."""
     modulation_bias: bool = True
     """Bias of the linear map."""
-    modulation_rank: int = 0
-    """With ``shared``: features of two more linear maps for each part (adaLN-SOLA); 0: none."""
-    condition_dim: int | None = None
+    modulation_rank: OptionalWidth = 0
+    """Rank of two more linear maps for each part, with ``shared`` (adaLN-SOLA). 0: no such maps."""
+    condition_dim: Width | None = None
     """Width of the condition; None: ``width``."""
     gate: Gate = "g"
     """Factor of the attention branch: ``g``, ``1-g``, ``tanh(1-g)``, ``sigmoid(1-g)``."""
     mlp_gate: Gate | None = None
-    """The same for the feed-forward branch; None: as ``gate``."""
-    aligned_dim: int = 0
+    """Factor of the feed-forward branch; None: as ``gate``."""
+    aligned_dim: OptionalWidth = 0
     """Width of time-aligned conditions, added to the frames after self-attention; 0: none."""
     aligned_norm: bool = False
     """Apply a layer norm to them first."""
-    context_dim: int = 0
+    context_dim: OptionalWidth = 0
     """Width of a context for cross-attention (text); 0: none."""
     context_norm: bool = False
-    """Apply a layer norm to it first."""
-    context_heads: int = 0
-    """Heads of its keys and values, a divisor of ``heads``; 0: as many."""
+    """Apply a layer norm to the context first."""
+    context_heads: OptionalWidth = 0
+    """Number of heads of its keys and values, a divisor of ``heads``. 0: ``heads``."""
     skip: bool = False
-    """The block takes the output of an earlier block and merges it in by a linear map of both (U-shaped long skip)."""
+    """Take the output of an earlier block, and merge both by a linear map (U-shaped long skip)."""
     skip_norm: bool = False
-    """Apply one layer norm to both first."""
+    """Apply one layer norm to both together first."""
     skip_bias: bool = True
     """Bias of that map."""
     zero_init: bool = True
-    """A new block is the identity (adaLN-zero), except for its skip."""
+    """Make a new block the identity (adaLN-zero), except for its skip."""
 
-    def __post_init__(self) -> None:
-        check_kinds(self)
-        for name in ("width", "heads", "head_dim", "condition_dim", "mlp_ratio", "norm_eps"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, "positive", value)
+    def _check_fit(self) -> None:
         fits = self.head_dim is not None or self.width % self.heads == 0
-        require(fits, "heads", f"a divisor of width ({self.width}), or head_dim be given", self.heads)
-        size = self.head_size
-        fits = self.rotary_dim % 2 == 0 and self.rotary_dim <= size
-        require(fits, "rotary_dim", f"an even number up to the head size ({size})", self.rotary_dim)
-        require(self.rotary_heads <= self.heads, "rotary_heads", f"at most heads ({self.heads})", self.rotary_heads)
+        self._require(fits, "heads", f"a divisor of width ({self.width}) where head_dim is not given")
+        self._require(self.rotary_dim <= self.head_size, "rotary_dim", f"at most the head size ({self.head_size})")
+        self._require(self.rotary_heads <= self.heads, "rotary_heads", f"at most heads ({self.heads})")
         fits = self.context_heads == 0 or self.heads % self.context_heads == 0
-        require(fits, "context_heads", f"a divisor of heads ({self.heads})", self.context_heads)
-        require(not self.qk_bias or self.qk_norm == "layer", "qk_norm", "'layer' with qk_bias", self.qk_norm)
+        self._require(fits, "context_heads", f"a divisor of heads ({self.heads})")
+        self._require(not self.qk_bias or self.qk_norm == "layer", "qk_norm", "'layer' with qk_bias")
         shared = self.modulation == "shared" or self.modulation_rank == 0
-        require(shared, "modulation", "'shared' with modulation_rank", self.modulation)
+        self._require(shared, "modulation", "'shared' with modulation_rank")
 
     @property
     def head_size(self) -> int:

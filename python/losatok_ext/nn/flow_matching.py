@@ -17,18 +17,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from losatok_ext.errors import ConfigError
+from losatok_ext.configuration import Configuration, Positive, Range, Share
 from losatok_ext.masks import keep_valid, valid_mask
 from losatok_ext.nn.losses import masked_mean
 from losatok_ext.nn.noise import normal, uniform
 
 Direction = Literal["noise - data", "data - noise"]
 TimeDistribution = Literal["uniform", "logit_normal", "mode", "cosmap"]
+Fraction = Annotated[float, Range(above=0, most=1)]
 
 
 def shift_noise_level(level: Tensor, shift: float) -> Tensor:
@@ -40,7 +41,7 @@ def shift_noise_level(level: Tensor, shift: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FlowMatching:
+class FlowMatching(Configuration):
     """The path, the prediction and the training distribution of a flow-matching model.
 
     Time distributions are those of Esser et al. 2024 (arXiv 2403.03206, section 3.1). They are distributions of the
@@ -51,30 +52,18 @@ class FlowMatching:
     """
 
     direction: Direction = "noise - data"
-    """What the model predicts; decides what t means (see the module)."""
+    """What the model predicts. It also decides what t means (see the module)."""
     time: TimeDistribution = "logit_normal"
     """Distribution of the noise levels in training: ``uniform``; ``logit_normal``, whose logit is normal; ``mode``,
-    heavy-tailed around the middle; ``cosmap``, that of the cosine schedule."""
+    heavy-tailed around the middle; ``cosmap``, the cosine schedule's."""
     time_mean: float = 0.0
-    """``logit_normal``: mean of the logit; above 0 more steps see much noise."""
-    time_std: float = 1.0
+    """``logit_normal``: mean of the logit; above 0 more steps have much noise."""
+    time_std: Positive = 1.0
     """``logit_normal``: standard deviation of the logit."""
-    mode_scale: float = 1.29
+    mode_scale: Annotated[float, Range(-1, 2 / (math.pi - 2))] = 1.29
     """``mode``: above 0 favours the middle, below it the ends; within -1 .. 2 / (pi - 2)."""
-    time_shift: float = 1.0
+    time_shift: Positive = 1.0
     """Moves noise levels towards noise (> 1); see :func:`shift_noise_level`."""
-
-    def __post_init__(self) -> None:
-        def require(holds: bool, name: str, should: str) -> None:
-            if not holds:
-                raise ConfigError(f"{name} should be {should}, got {getattr(self, name)!r}")
-
-        require(self.direction in get_args(Direction), "direction", " or ".join(map(repr, get_args(Direction))))
-        require(self.time in get_args(TimeDistribution), "time", "one of " + ", ".join(get_args(TimeDistribution)))
-        require(math.isfinite(self.time_mean), "time_mean", "finite")
-        require(0 < self.time_std < math.inf, "time_std", "positive")
-        require(-1 <= self.mode_scale <= 2 / (math.pi - 2), "mode_scale", "within -1..1.75")
-        require(0 < self.time_shift < math.inf, "time_shift", "positive")
 
     def time_at(self, level: float) -> float:
         """The model's t at a noise level, or the noise level at a t: the map is its own inverse."""
@@ -153,7 +142,7 @@ class FlowMatching:
 
 
 @dataclass(frozen=True)
-class ConditionDropout:
+class ConditionDropout(Configuration):
     """How often training hides conditions from the model, so that it can be sampled with classifier-free guidance.
 
     Source: Ho and Salimans 2022 (arXiv 2207.12598). All conditions of an item are hidden with probability ``joint``,
@@ -163,16 +152,14 @@ class ConditionDropout:
         ConfigError: a probability outside 0..1.
     """
 
-    joint: float = 0.1
-    text: float = 0.0
-    aligned: float = 0.0
-    global_: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("joint", "text", "aligned", "global_"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} should lie within 0..1, got {value}")
+    joint: Share = 0.1
+    """Probability that an item loses all conditions."""
+    text: Share = 0.0
+    """Probability that it loses its text."""
+    aligned: Share = 0.0
+    """Probability that it loses its time-aligned condition."""
+    global_: Share = 0.0
+    """Probability that it loses the condition of the whole clip."""
 
     def draw(
         self, batch: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
@@ -185,9 +172,9 @@ class ConditionDropout:
 
 
 @dataclass(frozen=True)
-class SpanMasking:
-    """Which tokens of a training clip are generated, and which are known context. Generated is the whole clip
-    (generation without context) or some spans (editing), of which one may be at the end (continuation).
+class SpanMasking(Configuration):
+    """Which tokens of a training clip are generated, and which are given as context. Generated are the whole clip, or
+    spans of it (editing); a span may reach the end of the clip (continuation).
 
     Source: the infilling task of Voicebox (Le et al. 2023, arXiv 2306.15687).
 
@@ -195,25 +182,18 @@ class SpanMasking:
         ConfigError: a value out of its range.
     """
 
-    whole: float = 0.5
-    """Probability that the whole clip is generated."""
-    continuation: float = 0.2
-    """Share of the other clips whose first span reaches the end."""
-    fraction: tuple[float, float] = (0.1, 0.7)
+    whole: Share = 0.5
+    """Probability that nothing of a clip is given, and the whole clip is generated."""
+    continuation: Share = 0.2
+    """Of the other clips, the share whose first span reaches the end."""
+    fraction: tuple[Fraction, Fraction] = (0.1, 0.7)
     """Length of a span relative to the clip, drawn uniformly between these."""
-    spans: int = 2
-    """Largest number of spans of a clip; each clip has at least one. They may overlap."""
+    spans: Annotated[int, Range(1, 1024)] = 2
+    """Largest number of spans of a clip, which may overlap. The number is drawn uniformly from 1 up to it."""
 
-    def __post_init__(self) -> None:
-        for name in ("whole", "continuation"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} should lie within 0..1, got {value}")
+    def _check_fit(self) -> None:
         low, high = self.fraction
-        if not 0 < low <= high <= 1:
-            raise ConfigError(f"fraction should be two numbers within 0..1, the smaller first, got {[low, high]}")
-        if self.spans < 1:
-            raise ConfigError(f"spans should be at least 1, got {self.spans}")
+        self._require(low <= high, "fraction", "two numbers, the smaller first")
 
     def draw(self, lengths: Tensor, time: int, generator: torch.Generator | None = None) -> Tensor:
         """[B, T] bool, True at the tokens to generate, for clips of ``lengths`` [B] in rows of ``time`` tokens.

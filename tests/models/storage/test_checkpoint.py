@@ -144,7 +144,7 @@ def spoil(value, dtype=torch.float32):
         (lambda folder: (folder / "config.json").unlink(), r"is no model folder: it has no config\.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors does not exist"),
         (break_json, r"config\.json is not readable JSON"),
-        (break_config, r"config\.json: unknown key 'n_layer'"),
+        (break_config, r"config\.json: n_layer is not a key; the keys here are sample_rate"),
         (foreign_config, "does not describe a model of losatok_ext"),
         (break_shape, r"bottleneck\.down\.fc2\.weight has shape \[8, 16\].*\[12, 16\]"),
         (truncate, "not a whole safetensors file"),

@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_named(model, clips):
     with pytest.raises(UserError, match=r"target_error: this model has a quantizer \(fsq"):
         quantized.encode(*_audio(clips), target_error=0.1)
     for wrong in ((4, 2, 8), (2, 4), (2, 2, 8)):
-        with pytest.raises(ConfigError, match=r"nested_dims should be empty, or ascend to latent_dim \(8\)"):
+        with pytest.raises(ConfigError, match=r"nested_dims should be empty, or ascending to latent_dim \(8\)"):
             small_config(nested_dims=wrong)
 
 

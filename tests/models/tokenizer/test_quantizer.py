@@ -233,8 +233,8 @@ def test_the_configuration_takes_a_mapping_and_gives_it_back(kind):
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ({"kind": "pq"}, "the kind of a quantizer should be one of 'vq'.*got 'pq'"),
-        ({"kind": "vq", "size": 3}, "unknown key 'size'"),
+        ({"kind": "pq"}, "quantizer.kind should be one of 'vq'.*got 'pq'"),
+        ({"kind": "vq", "size": 3}, "quantizer.size is not a key"),
         ({"kind": "vq", "codebook_size": 0}, "codebook_size should be"),
         ("vq", "should be a mapping"),
     ],

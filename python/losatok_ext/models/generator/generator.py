@@ -6,12 +6,11 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from losatok_ext.errors import ConfigError, UserError
+from losatok_ext.errors import UserError
 from losatok_ext.masks import valid_mask
 from losatok_ext.models.generator.dit import DiT
 from losatok_ext.models.generator.dit_conditions import Conditions
@@ -37,31 +36,13 @@ class GeneratorConfig(StoredConfig):
     """Whether the time-aligned condition is the known part of a clip: its latents, with zeros elsewhere, and a channel
     that is 1 where they are known (``dit.aligned_dim = latent_dim + 1``). Such a generator is better at editing."""
 
-    def __post_init__(self) -> None:
-        if self.context and self.dit.aligned_dim != self.dit.latent_dim + 1:
-            raise ConfigError(
-                f"aligned_dim should be latent_dim + 1 = {self.dit.latent_dim + 1} for a generator with context, got "
-                f"{self.dit.aligned_dim}"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain values; :meth:`from_dict` reads them back."""
-        return {"dit": self.dit.to_dict(), "flow": dataclasses.asdict(self.flow), "context": self.context}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GeneratorConfig:
-        """The configuration of what :meth:`to_dict` gave.
-
-        Raises:
-            ConfigError: an unknown key, or a value that does not fit.
-        """
-        if not isinstance(values, Mapping) or set(values) != {"dit", "flow", "context"}:
-            raise ConfigError("a generator's configuration should have the keys dit, flow and context")
-        try:
-            flow = FlowMatching(**values["flow"])
-        except TypeError as error:
-            raise ConfigError(f"flow: {error}") from None
-        return cls(DiTConfig.from_dict(values["dit"]), flow, bool(values["context"]))
+    def _check_fit(self) -> None:
+        fits = not self.context or self.dit.aligned_dim == self.dit.latent_dim + 1
+        self._require(
+            fits,
+            "context",
+            f"false, or dit.aligned_dim latent_dim + 1 = {self.dit.latent_dim + 1} (it is {self.dit.aligned_dim})",
+        )
 
 
 class Generator(nn.Module):

@@ -5,13 +5,13 @@ Every command, ``--init`` and every ``from_pretrained`` opens its folder with :f
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from losatok_ext.configuration import read_json
 from losatok_ext.errors import CheckpointError, ConfigError
 from losatok_ext.models.storage.stored_config import StoredConfig
 from losatok_ext.pretrained import resolve
@@ -79,8 +79,8 @@ def is_model(path: str | os.PathLike[str]) -> bool:
     """
     folder = find_folder(path)
     try:
-        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = read_json(folder / CONFIG_FILE)
+    except ConfigError:
         return (folder / RUN_FILE).is_file()
     return isinstance(values, dict) and values.get("model_type") in MODEL_TYPES
 
@@ -121,9 +121,9 @@ def open_folder(path: str | os.PathLike[str], model_type: str | None = None) -> 
             f"{folder} is no model folder: {missing}; pass the folder that save_pretrained or `losatok train` wrote"
         )
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not readable JSON ({error}); save the model again") from error
+        values = read_json(file)
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; save the model again") from error
     found = values.get("model_type") if isinstance(values, dict) else None
     if not isinstance(found, str) or found not in MODEL_TYPES or "config" not in values:
         raise CheckpointError(

@@ -28,9 +28,9 @@ class CropSource:
     """Draws batches of random crops from a corpus.
 
     An epoch visits every clip once per ``crop_seconds`` of its length (at least once), in an order shuffled by seed and
-    epoch; each visit takes a crop at a random place. Clips shorter than a crop are taken whole. With
-    ``config.balance`` each domain has such epochs of its own, and crops are dealt to domains by their shares. A file
-    that turns out unreadable is noted in :attr:`unreadable` and the next clip of the order stands in for it.
+    epoch; each visit takes a crop at a random place. Clips shorter than a crop are used completely. With
+    ``config.balance`` each domain has its own epochs, and crops are assigned to domains by their shares. A file
+    that cannot be read is noted in :attr:`unreadable`, and the next clip of the order is used instead.
 
     Args:
         corpus: the clips.
@@ -79,7 +79,7 @@ class CropSource:
             )
             for name, share in shares.items()
         )
-        """The corpus by domain, in the order of their names, and the share of each."""
+        """The domains of the corpus in the order of their names, with the share of each."""
         self._schedule: DomainSchedule | None = None
         if config.balance.changes_shares:
             self._schedule = DomainSchedule(list(shares.values()), seed)
@@ -92,7 +92,7 @@ class CropSource:
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def over(self, corpus: Corpus, augmented: bool) -> CropSource:
-        """The same source of other clips, whose crops are varied as here or not at all."""
+        """A source of other clips with the same settings; ``augmented`` says whether its crops are varied."""
         return CropSource(
             corpus,
             self.config,
@@ -104,13 +104,13 @@ class CropSource:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Batches until every clip was visited in proportion to its length, in the domain that takes the longest."""
+        """Batches in one epoch; with shares by domain, of the domain whose epoch is the longest."""
         if self._schedule is None:
             return len(self._all_visits) / self.batch_size
         return max(domain.visits / domain.share for domain in self.domains if domain.share) / self.batch_size
 
     def check_enough(self) -> None:
-        """Raise TrainingError when all clips together do not fill one batch: it would repeat some of them."""
+        """Raise TrainingError where the clips do not fill one batch, which would then hold some of them twice."""
         crops = len(self._all_visits)
         if crops < self.batch_size:
             raise TrainingError(
@@ -144,8 +144,8 @@ class CropSource:
         return Crop(vary(audio, variation, other), clip, False, features)
 
     def _read(self, order: np.ndarray, position: int, samples: int, place: float) -> tuple[Tensor, Tensor | None, Clip]:
-        """A crop of the clip at ``position`` of ``order``, or of the first one after it that can be read, and its
-        features where they are stored."""
+        """(crop, its stored features or None, its clip) of the clip at ``position`` of ``order``, or of the first clip
+        after it that can be read."""
         for attempt in range(MAX_UNREADABLE):
             index = int(order[(position + attempt) % len(order)])
             clip = self.corpus.clips[index]
@@ -157,12 +157,12 @@ class CropSource:
         raise TrainingError(f"{MAX_UNREADABLE} files in a row cannot be read, the last: {last}")
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
-        """The batch of ``step`` (from 0): always the same one for the same corpus, seed, crop length and batch size.
+        """The batch of one step; it depends on nothing but the corpus, the seed, the crop length and the batch size.
 
         Args:
-            step: which.
-            rows: only these of its crops are read and returned, which is what one of several processes takes of a
-                common batch. The crops are the same as in the whole batch, but padded to the longest of these rows.
+            step: from 0.
+            rows: read and return only these rows of it, as one of several processes does. The crops are those of the
+                complete batch, but padded to the longest of these rows.
 
         Raises:
             ValueError: ``rows`` holds none of the batch's crops.

@@ -1,4 +1,4 @@
-"""Latent files to train a generator on: encoded once, read as often as training likes."""
+"""Latent files to train a generator on."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from losatok_ext.training.data.token_corpus import TokenCorpus, open_tokens
 
 @dataclass(frozen=True)
 class LatentCorpus(Corpus):
-    """A :class:`Corpus` whose clips are latent files: its samples are tokens [T, d], its rate is tokens per second."""
+    """A :class:`Corpus` of latent files: crops are [T, d], lengths are tokens, the rate is tokens per second."""
 
     fingerprint: str = ""
-    """Of the tokenizer that encoded all of them."""
+    """Fingerprint of the tokenizer that encoded all of them."""
     width: int = 0
-    """d."""
+    """d, the dimensions of a latent."""
 
     def batch(self, crops: Sequence[Crop], lengths: Tensor, size: int) -> LatentBatch:
         """See :meth:`Corpus.batch`."""
@@ -42,7 +42,7 @@ def _latents(path: Path, fingerprint: str) -> Tensor:
     """The means [T, d] in a latent file.
 
     Raises:
-        LatentFileError: as :func:`load_latents`, and when it holds codes.
+        LatentFileError: the file cannot be read, is of another tokenizer, or holds codes.
     """
     mu = load_latents(path, fingerprint).mu
     if mu is None:
@@ -54,7 +54,7 @@ def holds_latents(data: Path) -> bool:
     """Whether ``data`` is a folder or manifest of latent files, or shards of latents.
 
     Raises:
-        TrainingError: it has latent files and others.
+        TrainingError: a manifest names both latent files and others.
     """
     if is_shards(data):
         return shards_kind(data) == LATENTS
@@ -73,7 +73,7 @@ def holds_latents(data: Path) -> bool:
 
 
 def _names(manifest: Path) -> list[str]:
-    """The files that a manifest names; none of a broken manifest, which :func:`find_dataset` will complain about."""
+    """The files that a manifest names; empty for a broken manifest, for which :func:`find_dataset` raises later."""
     try:
         return [item.name for item in read_manifest(manifest)]
     except InputError:

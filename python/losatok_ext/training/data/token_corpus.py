@@ -1,4 +1,4 @@
-"""What a frozen network gave for each clip, to train on in its place: teacher features or latents, out of shards."""
+"""Stored outputs of a frozen network to train on, from shards: features of a teacher, or latents."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from losatok_ext.training.data.corpus import Clip, Corpus, Crop, attempt
 
 @dataclass(frozen=True)
 class TokenCorpus(Corpus):
-    """A :class:`Corpus` of token sequences: its samples are tokens [T, d], its rate is tokens per second."""
+    """A :class:`Corpus` of token sequences: crops are [T, d], lengths are tokens, the rate is tokens per second."""
 
     fingerprint: str = ""
-    """Of the model, of teacher features that of the teacher, which computed all of them."""
+    """Fingerprint of the tokenizer (for features: the teacher) that computed all of them."""
     width: int = 0
-    """d."""
+    """d, the dimensions of a token."""
     kind: str = LATENTS
     """``shard_index.FEATURES`` or ``LATENTS``."""
 
@@ -40,7 +40,7 @@ class TokenCorpus(Corpus):
         return FeatureBatch(features=rows, gram_energy=torch.tensor(energy), **common)
 
     def digest(self, texts: bool = False, domains: bool = False) -> str:
-        """As :meth:`Corpus.digest`, with the fingerprint: other tokens of the same clips are other data."""
+        """The hash of :meth:`Corpus.digest` and the fingerprint: other tokens of the same clips are other data."""
         return f"{super().digest(texts, domains)}-{self.fingerprint}"
 
     def _samples(self, clip: Clip, index: int, samples: int, place: float) -> Tensor:
@@ -96,10 +96,10 @@ def _read_all(clip: Clip, width: int) -> Tensor:
 
 
 def token_facts(data: Path, shards: Shards) -> dict[str, Any]:
-    """What all clips in shards of tokens have in common: ``fingerprint``, ``width``, ``frame_rate`` and more.
+    """The facts about all clips in shards of tokens: ``fingerprint``, ``width``, ``frame_rate`` and more.
 
     Raises:
-        TrainingError: the shards do not say it.
+        TrainingError: one of these three is missing.
     """
     facts = shards.facts
     counts = [facts.get(name) for name in ("width", "frame_rate")]
@@ -111,10 +111,10 @@ def token_facts(data: Path, shards: Shards) -> dict[str, Any]:
 
 
 def token_clip(sample: Sample, kind: str) -> Clip:
-    """A clip of tokens as its shard describes it.
+    """A clip of tokens, from its description in the shard.
 
     Raises:
-        ShardError: the shard does not say what is needed.
+        ShardError: a value is missing or of the wrong kind.
     """
     values, shard = sample.values, sample.member.shard
     tokens, energy = values.get("tokens"), values.get("gram_energy")

@@ -1,9 +1,9 @@
-"""The state of a run on disk: written whole or not at all, safetensors and JSON only, the newest few kept.
+"""Checkpoints of a run: written completely or not at all, in safetensors and JSON; the newest few are kept.
 
 ``checkpoints/step-XXXXXXXX/`` holds ``model.safetensors`` (what training changes), ``optimizer.safetensors``,
-``ema.safetensors``, ``critic.safetensors`` and ``critic_optimizer.safetensors`` where there are such, and
-``state.json``. ``checkpoints/frozen.safetensors`` holds the weights that training leaves
-alone, once; ``checkpoints/run.json`` says what the run was told. A run can go on from that folder alone.
+``ema.safetensors``, ``critic.safetensors`` and ``critic_optimizer.safetensors`` where the run has them, and
+``state.json``. ``checkpoints/frozen.safetensors`` holds the weights that do not train, once; ``checkpoints/run.json``
+holds the run's configuration and data. A run can go on from that folder alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STEP = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: tensors by file (``model``, ``optimizer``, ...) and name, and the JSON ``state``."""
+    """A checkpoint as it was read: tensors by file (``model``, ``optimizer``, ...) and name, and the JSON ``state``."""
 
     path: Path
     step: int
@@ -47,10 +47,11 @@ class CheckpointStore:
 
     Args:
         output: the run's folder.
-        keep: so many checkpoints are kept.
+        keep: the number of checkpoints to keep.
 
     Raises:
-        TrainingError: (on entering) the folder cannot be made, or another process trains there.
+        TrainingError: on entering: the folder cannot be made, or another process trains there.
+        UserError: on entering: filelock is not installed.
     """
 
     def __init__(self, output: Path, keep: int) -> None:
@@ -83,10 +84,10 @@ class CheckpointStore:
         return sorted((int(match[1]), path) for match, path in found if match)
 
     def write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of ``step`` under a temporary name, flush, rename; then remove those beyond ``keep``.
+        """Write the checkpoint of ``step`` under a temporary name, flush it and rename it; then remove the oldest ones.
 
         Raises:
-            TrainingError: it cannot be written (a full disk); those before it are intact.
+            TrainingError: it cannot be written (a full disk); the earlier checkpoints are intact.
         """
         size = sum(t.numel() * t.element_size() for named in tensors.values() for t in named.values())
         try:
@@ -125,11 +126,9 @@ class CheckpointStore:
         return path
 
     def _remove(self, path: Path) -> None:
-        doomed = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
-        path.rename(
-            doomed / path.name
-        )  # first out of sight, so that a crash leaves no half checkpoint under a real name
-        shutil.rmtree(doomed)
+        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
+        path.rename(temporary / path.name)  # renamed first, so that a crash leaves no half checkpoint under its name
+        shutil.rmtree(temporary)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint, or None.
@@ -151,7 +150,7 @@ class CheckpointStore:
         return Checkpoint(path, step, tensors, state)
 
     def write_run(self, facts: Mapping[str, Any], frozen: Mapping[str, Tensor]) -> None:
-        """Write what the run was told (``run.json``) and the weights that it leaves alone, before the first step."""
+        """Write ``facts`` (to ``run.json``) and the weights that do not train, before the first step."""
         try:
             with atomic_path(self.root / "frozen.safetensors") as temporary:
                 save_file({n: t.detach().cpu().contiguous() for n, t in frozen.items()}, temporary)
@@ -161,7 +160,7 @@ class CheckpointStore:
             raise TrainingError(f"{self.root}: cannot be written ({error}); make room, then start again") from None
 
     def read_run(self) -> dict[str, Any]:
-        """What :meth:`write_run` was given.
+        """The facts that :meth:`write_run` wrote.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -174,7 +173,7 @@ class CheckpointStore:
             ) from None
 
     def read_frozen(self) -> dict[str, Tensor]:
-        """The weights that training leaves alone.
+        """The weights that do not train, as :meth:`write_run` wrote them.
 
         Raises:
             CheckpointError: they cannot be read.
@@ -208,7 +207,7 @@ def capture_random(device: torch.device) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def restore_random(tensors: Mapping[str, Tensor], values: Mapping[str, Any], device: torch.device) -> None:
-    """Set the global random generators to what :func:`capture_random` returned (CUDA's, where both sides have one)."""
+    """Set the global random generators to a state of :func:`capture_random` (that of CUDA where both have one)."""
     version, words, gauss = values["python"]
     random.setstate((version, tuple(words), gauss))
     name, position, has_gauss, cached = values["numpy"]
@@ -220,7 +219,7 @@ def restore_random(tensors: Mapping[str, Tensor], values: Mapping[str, Any], dev
 
 @contextmanager
 def keep_random(device: torch.device) -> Iterator[None]:
-    """Leave the caller's global random generators as they were found."""
+    """Restore the state of the global random generators at the end."""
     tensors, values = capture_random(device)
     try:
         yield

@@ -30,17 +30,17 @@ from losatok_ext.training.stages.base import Stage
 class Trainer:
     """Trains one stage to its last step, from the beginning or from a checkpoint.
 
-    What is drawn at random in a step is a function of the run's seed and the step: there is no state of random
-    generators to keep, and nothing between two steps can disturb it.
+    The random numbers of a step are a function of the run's seed and the step, so that no state of random generators
+    has to be kept, and what happens between two steps does not matter.
 
     Args:
         stage: the stage; its model (and critic) is on the device already, with its weights.
         source: of batches.
         config: of the run.
         steps: length of the run.
-        store: where checkpoints go.
+        store: of checkpoints.
         processes: this one, and those that train with it.
-        validator: of the run; None: nothing is validated.
+        validator: of the run; None where nothing is validated.
 
     Raises:
         ConfigError: the batch cannot be cut evenly into the parts asked for.
@@ -98,7 +98,7 @@ class Trainer:
         self.processes.agree(lambda: self.store.write(self.step, tensors, state))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from ``checkpoint``, exactly (on the CPU bit for bit), whose weights the model has already."""
+        """Continue from ``checkpoint``, exactly (on the CPU bit for bit); the model has its weights already."""
         tensors, values = checkpoint.tensors, checkpoint.state
         self.learner.restore(tensors["optimizer"])
         if self.average is not None:

@@ -1,4 +1,4 @@
-"""A step's batch, cut into the parts that are computed one after another, and what each part counts for."""
+"""A step's batch, cut into the parts that are computed one after another, and the weight of each part."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Part:
 
     batch: Batch
     first: int
-    """Its first row in the whole batch."""
+    """Number of its first row in the step's batch."""
     lengths: Tensor
-    """[B] int64, of all rows of the whole batch."""
+    """[B] int64, the lengths of all rows of the step's batch."""
     index: int
-    """Number of this part among those of all processes."""
+    """Number of this part among the parts of all processes."""
     last: bool
     """Whether no other part of this process follows in the step."""
 
     def shares(self, stage: Stage) -> _Shares:
-        """What each loss of the part counts for in that of the whole batch: they are means over valid frames."""
+        """The weight of each loss of this part in the loss of the step's batch: its share of what the mean is over."""
         if len(self.lengths) == len(self.batch.lengths):
             return _Shares(1.0, {})
         own, all_ = self.batch.lengths, self.lengths
@@ -50,8 +50,8 @@ class Part:
 
     @contextmanager
     def random(self, seed: int, stream: int, number: int) -> Iterator[None]:
-        """Seed all global generators for this part, and let ``losatok_ext.nn.noise`` draw what is its own of the
-        numbers of the whole batch: what a step draws is a function of the run's seed and the step alone."""
+        """Seed all global random generators for this part, and let ``losatok_ext.nn.noise`` draw the part's rows of the
+        numbers for the step's batch. What a step draws depends only on the run's seed and the step."""
         own, common = (
             int(np.random.SeedSequence([seed, stream, number, part]).generate_state(1, np.uint64)[0] >> 1)
             for part in (self.index + 1, 0)
@@ -77,7 +77,7 @@ def _ratio(part: Tensor | None, everything: Tensor | None) -> float:
 
 
 def rows_of_process(batch_size: int, processes: Processes, accumulate: int) -> slice:
-    """The rows of a common batch that this process takes.
+    """The rows of a step's batch that this process computes.
 
     Raises:
         ConfigError: the batch cannot be cut into ``processes.count * accumulate`` equal parts.
@@ -93,7 +93,7 @@ def rows_of_process(batch_size: int, processes: Processes, accumulate: int) -> s
 
 
 def cut(batch: Batch, processes: Processes, accumulate: int, multiple: int) -> Iterator[Part]:
-    """The parts of this process's rows ``batch``, on the device, padded as the whole batch is."""
+    """The parts of this process's rows ``batch``, on the device, padded to the longest row of all processes."""
     lengths = processes.joined(batch.lengths)
     longest = -(-int(lengths.max()) // multiple) * multiple
     batch = batch.padded(longest)

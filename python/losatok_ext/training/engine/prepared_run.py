@@ -1,4 +1,4 @@
-"""A run that is ready to train: data, model and loop of any stage, from its beginning or from its last checkpoint."""
+"""Preparing a run of any stage: data, model and loop, at its beginning or from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class RunStart:
     corpus: Corpus
     device: torch.device
     processes: int
-    """So many train together."""
+    """Number of processes that train together."""
     steps: int
     start: int
     """Steps already done; 0 in a new run."""
     epochs: float
-    """How often the whole run visits every clip."""
+    """How often the run visits each clip, all steps together."""
     trained_parameters: int
     parameters: int
     domains: tuple[DomainShare, ...] = ()
@@ -50,15 +50,23 @@ class RunStart:
 
 
 class PreparedRun:
-    """A run of ``stage`` in the folder of ``store``.
+    """A run of ``stage`` in the folder of ``store``, ready to train.
+
+    Args:
+        stage: not yet opened.
+        store: of checkpoints, locked.
+        config: of the run.
+        processes: this one, and those that train with it.
 
     Raises:
-        ConfigError, TrainingError, CheckpointError: what cannot be used, in one sentence.
+        ConfigError: the configuration does not fit the stage, the model or the data.
+        TrainingError: the data cannot be used, or ``store`` holds another run.
+        CheckpointError: a model or checkpoint cannot be read.
     """
 
     def __init__(self, stage: Stage, store: CheckpointStore, config: TrainConfig, processes: Processes) -> None:
         self.stage, self.processes = stage, processes
-        rows_of_process(config.batch_size, processes, config.optimizer.accumulate)  # said before anything is written
+        rows_of_process(config.batch_size, processes, config.optimizer.accumulate)  # raises before files are written
         self.steps = config.steps or stage.paper_steps
         checkpoint = store.latest()
         facts: dict[str, Any] = {"stage": stage.name, "config": config.to_dict()}
@@ -127,7 +135,7 @@ class PreparedRun:
         )
 
     def save_model(self, folder: Path) -> None:
-        """Write the model folder, of the weights' moving mean where there is one.
+        """Write the model folder, with the moving mean of the weights where there is one.
 
         Raises:
             TrainingError: it cannot be written.
@@ -161,7 +169,7 @@ def _check_same_run(store: CheckpointStore, facts: dict[str, Any]) -> None:
         raise TrainingError(
             f"{output} holds a run of train {then['stage']}; choose another folder for train {facts['stage']}"
         )
-    # A run of an older release knows fewer keys; it used what is their default now.
+    # A run of an older release has fewer keys: for it they had what is their default now.
     changed = differences(TrainConfig.from_dict(then["config"], str(store.root)).to_dict(), facts["config"])
     if changed:
         raise TrainingError(

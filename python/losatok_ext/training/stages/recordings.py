@@ -1,4 +1,4 @@
-"""What the stages that train a LoSATok model share: recordings, or what a frozen teacher gave for them."""
+"""The base of the stages that train a LoSATok model, on recordings or on stored features of a frozen teacher."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def open_recordings(data: str | Path, model: LoSATokConfig, config: TrainConfig)
     """The recordings of ``data`` at the rate of ``model``, and their batches.
 
     Raises:
-        TrainingError: no recording can be used, or all together do not fill a batch.
+        TrainingError: no recording can be used, or all together do not fill one batch.
         ConfigError: ``config.data.balance`` does not fit their domains.
     """
     corpus = open_corpus(data, model.sample_rate, _multiple(model), config.data.cache_megabytes)
@@ -51,7 +51,7 @@ def open_recordings_with_features(
 
 
 def _multiple(model: LoSATokConfig) -> int:
-    """Samples of one token of the semantic encoder, which sees the most audio at once: a clip needs one."""
+    """Samples of one token of the semantic encoder, whose tokens are the longest: a clip needs at least one."""
     return max(model.samples_per_token, model.semantic_upsampling * model.samples_per_token)
 
 

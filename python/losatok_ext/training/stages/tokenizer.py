@@ -17,7 +17,6 @@ from losatok_ext.nn.adversarial import discriminator_loss, feature_matching_loss
 from losatok_ext.nn.discriminators import Discriminators
 from losatok_ext.nn.label_probe import LabelProbe
 from losatok_ext.nn.noise import integers
-from losatok_ext.nn.quantizers import QuantizerConfig, quantizer_config
 from losatok_ext.training.config.train import TrainConfig
 from losatok_ext.training.data.batches import Batch, recordings_of
 from losatok_ext.training.data.corpus import Corpus
@@ -110,11 +109,11 @@ class TokenizerStage(TokenizerView, RecordingStage):
         """The configuration in the folder ``init``, which ``losatok train sembo`` wrote, with the run's quantizer.
 
         Raises:
-            ConfigError: there is no ``init``, or ``quantizer`` holds a key or value that does not fit.
+            ConfigError: there is no ``init``.
             CheckpointError: the folder cannot be read.
         """
         ours = open_folder(_init(self.config), TOKENIZER).config(LoSATokConfig)
-        quantizer, floor = _quantizer(self.config), self.config.supervision.kl_floor
+        quantizer, floor = self.config.quantizer, self.config.supervision.kl_floor
         if quantizer is not None:
             ours = dataclasses.replace(ours, quantizer=quantizer)
         return ours if floor is None else dataclasses.replace(ours, kl_clamp=floor)
@@ -130,7 +129,7 @@ class TokenizerStage(TokenizerView, RecordingStage):
         """
         model, self.notes = read_in_float32(LoSATok, _init(self.config), "init")
         self.check_teacher(model)
-        quantizer, floor = _quantizer(self.config), self.config.supervision.kl_floor
+        quantizer, floor = self.config.quantizer, self.config.supervision.kl_floor
         if quantizer is not None:
             torch.manual_seed(self.config.seed)
             model = model.with_quantizer(quantizer)
@@ -226,15 +225,6 @@ class _Kept(NamedTuple):
     """[B] int64, their lengths."""
     labels: Tensor | None
     """[B] int64 classes, -1 for none; None where labels are not learned from."""
-
-
-def _quantizer(config: TrainConfig) -> QuantizerConfig | None:
-    if not config.quantizer:
-        return None
-    try:
-        return quantizer_config(config.quantizer)
-    except ConfigError as error:
-        raise ConfigError(f"quantizer: {error}") from None
 
 
 def _init(config: TrainConfig) -> str:
