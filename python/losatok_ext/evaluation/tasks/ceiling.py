@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -57,17 +57,15 @@ def products(dtype: torch.dtype, device: str, size: int) -> dict[str, Callable[[
     """
     if device != "cpu":
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        return {"torch.mm": lambda: a @ b}
+        return {"torch.mm": partial(torch.mm, a, b)}
     found: dict[str, Callable[[], Tensor]] = {}
     for computed in (torch.float32,) if dtype == torch.float16 else dict.fromkeys((dtype, torch.float32)):
         x, y = (torch.randn(size, size).to(computed) for _ in range(2))
         suffix = "" if computed == dtype else " in float32"
-        found[f"torch.mm{suffix}"] = lambda x=x, y=y: x @ y
+        found[f"torch.mm{suffix}"] = partial(torch.mm, x, y)
         if _onednn(computed):
             packed = torch.ops.mkldnn._reorder_linear_weight(y)
-            found[f"oneDNN{suffix}"] = lambda x=x, packed=packed: torch.ops.mkldnn._linear_pointwise(
-                x, packed, None, "none", [], ""
-            )
+            found[f"oneDNN{suffix}"] = partial(torch.ops.mkldnn._linear_pointwise, x, packed, None, "none", [], "")
     return found
 
 
