@@ -10,9 +10,10 @@ from losatok_ext.evaluation.reporting.report import Bar, BarChart, Headline, Rep
 from losatok_ext.evaluation.tasks.precision import PrecisionResult
 
 EXPLANATION = (
-    "Errors are against float32 of the same model: of tokens as root mean square, relative; of waveforms as signal to "
-    "noise, each encoded and decoded in its own precision, and for the decoder alone from float32's tokens. Times are "
-    "the best of rounds in turn, with float32's time over them; peak memory is beyond the weights"
+    "Errors are relative to float32 of the same model. Token error: root mean square difference of the latents, "
+    "divided by their root mean square. Waveform SNR: each precision encodes and decodes; of the decoder: each "
+    "precision decodes the latents of float32. Times are the best of several rounds in which the precisions take "
+    "turns; in brackets, the time of float32 divided by them. Peak memory does not include the weights"
 )
 
 
