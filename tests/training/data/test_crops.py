@@ -91,6 +91,15 @@ def test_a_broken_manifest_is_named_by_file_and_line(folder, lines, message):
         opened(manifest)
 
 
+def test_a_manifest_without_a_usable_file_is_refused(folder):
+    manifest = folder / "list.jsonl"
+    manifest.write_text('{"path": "a/gone.wav"}')
+    with pytest.raises(
+        TrainingError, match=r"list.jsonl: none of its 1 audio files can be used; the first: .*gone.wav"
+    ):
+        opened(manifest)
+
+
 def test_data_that_is_none_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="no such folder or manifest"):
         opened(tmp_path / "gone")
