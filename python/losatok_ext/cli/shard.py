@@ -1,4 +1,4 @@
-"""``losatok shard``: recordings into WebDataset shards, which train the same and read faster from slow disks."""
+"""``losatok shard``: recordings in WebDataset shards. Training gives the same result, and slow disks read faster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def shard(
     data: Data,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the shards.", show_default=False)],
     sample_rate: Annotated[
-        int, typer.Option(help="Hz of the shards' audio; the models take 16000.", min=1000, max=655_350)
+        int, typer.Option(help="Sample rate of the shards in Hz; the models take 16000.", min=1000, max=655_350)
     ] = 16_000,
     megabytes: Megabytes = 256.0,
 ) -> None:
