@@ -86,7 +86,7 @@ def test_unusable_files_are_named_and_the_rest_is_used(folder):
 def test_a_broken_manifest_is_named_by_file_and_line(folder, lines, message):
     manifest = folder / "list.jsonl"
     manifest.write_text("\n".join(lines))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises((InputError, TrainingError), match=message):
         opened(manifest)
 
 
