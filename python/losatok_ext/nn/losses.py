@@ -12,7 +12,7 @@ from torch import Tensor
 from losatok_ext.audio.constants import Constants, hann_window
 from losatok_ext.audio.mel import mel_filter_bank
 from losatok_ext.audio.stft import centred_magnitude, frame_count
-from losatok_ext.masks import keep_valid
+from losatok_ext.masks import keep_valid, valid_mask
 
 
 def masked_mean(per_frame: Tensor, lengths: Tensor | None) -> Tensor:
@@ -24,7 +24,7 @@ def masked_mean(per_frame: Tensor, lengths: Tensor | None) -> Tensor:
     per_frame = per_frame if per_frame.dtype == torch.float64 else per_frame.float()
     if lengths is None:
         return per_frame.sum() / max(per_frame.numel(), 1)
-    valid = torch.arange(per_frame.shape[1], device=per_frame.device) < lengths[:, None]
+    valid = valid_mask(lengths.to(per_frame.device), per_frame.shape[1])
     return torch.where(valid, per_frame, 0.0).sum() / valid.sum().clamp(min=1)
 
 
