@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(shell find csrc cmake CMakeLists.txt -type f 2>/dev/null)
 
-.PHONY: reproduce help build demo test lint format bench report evidence gpu-check wheel clean
+.PHONY: reproduce help build demo test isa lint format bench report evidence gpu-check wheel clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
 
@@ -20,7 +20,7 @@ $(VENV)/.torch: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --upgrade pip
 	$(PIP) install -q "$(TORCH)"
-	$(PIP) install -q "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.22" ninja
+	$(PIP) install -q "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.25.2" ninja
 	@touch $@
 
 # An isolated build would fetch a torch of its own, so the build tools are installed first and isolation is off. pesq, on the
@@ -39,6 +39,9 @@ demo: build  ## reconstruct with the bundled model, train a small generator on i
 
 test: build  ## run the test suite
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+isa: build  ## test the ops and the golden cases as processors with other instruction sets would run them
+	$(BIN)/python tests/instruction_sets.py
 
 lint: build  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

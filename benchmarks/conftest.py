@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ceiling import interleave, matrix_ceiling, peak_memory
+from losatok_ext.evaluation.tasks.ceiling import Ceiling, matrix_ceiling
+from losatok_ext.evaluation.tasks.side_by_side import interleave, peak_memory
 from machine import commit, device_slug, machine_name
 
 ROWS = pytest.StashKey[list]()
@@ -43,8 +44,8 @@ def compare(benchmark, request, device):
     """compare(label, ours, peers, flop=None, dtype=torch.float32, memory=False, rounds=7) -> {name: Timing}.
 
     ``peers`` maps names to functions of no arguments. ``flop`` is what the products alone need, for the share of the
-    ceiling of ``dtype``. With ``memory``, peak memory is compared as well. ``rounds`` are the least number of them;
-    fewer than 7 are for what takes seconds.
+    ceiling of ``dtype``, the narrowest dtype in which the op computes products. With ``memory``, peak memory is
+    compared as well. ``rounds`` are the least number of them; fewer than 7 are for what takes seconds.
     """
     config = request.config
 
@@ -70,7 +71,7 @@ def compare(benchmark, request, device):
         }
         if flop is not None:
             row["tflops"] = round(flop / best / 1e12, 4)
-            row["ceiling_share"] = round(flop / best / matrix_ceiling(dtype, device), 3)
+            row["ceiling_share"] = round(flop / best / matrix_ceiling(dtype, device).flop_per_second, 3)
         if memory:
             row["ours_mib"] = round(peak_memory(ours, device) / 2**20, 1)
             row |= {f"{name}_mib": round(peak_memory(peer, device) / 2**20, 1) for name, peer in peers.items()}
@@ -81,7 +82,7 @@ def compare(benchmark, request, device):
     return run
 
 
-def keep(folder: Path, device: str, rows: list[dict], ceilings: dict[str, float]) -> Path:
+def keep(folder: Path, device: str, rows: list[dict], ceilings: dict[str, Ceiling]) -> Path:
     """Write ``rows`` to ``folder``/<device>/<date>.json, beside what the same day's earlier runs measured."""
     path = folder / device_slug(device) / f"{date.today()}.json"
     measured = commit()
@@ -95,7 +96,8 @@ def keep(folder: Path, device: str, rows: list[dict], ceilings: dict[str, float]
         "threads": torch.get_num_threads(),
         "date": str(date.today()),
         "commit": measured,
-        "ceilings": ceilings,
+        "ceilings": {dtype: ceiling.flop_per_second for dtype, ceiling in ceilings.items()},
+        "ceiling_libraries": {dtype: ceiling.library for dtype, ceiling in ceilings.items()},
         "rows": list(merged.values()),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +117,7 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section("side by side (best of all rounds; ratios: peer's time over ours)")
     write(
         f"{machine_name(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads, {date.today()}; "
-        "matrix ceiling TFLOP/s: " + ", ".join(f"{dtype} {value / 1e12:.3f}" for dtype, value in ceilings.items())
+        "matrix ceiling: " + ", ".join(f"{dtype} {ceiling}" for dtype, ceiling in ceilings.items())
     )
     for row in rows:
         peers = [key.removeprefix("x_") for key in row if key.startswith("x_") and not key.endswith("_median")]

@@ -46,7 +46,7 @@ from losatok_ext.generation.sampling import SamplerConfig
 from losatok_ext.jobs.tokenize import encode_files
 from losatok_ext.models import LoSATok
 from losatok_ext.models.generator.generator import Generator
-from losatok_ext.recordings.find import find_inputs, place_outputs
+from losatok_ext.recordings import find_inputs, place_outputs
 from losatok_ext.training import TrainConfig, read_log, train_generator, train_sembo, train_tokenizer
 
 TOOL = Path(__file__).parents[1] / "tools" / "make_corpus.py"

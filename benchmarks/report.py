@@ -1,7 +1,7 @@
 """Write what was measured into the documents: tables, and a picture.
 
 ``make bench RESULTS=benchmarks/results`` keeps the figures of the ops, ``losatok evaluate precision`` those of
-precisions with ``-o benchmarks/results/<device>/precision/<model>.json``. ``make report`` then writes the tables
+precisions with ``-o benchmarks/results/<device>/precision/<model>``. ``make report`` then writes the tables
 between the marks ``<!-- measured: NAME -->`` and ``<!-- end -->`` of README.md, docs/performance.md and docs/speed.md,
 and draws docs/performance.png. Figures between the marks are never typed by hand.
 """
@@ -15,7 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from losatok_ext.evaluation.tasks.precision import EXPLANATION, PrecisionReport
+from losatok_ext.evaluation.reporting import markdown
+from losatok_ext.evaluation.tasks.precision import PrecisionResult
+from losatok_ext.evaluation.tasks.precision_report import EXPLANATION, precision_table
 from targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +82,11 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 def machine(result: dict) -> str:
     """Where and when a result was measured, in a line."""
-    ceilings = ", ".join(f"{dtype} {value / 1e9:.0f} GFLOP/s" for dtype, value in result["ceilings"].items())
+    libraries = result.get("ceiling_libraries", {})  # results of before 2026-12 do not say
+    ceilings = ", ".join(
+        f"{dtype} {value / 1e9:.0f} GFLOP/s" + (f" ({libraries[dtype]})" if dtype in libraries else "")
+        for dtype, value in result["ceilings"].items()
+    )
     commits = dict.fromkeys(row.get("commit", result["commit"]) for row in result["rows"])
     return (
         f"{result['machine']}, torch {result['torch']}, {result['threads']} threads, {result['date']}, "
@@ -105,9 +111,11 @@ def measured_rows(result: dict, labels: list[str] | None = None) -> str:
 
 
 def precision_tables(folder: Path) -> str:
-    """What ``losatok evaluate precision -o`` left in ``folder``/<device>/precision, a table for each file."""
-    reports = [PrecisionReport.from_dict(json.loads(path.read_text())) for path in sorted(folder.glob("*/precision/*"))]
-    return "\n".join(report.markdown() for report in reports).strip() + f"\n\n{EXPLANATION}."
+    """A table for each report that ``losatok evaluate precision`` wrote to ``folder``/<device>/precision/<model>."""
+    paths = sorted(folder.glob("*/precision/*/precision.json"))
+    tables = [precision_table(PrecisionResult.from_dict(json.loads(path.read_text()))) for path in paths]
+    parts = [f"{markdown.table(table.columns, table.rows)}\n{markdown.escape(table.note)}" for table in tables]
+    return "\n\n".join([*parts, f"{EXPLANATION}."])
 
 
 def targets_table(result: dict) -> str:

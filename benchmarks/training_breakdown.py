@@ -110,7 +110,7 @@ class Steps:
 
     def __init__(self, stage: Any, config: TrainConfig, device: torch.device) -> None:
         self.stage, self.config, self.device = stage, config, device
-        corpus, self.source = stage.open_data(stage.model_config())
+        corpus, self.source = stage.open_data(stage.data, stage.model_config())
         stage.start(stage.build(corpus).to(device))
         self.critic = getattr(stage, "critic", None)
         self.learner = Learner(stage.model, config.optimizer, 1000)
@@ -186,15 +186,15 @@ def stages(options: argparse.Namespace, device: torch.device, folder: Path) -> I
     for name in options.stages:
         kind, _, variant = name.partition(", ")
         if kind in ("tokenizer", "generator") and not init.exists():
-            SemBoStage(data, config(preset=options.preset)).build(None).save_pretrained(init)
+            SemBoStage(data, config(preset=options.preset), device).build(None).save_pretrained(init)
         stage: Any
         if kind == "teacher":
             chosen = config(preset=options.preset)
-            stage = TeacherStage(data, chosen)
+            stage = TeacherStage(data, chosen, device)
         elif kind == "sembo":
-            d = SemBoStage(data, config(preset=options.preset)).model_config().latent_dim
+            d = SemBoStage(data, config(preset=options.preset), device).model_config().latent_dim
             chosen = config(preset=options.preset, sembo={"prefixes": [d // 4, d // 2] if variant else []})
-            stage = SemBoStage(data, chosen)
+            stage = SemBoStage(data, chosen, device)
         elif kind == "tokenizer":
             kinds = [variant] if variant and variant != STORED else []
             chosen = config(init=str(init), discriminator={"kinds": kinds, "channels": size["channels"]})
@@ -202,7 +202,7 @@ def stages(options: argparse.Namespace, device: torch.device, folder: Path) -> I
             if variant == STORED:
                 recordings = folder / "features"
                 precompute_features(data, recordings, open_teacher(str(init)).to(device), audio=True)
-            stage = TokenizerStage(recordings, chosen)
+            stage = TokenizerStage(recordings, chosen, device)
         else:
             chosen = config(preset=options.preset, generator={"tokenizer": str(init), "statistics_seconds": 10})
             stage = GeneratorStage(data, chosen, device)

@@ -51,6 +51,7 @@ endif()
 
 set(CMAKE_CUDA_ARCHITECTURES ${LOSATOK_CUDA_ARCHS})
 enable_language(CUDA)
+include(${CMAKE_CURRENT_LIST_DIR}/require_cuda20.cmake)
 find_package(CUDAToolkit REQUIRED)
 if(NOT "${CUDAToolkit_VERSION_MAJOR}" STREQUAL "" AND NOT TORCH_CUDA_VERSION MATCHES "^${CUDAToolkit_VERSION_MAJOR}\\.")
   message(FATAL_ERROR "torch ${TORCH_VERSION} was built with CUDA ${TORCH_CUDA_VERSION}, but nvcc is of CUDA "

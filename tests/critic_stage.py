@@ -1,4 +1,4 @@
-"""A stage with a critic, as small as can be: SemBo, whose restored features a linear judge tells from the teacher's."""
+"""A small stage with a critic: SemBo, with a discriminator between restored features and the teacher's."""
 
 import torch
 from torch import nn
@@ -10,12 +10,12 @@ START = 1
 
 
 class CriticStage(SemBoStage):
-    def __init__(self, data, config):
-        super().__init__(data, config)
-        self.weights = {**self.weights, "fooled": 0.5}
-        self.critic_weights = {"judge": 2.0}
+    def __init__(self, data, config, device):
+        super().__init__(data, config, device)
+        self.weights = {**self.weights, "adversarial": 0.5}
+        self.critic_weights = {"discriminator": 2.0}
         self.critic = None
-        self.seen = None
+        self.kept = None
         self.runs = 0
         self.frozen = []
 
@@ -29,25 +29,25 @@ class CriticStage(SemBoStage):
         features, lengths = self.model.teacher(batch.audio, batch.lengths)
         losses = self.model.sembo_losses(features, lengths)
         restored = self.model.bottleneck.up(self.model.bottleneck.down(features))
-        self.seen = None
+        self.kept = None
         if step >= START:
-            losses["fooled"] = self._mean((1 - self.critic(restored)).relu(), lengths)
+            losses["adversarial"] = self._mean((1 - self.critic(restored)).relu(), lengths)
             self.frozen.append(all(not p.requires_grad for p in self.critic.parameters()))
-            self.seen = features, restored.detach(), lengths
+            self.kept = features, restored.detach(), lengths
         return losses
 
     def critic_losses(self):
-        if self.seen is None:
+        if self.kept is None:
             return {}
-        features, restored, lengths = self.seen
+        features, restored, lengths = self.kept
         real = self._mean((1 - self.critic(features)).relu(), lengths)
         made = self._mean((1 + self.critic(restored)).relu(), lengths)
-        return {"judge": real + made}
+        return {"discriminator": real + made}
 
-    def _mean(self, judged, lengths):
-        inside = torch.arange(judged.shape[1]) < lengths[:, None]
-        return judged[..., 0][inside].mean()
+    def _mean(self, terms, lengths):
+        inside = torch.arange(terms.shape[1]) < lengths[:, None]
+        return terms[..., 0][inside].mean()
 
     def counts(self, batch, lengths):
         counts = super().counts(batch, lengths)
-        return {**counts, "fooled": counts["sembo_reconstruction"], "judge": counts["sembo_reconstruction"]}
+        return counts | dict.fromkeys(("adversarial", "discriminator"), counts["sembo_reconstruction"])

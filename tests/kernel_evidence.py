@@ -114,7 +114,7 @@ def cuda_rows(source: Path, architecture: int) -> dict[str, Row]:
 
 def launched_shared() -> dict[str, int]:
     """By kernel (without its file), the most shared memory that the launchers of all_kernels.cpp ask for."""
-    program = build.shim_program(build.SHIM / "all_kernels.cpp", *build.KERNELS, sanitizer="")
+    program = build.shim_program(*build.ALL_KERNELS, *build.KERNELS, sanitizer="")
     addresses = {}
     for line in build.run(["nm", str(program)]).splitlines():
         fields = line.split()

@@ -6,6 +6,7 @@ from losatok_ext.models import LoSATokConfig
 from losatok_ext.models.generator.dit_config import DiTConfig
 from losatok_ext.models.generator.generator import Generator, GeneratorConfig
 from losatok_ext.nn.flow_matching import FlowMatching
+from losatok_ext.training.stages.losses import tokenizer_losses
 
 
 def small_config(**overrides):
@@ -43,6 +44,12 @@ def tone(samples, seed=0):
     time = torch.arange(samples) / 16000
     glide = torch.sin(2 * torch.pi * (200 + 90 * seed + 400 * time) * time)
     return 0.3 * glide * (1 + torch.sin(9 * time)) / 2 + 0.02 * torch.randn(samples, generator=generator)
+
+
+def losses_of(model, audio, lengths=None, sembo=False, **options):
+    """The losses of the tokenizer stage for clips, and with ``sembo`` those of the bottleneck too."""
+    losses = tokenizer_losses(model, model(audio, lengths, **options))
+    return {**losses, **model.sembo_losses(*model.teacher(audio, lengths))} if sembo else losses
 
 
 def make_generator(folder, fingerprint, **options):

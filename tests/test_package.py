@@ -1,5 +1,7 @@
 """Loading, packaging and the facts that the package reports about itself."""
 
+import ast
+import importlib
 import json
 import os
 import subprocess
@@ -38,6 +40,20 @@ def test_instruction_set_can_be_lowered_not_raised():
     assert result.stdout.strip() == "default", result.stderr
 
 
+def test_an_unknown_instruction_set_is_refused():
+    for code in (
+        "import losatok_ext.ops.dispatch",
+        "from losatok_ext.cli import main; raise SystemExit(main(['info']))",
+    ):
+        result = run_python(code + "; from losatok_ext import _native", LOSATOK_ISA="evil")
+        assert result.returncode in (1, 2)
+        assert "LOSATOK_ISA is 'evil'; it takes default, avx2 or avx512" in result.stderr
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    unset = run_python("from losatok_ext import _native; print(_native.module.instruction_set())", LOSATOK_ISA="")
+    assert unset.returncode == 0, unset.stderr
+
+
 def test_failed_native_import_says_what_when_and_how():
     code = """
 import sys
@@ -57,10 +73,26 @@ except losatok_ext.BackendUnavailableError as error:
     for words in (
         "Built for: torch",
         f"Found: torch {torch.__version__}",
-        "pip install --no-build-isolation",
+        "in a checkout of losatok_ext type `pip install --no-build-isolation",
         "reference",
     ):
         assert words in result.stdout
+    assert "--no-deps losatok_ext" not in result.stdout  # no package index has it
+
+
+def test_info_explains_once_why_the_native_ops_are_not_loaded():
+    code = """
+import sys
+sys.modules["losatok_ext._C"] = None
+from losatok_ext.environment import format_info, info
+print(format_info(info()))
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("could not be loaded") == 1
+    rows = [line.split() for line in result.stdout.splitlines() if line.split()[1:2] == ["cpu"]]
+    assert {row[0] for row in rows} == set(dispatch.OPS)
+    assert {" ".join(row[2:]) for row in rows} == {"nothing native: not loaded (see above)"}
 
 
 def test_one_openmp_runtime_in_the_process():
@@ -86,6 +118,36 @@ def test_import_is_lazy():
         "import sys, losatok_ext; assert 'torch' not in sys.modules; print(losatok_ext.LoSATok.__name__)"
     )
     assert result.stdout.strip() == "LoSATok", result.stderr
+
+
+def test_type_checkers_are_told_of_every_public_name():
+    """What they read in the block for them is what the lazy import gives, by name and by module."""
+    tree = ast.parse(Path(losatok_ext.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    told = {alias.name: node.module for node in block.body for alias in node.names}
+    assert set(told) | {"__version__"} == set(losatok_ext.__all__)
+    for name, module in told.items():
+        assert getattr(losatok_ext, name) is getattr(importlib.import_module(module), name)
+
+
+def test_mypy_knows_the_types_of_the_public_names(tmp_path):
+    pytest.importorskip("mypy")
+    code = """
+import losatok_ext
+from losatok_ext import LoSATok, info
+reveal_type(LoSATok.from_pretrained("folder"))
+reveal_type(info())
+losatok_ext.LoSaTok
+"""
+    (tmp_path / "user.py").write_text(code.lstrip())
+    # Without torch: reading its types takes most of the time and is not the question.
+    command = [sys.executable, "-m", "mypy", "--no-site-packages", "--ignore-missing-imports", "user.py"]
+    environment = {**os.environ, "MYPYPATH": str(Path(losatok_ext.__file__).parents[1])}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=570)
+    lines = [line for line in result.stdout.splitlines() if line.startswith("user.py:")]
+    assert 'Revealed type is "losatok_ext.models.tokenizer.losatok.LoSATok"' in lines[0], result.stdout
+    assert 'Revealed type is "dict[str, Any]"' in lines[1].replace("builtins.", "")
+    assert 'has no attribute "LoSaTok"' in lines[2]
 
 
 def test_unknown_attribute_is_an_attribute_error():

@@ -48,6 +48,12 @@ def test_a_target_is_met_or_not_or_not_measured(monkeypatch, figure, value, meas
     assert line.endswith("| met |" if met else "| not measured |" if measured is None else "| **missed** |")
 
 
+def test_the_machine_is_told_with_its_ceiling_and_the_library_that_reached_it():
+    assert report.machine(RESULT).endswith("matrix ceiling of the run: float32 180 GFLOP/s")
+    told = report.machine(RESULT | {"ceiling_libraries": {"float32": "oneDNN"}})
+    assert told.endswith("matrix ceiling of the run: float32 180 GFLOP/s (oneDNN)")
+
+
 def test_a_target_without_its_row_is_not_measured():
     line = report.targets_table(RESULT).splitlines()[2]
     assert line.startswith(f"| {TARGETS[0].label} |")
@@ -69,10 +75,10 @@ def test_documents_are_filled_between_the_marks(tmp_path):
 
 def test_precisions_are_a_table_for_each_model(tmp_path):
     row = {"token_error": 0.01, "worst_token_error": 0.02, "cosine": 0.999, "snr": None, "decoder_snr": 40.0}
-    row |= {"mel_distance": 0.1, "encode_seconds": 0.2, "decode_seconds": 0.05, "encode_speed": 4, "decode_speed": 5}
+    row |= {"mel_loss": 0.1, "encode_seconds": 0.2, "decode_seconds": 0.05, "encode_speed": 4, "decode_speed": 5}
     row |= {"dtype": "int8", "bytes": 2**20, "peak_bytes": 2**21}
     for name in ("a", "b"):
-        path = tmp_path / "cpu" / "precision" / f"{name}.json"
+        path = tmp_path / "cpu" / "precision" / name / "precision.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         values = {"model": f"Model {name}", "machine": "a machine", "date": "today", "recordings": 2, "seconds": 3.0}
         path.write_text(json.dumps({**values, "rows": [row], "failures": []}))

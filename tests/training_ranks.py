@@ -33,7 +33,7 @@ def run_jobs(folder, jobs):
         with (folder / f"said-{rank}").open("w") as said:
             started.append(subprocess.Popen(command, env=own, stdout=said, stderr=subprocess.STDOUT))
     try:
-        codes = [process.wait(timeout=120) for process in started]
+        codes = [process.wait() for process in started]
     finally:
         for process in started:
             process.kill()

@@ -13,25 +13,14 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent))
+from parts import ROOT, Part, Record, run
+
 NEEDED = ("torch", "scikit_build_core", "pybind11", "pytest", "pytest_benchmark", "pytest_timeout", "hypothesis")
 FAMILIES = tuple(sorted(path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")))
-
-
-@dataclass(frozen=True)
-class Part:
-    """A command, by a name; ``needs`` names the parts without which it says nothing."""
-
-    name: str
-    command: tuple[str, ...]
-    needs: tuple[str, ...] = ()
 
 
 def parts(results: Path) -> list[Part]:
@@ -52,53 +41,6 @@ def parts(results: Path) -> list[Part]:
         Part("racecheck", (*sanitize, "--tool", "racecheck", *tiny), built),
         Part("suite", (*test, "tests"), built),
     ]
-
-
-class Record:
-    """What each part came to, in ``folder``/state.json; its output in ``folder``/<part>.log."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / "state.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.state: dict[str, dict] = json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def outcome(self, name: str) -> str | None:
-        """``passed``, ``failed``, ``cut`` (its time was over) or None: not run."""
-        return self.state.get(name, {}).get("outcome")
-
-    def keep(self, name: str, outcome: str, seconds: float) -> None:
-        """Note the outcome of a part, whole or not at all."""
-        self.state[name] = {"outcome": outcome, "seconds": round(seconds, 1)}
-        temporary = self.path.with_suffix(".new")
-        temporary.write_text(json.dumps(self.state, indent=1) + "\n")
-        os.replace(temporary, self.path)
-
-
-def run(todo: Sequence[Part], record: Record, limit: float, again: Sequence[str] = ()) -> bool:
-    """Run what is not done within ``limit`` seconds; whether all parts have passed."""
-    end = time.monotonic() + limit
-    for part in todo:
-        if record.outcome(part.name) in ("passed", "failed") and part.name not in again:
-            continue
-        missing = [name for name in part.needs if record.outcome(name) != "passed"]
-        if missing:
-            print(f"{part.name}: left out, {', '.join(missing)} has not passed")
-            continue
-        left = end - time.monotonic()
-        if left <= 0:
-            print(f"{part.name}: not begun, the time is over; call again")
-            return False
-        began = time.monotonic()
-        with (record.folder / f"{part.name}.log").open("w") as log:
-            try:
-                code = subprocess.run(part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=left)
-                outcome = "passed" if code.returncode == 0 else "failed"
-            except subprocess.TimeoutExpired:
-                outcome = "cut"
-        record.keep(part.name, outcome, time.monotonic() - began)
-        print(f"{part.name}: {outcome} after {time.monotonic() - began:.0f} s", flush=True)
-    return all(record.outcome(part.name) == "passed" for part in todo)
 
 
 def check_machine() -> None:

@@ -4,8 +4,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/autocast_mode.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 
 #include <algorithm>
 #include <optional>
@@ -13,7 +11,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/block_products.h"
 #include "cpu/isa.h"
+#include "cpu/plain_tensors.h"
 #include "cpu/simd/bottleneck.h"
 
 namespace losatok::bottleneck {
@@ -34,12 +34,7 @@ inline Activation activation_of(std::string_view name) {
 // for them: float takes their place, a block at a time. fp16 always: torch's own fp16 products were 5 times slower
 // where measured.
 inline at::ScalarType product_type(at::ScalarType type) {
-#if defined(__x86_64__)
-  static const bool fast_bf16 = isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16");
-#else
-  constexpr bool fast_bf16 = false;
-#endif
-  return type == at::kHalf || (type == at::kBFloat16 && !fast_bf16) ? at::kFloat : type;
+  return type == at::kHalf || (type == at::kBFloat16 && !multiplies_bfloat16()) ? at::kFloat : type;
 }
 
 template <class Function>
@@ -56,12 +51,6 @@ template <class T>
 T* data(const Tensor& tensor) {
   return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
 }
-
-// What a worker thread does not inherit: no autograd, no autocast inside the op.
-struct PlainTensors {
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
-};
 
 // Rows in blocks, and blocks in tasks. Several tasks run side by side, each product on one thread: without a barrier
 // between products that is faster than sharing each, and much faster on a busy machine. One task, for few rows, shares

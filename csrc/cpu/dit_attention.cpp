@@ -54,7 +54,7 @@ struct Keys {
       const int64_t size = block(first), width = round_up(size, kStep), extra = (width - size) * padded;
       LOSATOK_SIMD(transform_heads<X, P>)(k.at(unit, first), k.row_stride, size, transform, first, rows);
       std::fill_n(rows + size * padded, extra, P{});
-      transposed_operand(rows, width, padded, keys + first * padded);
+      transposed_operand<P>(rows, width, padded, keys + first * padded);
       P* to = values + first * padded;
       if constexpr (sizeof(P) == 2) {
         LOSATOK_SIMD(copy_heads<X, P>)(v.at(unit, first), v.row_stride, size, transform.size, padded, rows, padded);
@@ -92,11 +92,11 @@ struct Queries {
     std::fill_n(rows + count * padded, (height - count) * padded, P{});
     for (int64_t first = 0; first < against.count; first += kKeys) {
       const int64_t keys = against.block(first), width = round_up(keys, kStep);
-      multiply(height, width, padded, rows, against.keys + first * padded, scores, false);
+      multiply<P>(height, width, padded, rows, against.keys + first * padded, scores, false);
       P* to = weights;
       if constexpr (sizeof(P) == sizeof(W)) to = scores;
       LOSATOK_SIMD(softmax_block<P>)(scores, count, keys, width, first == 0, maxima, sums, acc, padded, to);
-      multiply(height, padded, width, to, against.values + first * padded, acc, first > 0);
+      multiply<P>(height, padded, width, to, against.values + first * padded, acc, first > 0);
     }
     LOSATOK_SIMD(finish_heads<X>)(acc, count, transform.size, padded, maxima, sums, out, out_stride, lse);
   }

@@ -26,25 +26,18 @@ using OptionalTensor = std::optional<Tensor>;
 inline constexpr int64_t kQueries = 64, kStep = 16;
 
 // c [m, n] = a [m, k] b [k, n], or c += with add; packed. For Bf16, b holds pairs of rows side by side.
-inline void multiply(int64_t m, int64_t n, int64_t k, const float* a, const float* b, float* c, bool add) {
+template <class P>
+void multiply(int64_t m, int64_t n, int64_t k, const P* a, const P* b, wide_t<P>* c, bool add) {
   multiply_blocks(m, n, k, a, k, b, c, add);
-}
-inline void multiply(int64_t m, int64_t n, int64_t k, const Bf16* a, const Bf16* b, float* c, bool add) {
-  multiply_blocks(m, n, k, a, k, b, c, add);
-}
-inline void multiply(int64_t m, int64_t n, int64_t k, const double* a, const double* b, double* c, bool add) {
-  LOSATOK_SIMD(multiply_f64)(m, n, k, a, b, c, add);
 }
 
 // The second operand of a product from rows [count, columns], as many as a multiple of kStep: their transpose.
-inline void transposed_operand(const float* rows, int64_t count, int64_t columns, float* out) {
-  LOSATOK_SIMD(transpose<float>)(rows, count, columns, count, out);
-}
-inline void transposed_operand(const double* rows, int64_t count, int64_t columns, double* out) {
-  LOSATOK_SIMD(transpose<double>)(rows, count, columns, count, out);
-}
-inline void transposed_operand(const Bf16* rows, int64_t count, int64_t columns, Bf16* out) {
-  LOSATOK_SIMD(transpose_pairs)(rows, count, columns, count, out);
+template <class P>
+void transposed_operand(const P* rows, int64_t count, int64_t columns, P* out) {
+  if constexpr (sizeof(P) == 2)
+    LOSATOK_SIMD(transpose_pairs)(rows, count, columns, count, out);
+  else
+    LOSATOK_SIMD(transpose<P>)(rows, count, columns, count, out);
 }
 
 // q, k, v, grad or out: [B, rows, H, h] in memory.

@@ -72,8 +72,8 @@ class Head {
       (grad.at(unit, first), grad.row_stride, count, size_, padded_, grad_.rows + at, padded_);
       std::fill_n(q_.rows + at + count * padded_, extra, P{});
       std::fill_n(grad_.rows + at + count * padded_, extra, P{});
-      transposed_operand(q_.rows + at, height, padded_, q_columns_ + at);
-      transposed_operand(grad_.rows + at, height, padded_, grad_columns_ + at);
+      transposed_operand<P>(q_.rows + at, height, padded_, q_columns_ + at);
+      transposed_operand<P>(grad_.rows + at, height, padded_, grad_columns_ + at);
       q_.pair(first, height, padded_);
       grad_.pair(first, height, padded_);
       LOSATOK_SIMD(head_products<X>)
@@ -125,13 +125,13 @@ class Head {
       weights = scores_;
       gradients = gradient_pairs = value_products_;
     }
-    multiply(height, width, padded_, keys_, q_columns_ + at, scores_, false);
-    multiply(height, width, padded_, values_, grad_columns_ + at, value_products_, false);
+    multiply<P>(height, width, padded_, keys_, q_columns_ + at, scores_, false);
+    multiply<P>(height, width, padded_, values_, grad_columns_ + at, value_products_, false);
     LOSATOK_SIMD(softmax_block_backward<P>)
     (scores_, value_products_, keys, height, width, shifts_ + row, delta_ + row, weights, gradients, gradient_pairs);
-    multiply(height, padded_, width, weights, grad_.second() + at, value_grad_, row > 0);
-    multiply(height, padded_, width, gradients, q_.second() + at, key_grad_, row > 0);
-    multiply(padded_, width, height, key_columns_, gradient_pairs, q_grad_ + at, more_keys);
+    multiply<P>(height, padded_, width, weights, grad_.second() + at, value_grad_, row > 0);
+    multiply<P>(height, padded_, width, gradients, q_.second() + at, key_grad_, row > 0);
+    multiply<P>(padded_, width, height, key_columns_, gradient_pairs, q_grad_ + at, more_keys);
   }
 
   int64_t size_, padded_, queries_ = 0;

@@ -4,7 +4,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -91,7 +90,7 @@ void forward_of(const Tensor& x, const Tensor& weight, const float* scale, const
 
 Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& bias,
                c10::string_view activation_name) {
-  bottleneck::PlainTensors guard;
+  PlainTensors guard;
   const Activation activation = bottleneck::activation_of(activation_name);
   // The public function says all this better; here it keeps raw calls from reading past a tensor.
   TORCH_CHECK_VALUE(x.dim() == 2 && weight.dim() == 2 && weight.size(1) == x.size(1),

@@ -50,7 +50,7 @@ struct Plan {
 struct Stage {
   at::Tensor codes;  // float32 or float64, contiguous
   std::vector<float> centre, half_norms, norms, packed;
-  std::vector<uint16_t> packed_pairs;
+  std::vector<Bf16> packed_pairs;
   float rounding = 0;   // the most that bfloat16 takes off a code, over its norm
   bool filter = false;  // false too where a code's norm overflows
 
@@ -95,15 +95,15 @@ bool prepare_tile(Stage& stage, const Plan& plan, int64_t first, std::vector<flo
     stage.half_norms[first + k] = kInfinity;
   }
   if (!plan.bfloat16) {
-    LOSATOK_SIMD(pack_codes)(centred.data(), rows, d, width, stage.packed.data() + first * d);
+    LOSATOK_SIMD(transpose<float>)(centred.data(), rows, d, width, stage.packed.data() + first * d);
     return ready;
   }
-  std::vector<uint16_t> rounded(rows * plan.depth, 0);
+  std::vector<Bf16> rounded(rows * plan.depth, Bf16{});
   LOSATOK_SIMD(round_rows)(centred.data(), rows, d, plan.depth, rounded.data(), errors.data());
   for (int64_t k = 0; k < rows; ++k)
     if (norms[k] > 0.f)
       tile_rounding[first / plan.tile] = std::max(tile_rounding[first / plan.tile], errors[k] / norms[k]);
-  LOSATOK_SIMD(pack_code_pairs)(rounded.data(), rows, plan.depth, width,
+  LOSATOK_SIMD(transpose_pairs)(rounded.data(), rows, plan.depth, width,
                                 stage.packed_pairs.data() + first * plan.depth);
   return ready;
 }
@@ -135,7 +135,7 @@ Stage prepare(const at::Tensor& codes, const Plan& plan) {
 // Buffers of one thread.
 struct Scratch {
   std::vector<float> centred, products, norms, errors;
-  std::vector<uint16_t> rounded;
+  std::vector<Bf16> rounded;
   std::vector<ScanBound> bounds;
   std::vector<ScanState> states;
 
@@ -168,7 +168,7 @@ void search(const Plan& plan, const Stage& stage, const float* rows, int64_t cou
   if (!stage.filter) {
     const float* codes = stage.codes.const_data_ptr<float>();
     for (int64_t i = 0; i < count; ++i)
-      indices[i] = LOSATOK_SIMD(nearest_f32)(rows + i * d, codes, plan.count, d, distances + i);
+      indices[i] = LOSATOK_SIMD(nearest<float>)(rows + i * d, codes, plan.count, d, distances + i);
     return;
   }
   const CodeTable table = stage.table();
@@ -185,15 +185,12 @@ void search(const Plan& plan, const Stage& stage, const float* rows, int64_t cou
   const int64_t height = std::min(kRows, round_up(count, 16));
   for (int64_t first = 0; first < plan.padded; first += plan.tile) {
     const int64_t width = std::min(plan.tile, plan.padded - first);
-    if (plan.bfloat16) {
-      at::native::cpublas::brgemm(height, width, plan.depth, plan.depth, width, width, false,
-                                  reinterpret_cast<const at::BFloat16*>(scratch.rounded.data()),
-                                  reinterpret_cast<const at::BFloat16*>(stage.packed_pairs.data() + first * plan.depth),
-                                  scratch.products.data(), true);
-    } else {
-      at::native::cpublas::brgemm(height, width, d, d, width, width, false, scratch.centred.data(),
-                                  stage.packed.data() + first * d, scratch.products.data(), false);
-    }
+    if (plan.bfloat16)
+      multiply_blocks(height, width, plan.depth, scratch.rounded.data(), plan.depth,
+                      stage.packed_pairs.data() + first * plan.depth, scratch.products.data(), false);
+    else
+      multiply_blocks(height, width, d, scratch.centred.data(), d, stage.packed.data() + first * d,
+                      scratch.products.data(), false);
     LOSATOK_SIMD(scan_scores)
     (scratch.products.data(), count, first, width, table, scratch.bounds.data(), scratch.states.data());
   }
@@ -209,7 +206,8 @@ void search(const Plan& plan, const Stage& stage, const double* rows, int64_t co
             double* distances) {
   const double* codes = stage.codes.const_data_ptr<double>();
   for (int64_t i = 0; i < count; ++i)
-    indices[i] = LOSATOK_SIMD(nearest_f64)(rows + i * plan.features, codes, plan.count, plan.features, distances + i);
+    indices[i] =
+        LOSATOK_SIMD(nearest<double>)(rows + i * plan.features, codes, plan.count, plan.features, distances + i);
 }
 
 // The frames of [B, T] that lie below their lengths, numbered without gaps.

@@ -4,7 +4,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/plain_tensors.h"
 
 namespace losatok {
 namespace {
@@ -30,15 +30,6 @@ at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at:
     using wide_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>; \
     __VA_ARGS__();                                                                      \
   })
-
-// The kernel of a name for float or double.
-#define LOSATOK_SIMD_BY_TYPE(T, kernel)                \
-  [](auto&&... arguments) {                            \
-    if constexpr (std::is_same_v<T, double>)           \
-      return LOSATOK_SIMD(kernel##_f64)(arguments...); \
-    else                                               \
-      return LOSATOK_SIMD(kernel##_f32)(arguments...); \
-  }
 
 constexpr double kMargin = 1e-3;
 constexpr int64_t kBlockValues = 4096;
@@ -133,13 +124,13 @@ void for_squeezed_blocks(const Tensor& x, const Levels<T>& levels, const Visit& 
   const Tensor source = x.contiguous();
   const X* data = source.const_data_ptr<X>();
   at::parallel_for(0, (total + levels.rows - 1) / levels.rows, 1, [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowADInplaceOrView guard;  // worker threads start without it
+    const PlainTensors guard;
     LevelScratch<T> scratch(levels.rows * d, x.options().dtype(wide_type(x.scalar_type())));
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * levels.rows, rows = std::min(levels.rows, total - first), count = rows * d;
       T* squeezed = scratch.squeezed.template mutable_data_ptr<T>();
       const T* from = widened(data + first * d, count, scratch.wide.data());
-      LOSATOK_SIMD_BY_TYPE(T, shift_values)(from, count, levels.shift.data(), squeezed);
+      LOSATOK_SIMD(shift_values<T>)(from, count, levels.shift.data(), squeezed);
       scratch.squeezed.narrow(0, 0, count).tanh_();
       visit(scratch, squeezed, first, rows);
     }
@@ -163,10 +154,10 @@ std::tuple<Tensor, Tensor> fsq_quantize_forward(const Tensor& x, at::IntArrayRef
           scalar_t* values = values_out + first * d;
           int64_t* index = indices_out + first;
           wide_t* wide = target(values, scratch.values.data());
-          LOSATOK_SIMD_BY_TYPE(wide_t, round_levels)(squeezed, rows * d, table, wide, scratch.digits.data());
+          LOSATOK_SIMD(round_levels<wide_t>)(squeezed, rows * d, table, wide, scratch.digits.data());
           finish(wide, rows * d, values);
           if (levels.numbers_exactly) {
-            LOSATOK_SIMD_BY_TYPE(wide_t, number_rows)(digits, rows, d, levels.weights.data(), index);
+            LOSATOK_SIMD(number_rows<wide_t>)(digits, rows, d, levels.weights.data(), index);
           } else {
             for (int64_t i = 0; i < rows; ++i) {
               index[i] = 0;
@@ -196,7 +187,7 @@ Tensor fsq_quantize_backward(const Tensor& grad, const Tensor& x, at::IntArrayRe
     for_squeezed_blocks<scalar_t>(
         x, levels, [&](LevelScratch<wide_t>& scratch, const wide_t* squeezed, int64_t first, int64_t rows) {
           wide_t* wide = target(out + first * d, scratch.values.data());
-          LOSATOK_SIMD_BY_TYPE(wide_t, level_gradient)(squeezed, g + first * d, rows * d, levels.slope.data(), wide);
+          LOSATOK_SIMD(level_gradient<wide_t>)(squeezed, g + first * d, rows * d, levels.slope.data(), wide);
           finish(wide, rows * d, out + first * d);
           for_padding(length, x.size(1), first, rows,
                       [&](int64_t i) { std::fill_n(out + (first + i) * d, d, scalar_t(0)); });
@@ -244,20 +235,19 @@ std::tuple<Tensor, Tensor, Tensor> affine_quantize_forward(const Tensor& x, int6
     const scalar_t* data = source.const_data_ptr<scalar_t>();
     uint8_t* out = packed.mutable_data_ptr<uint8_t>();
     wide_t *scales = scale.mutable_data_ptr<wide_t>(), *offsets = offset.mutable_data_ptr<wide_t>();
-    at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(size, 1)),
-                     [&](int64_t begin, int64_t end) {
-                       std::vector<wide_t> row(size);
-                       std::vector<uint8_t> q(size);
-                       for (int64_t i = begin; i < end; ++i) {
-                         std::transform(data + i * size, data + (i + 1) * size, row.begin(),
-                                        [](scalar_t v) { return static_cast<wide_t>(v); });
-                         uint8_t* to = bits == 8 ? out + i * bytes : q.data();
-                         if (!LOSATOK_SIMD_BY_TYPE(wide_t, affine_row)(row.data(), size, (1 << bits) - 1, to,
-                                                                       scales + i, offsets + i))
-                           finite = false;
-                         if (bits == 4) LOSATOK_SIMD(pack_nibbles)(q.data(), size, out + i * bytes);
-                       }
-                     });
+    at::parallel_for(
+        0, rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(size, 1)), [&](int64_t begin, int64_t end) {
+          std::vector<wide_t> row(size);
+          std::vector<uint8_t> q(size);
+          for (int64_t i = begin; i < end; ++i) {
+            std::transform(data + i * size, data + (i + 1) * size, row.begin(),
+                           [](scalar_t v) { return static_cast<wide_t>(v); });
+            uint8_t* to = bits == 8 ? out + i * bytes : q.data();
+            if (!LOSATOK_SIMD(affine_row<wide_t>)(row.data(), size, (1 << bits) - 1, to, scales + i, offsets + i))
+              finite = false;
+            if (bits == 4) LOSATOK_SIMD(pack_nibbles)(q.data(), size, out + i * bytes);
+          }
+        });
   });
   TORCH_CHECK_VALUE(finite, "x should hold finite values whose range is finite; clean it with torch.nan_to_num first");
   return {packed, scale, offset};
@@ -284,8 +274,7 @@ Tensor affine_dequantize_forward(const Tensor& packed, const Tensor& scale, cons
             for (int64_t i = begin; i < end; ++i) {
               const uint8_t* from = data + i * bytes;
               if (bits == 4) LOSATOK_SIMD(unpack_nibbles)(from, size, q.data());
-              LOSATOK_SIMD_BY_TYPE(wide_t, affine_values)(bits == 4 ? q.data() : from, size, step[i], least[i],
-                                                          row.data());
+              LOSATOK_SIMD(affine_values<wide_t>)(bits == 4 ? q.data() : from, size, step[i], least[i], row.data());
               std::transform(row.begin(), row.end(), out + i * size, [](wide_t v) { return static_cast<scalar_t>(v); });
             }
           });

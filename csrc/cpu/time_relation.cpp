@@ -2,8 +2,6 @@
 #include "cpu/time_relation.h"
 
 #include <ATen/TensorUtils.h>
-#include <ATen/autocast_mode.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -12,6 +10,9 @@
 #include <numeric>
 #include <optional>
 #include <string>
+
+#include "cpu/block_products.h"
+#include "cpu/plain_tensors.h"
 
 namespace losatok::relation {
 namespace {
@@ -122,15 +123,6 @@ void for_each_clip(const Pairs& pairs, bool clips_in_parallel,
   });
 }
 
-bool multiplies_bfloat16() {
-#if defined(__x86_64__)
-  static const bool fast = __builtin_cpu_supports("avx512bf16");
-  return fast && isa() == Isa::kAvx512;
-#else
-  return false;
-#endif
-}
-
 template <class R>
 Clip<R> clip_of(Workspace<R>& own, const at::Tensor& low, const at::Tensor& high, const Pairs& pairs, int64_t b,
                 bool bfloat16_products) {
@@ -143,8 +135,8 @@ Clip<R> clip_of(Workspace<R>& own, const at::Tensor& low, const at::Tensor& high
   const at::Tensor rows = low.select(0, b);
   R *unit = own.unit.reserve(n * d), *inverse_low = own.inverse_low.reserve(n);
   at::parallel_for(0, n, 256, [&](int64_t begin, int64_t end) {
-    unit_rows<R>(rows.const_data_ptr<R>() + begin * d, end - begin, d, d, kEps<R>, unit + begin * d,
-                 inverse_low + begin);
+    LOSATOK_SIMD(unit_rows<R>)(rows.const_data_ptr<R>() + begin * d, end - begin, d, d, kEps<R>, unit + begin * d,
+                               inverse_low + begin);
   });
   clip.unit = unit;
   clip.low_size = d;
@@ -208,12 +200,6 @@ at::Tensor energies_of(const at::Tensor& high, const Pairs& pairs, const Sizes& 
   return result;
 }
 
-// Autograd has been dealt with above, autocast in Python; neither may touch what happens inside.
-struct Below {
-  at::AutoDispatchBelowADInplaceOrView no_autograd;
-  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
-};
-
 at::Tensor ready(const at::Tensor& high, bool bfloat16_products) {
   const at::Tensor plain = high.detach();
   return bfloat16_products && plain.size(1) > 0 && (plain.stride(2) != 1 || plain.stride(1) < plain.size(2))
@@ -229,7 +215,7 @@ std::tuple<at::Tensor, at::Tensor> time_relation_forward(const at::Tensor& low, 
               "low and high should be [B, T, d] and [B, T, D], got ", low.sizes(), " and ", high.sizes());
   TORCH_CHECK(low.scalar_type() == high.scalar_type(), "low and high should have one dtype, got ", low.scalar_type(),
               " and ", high.scalar_type());
-  const Below guard;
+  const PlainTensors guard;
   const Pairs pairs = pairs_of(lengths, low.size(0), low.size(1), window);
   const bool half = low.scalar_type() == at::kBFloat16 || low.scalar_type() == at::kHalf;
   const bool bfloat16_products = low.scalar_type() == at::kBFloat16 && multiplies_bfloat16();
@@ -256,7 +242,7 @@ std::tuple<at::Tensor, at::Tensor> time_relation_forward(const at::Tensor& low, 
 
 at::Tensor gram_energy_forward(const at::Tensor& high, const std::optional<at::Tensor>& lengths, int64_t window) {
   TORCH_CHECK(high.dim() == 3, "high should be [B, T, D], got ", high.sizes());
-  const Below guard;
+  const PlainTensors guard;
   const Pairs pairs = pairs_of(lengths, high.size(0), high.size(1), window);
   const bool bfloat16_products = high.scalar_type() == at::kBFloat16 && multiplies_bfloat16();
   const Sizes sizes{0, high.size(2), bfloat16_products, false};

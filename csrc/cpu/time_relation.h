@@ -16,22 +16,6 @@
 
 namespace losatok::relation {
 
-// The row kernels, by one name for float and double.
-#define LOSATOK_RELATION_KERNEL(name)                                                       \
-  template <class R, class... Arguments>                                                    \
-  auto name(const Arguments&... arguments) {                                                \
-    if constexpr (std::is_same_v<R, double>) return LOSATOK_SIMD(name##_f64)(arguments...); \
-    if constexpr (std::is_same_v<R, float>) return LOSATOK_SIMD(name##_f32)(arguments...);  \
-  }
-LOSATOK_RELATION_KERNEL(unit_rows)
-LOSATOK_RELATION_KERNEL(scaled_rows)
-LOSATOK_RELATION_KERNEL(gram_difference)
-LOSATOK_RELATION_KERNEL(gram_squares)
-LOSATOK_RELATION_KERNEL(add_to_double)
-LOSATOK_RELATION_KERNEL(sum_of_squares)
-LOSATOK_RELATION_KERNEL(through_normalization)
-#undef LOSATOK_RELATION_KERNEL
-
 template <class R>
 constexpr R kEps = R(1e-12);  // as torch.nn.functional.normalize
 
@@ -97,9 +81,9 @@ class Features {
   // 1 / max(norm, eps) of every row.
   void inverse_norms(R* inverse);
 
-  // Rows i times rows j transposed, without the norms, packed: R or, with bfloat16 products, bfloat16.
+  // Rows i times rows j transposed, without the norms, packed: in R or, with bfloat16 products, in bfloat16.
   const R* gram(int64_t i, int64_t count_i, int64_t j, int64_t count_j);
-  const uint16_t* gram_bfloat16(int64_t i, int64_t count_i, int64_t j, int64_t count_j);
+  const Bf16* gram_bfloat16(int64_t i, int64_t count_i, int64_t j, int64_t count_j);
 
   int64_t frames() const { return frames_; }
   int64_t size() const { return clip_.size(1); }

@@ -28,12 +28,14 @@ class BlockSum {
 
   void add() {
     if (!wide_) return;
-    at::parallel_for(0, count_, 1 << 15,
-                     [&](int64_t begin, int64_t end) { add_to_double<R>(one_ + begin, end - begin, wide_ + begin); });
+    at::parallel_for(0, count_, 1 << 15, [&](int64_t begin, int64_t end) {
+      LOSATOK_SIMD(add_to_double<R>)(one_ + begin, end - begin, wide_ + begin);
+    });
   }
 
   double squares(int64_t begin, int64_t count) const {
-    return wide_ ? sum_of_squares<double>(wide_ + begin, count) : sum_of_squares<R>(one_ + begin, count);
+    return wide_ ? LOSATOK_SIMD(sum_of_squares<double>)(wide_ + begin, count)
+                 : LOSATOK_SIMD(sum_of_squares<R>)(one_ + begin, count);
   }
 
   // The sum rounded to R.
@@ -62,7 +64,8 @@ double factored(Workspace<R>& own, const Clip<R>& clip, double energy, R scale, 
     const R* unit = clip.unit + begin * d;
     R* scaled = own.scaled.reserve(count * d);  // the norms of high, moved to the smaller operand
     at::parallel_for(0, count, 256, [&](int64_t from, int64_t to) {
-      scaled_rows<R>(unit + from * d, to - from, d, d, clip.inverse_high + begin + from, scaled + from * d);
+      LOSATOK_SIMD(scaled_rows<R>)(unit + from * d, to - from, d, d, clip.inverse_high + begin + from,
+                                   scaled + from * d);
     });
     product<R>(packed(unit, count, d).transposed(), packed(unit, count, d), packed(low_low.block(), d, d));
     product<R>(packed<R>(const_cast<const R*>(scaled), count, d).transposed(), high.rows(begin, count),
@@ -81,9 +84,9 @@ double factored(Workspace<R>& own, const Clip<R>& clip, double energy, R scale, 
     product<R>(packed(unit, count, d), A, packed(left, count, d));
     product<R>(high.rows(begin, count), C.transposed(), packed(right, count, d));
     at::parallel_for(0, count, 128, [&](int64_t from, int64_t to) {
-      through_normalization<R>(left + from * d, static_cast<const R*>(right + from * d),
-                               clip.inverse_high + begin + from, unit + from * d, clip.inverse_low + begin + from,
-                               kEps<R>, to - from, d, scale, grad + (begin + from) * d);
+      LOSATOK_SIMD(through_normalization<R>)(left + from * d, right + from * d, clip.inverse_high + begin + from,
+                                             unit + from * d, clip.inverse_low + begin + from, kEps<R>, to - from, d,
+                                             scale, grad + (begin + from) * d);
     });
   }
   return sum;
@@ -104,8 +107,8 @@ double energy_over_features(Workspace<R>& own, const Clip<R>& clip) {
     const Matrix<const R> rows = high.rows(begin, count);
     R* scaled = own.scaled.reserve(count * D);
     at::parallel_for(0, count, 64, [&](int64_t from, int64_t to) {
-      scaled_rows<R>(rows.data + from * rows.row_stride, to - from, D, rows.row_stride,
-                     clip.inverse_high + begin + from, scaled + from * D);
+      LOSATOK_SIMD(scaled_rows<R>)(rows.data + from * rows.row_stride, to - from, D, rows.row_stride,
+                                   clip.inverse_high + begin + from, scaled + from * D);
     });
     for (int64_t c = 0, p = 0; c < D; c += kPanel, ++p) {
       const int64_t width = std::min(kPanel, D - c);

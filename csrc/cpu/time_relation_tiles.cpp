@@ -45,15 +45,15 @@ double visit(Workspace<R>& own, Features<R>& high, const Clip<R>& clip, Panel pa
     }
     if constexpr (std::is_same_v<R, float>) {
       if (high.bfloat16_products()) {
-        const uint16_t* gram = high.gram_bfloat16(panel.begin, rows, j, columns);
-        sum += low ? LOSATOK_SIMD(gram_difference_bf16)(low, gram, tile, inverse_i, inverse_j)
-                   : LOSATOK_SIMD(gram_squares_bf16)(gram, tile, inverse_i, inverse_j);
+        const Bf16* gram = high.gram_bfloat16(panel.begin, rows, j, columns);
+        sum += low ? LOSATOK_SIMD(gram_difference<R, Bf16>)(low, gram, tile, inverse_i, inverse_j)
+                   : LOSATOK_SIMD(gram_squares<R, Bf16>)(gram, tile, inverse_i, inverse_j);
       }
     }
     if (!high.bfloat16_products()) {
       const R* gram = high.gram(panel.begin, rows, j, columns);
-      sum += low ? gram_difference<R>(low, gram, tile, inverse_i, inverse_j)
-                 : gram_squares<R>(gram, tile, inverse_i, inverse_j);
+      sum += low ? LOSATOK_SIMD(gram_difference<R, R>)(low, gram, tile, inverse_i, inverse_j)
+                 : LOSATOK_SIMD(gram_squares<R, R>)(gram, tile, inverse_i, inverse_j);
     }
     if (!grad) continue;
     R* const to = grad - grad_begin * d;
@@ -139,7 +139,7 @@ void Features<R>::inverse_norms(R* inverse) {
   constexpr int64_t kBlock = 256;
   const auto block = [&](int64_t begin, int64_t end) {
     const Matrix<const R> x = rows(begin, end - begin);
-    unit_rows<R>(x.data, x.rows, x.columns, x.row_stride, kEps<R>, static_cast<R*>(nullptr), inverse + begin);
+    LOSATOK_SIMD(unit_rows<R>)(x.data, x.rows, x.columns, x.row_stride, kEps<R>, nullptr, inverse + begin);
   };
   if (in_place_) return at::parallel_for(0, frames_, 64, block);
   for (int64_t begin = 0; begin < frames_; begin += kBlock) block(begin, std::min(frames_, begin + kBlock));
@@ -153,14 +153,14 @@ const R* Features<R>::gram(int64_t i, int64_t count_i, int64_t j, int64_t count_
 }
 
 template <class R>
-const uint16_t* Features<R>::gram_bfloat16(int64_t i, int64_t count_i, int64_t j, int64_t count_j) {
+const Bf16* Features<R>::gram_bfloat16(int64_t i, int64_t count_i, int64_t j, int64_t count_j) {
   c10::BFloat16* out = own_.high_gram_bfloat16.reserve(count_i * count_j);
   const c10::BFloat16* x = clip_.const_data_ptr<c10::BFloat16>();
   const int64_t stride = clip_.stride(0);
   product<c10::BFloat16>({x + i * stride, count_i, size(), stride},
                          Matrix<const c10::BFloat16>{x + j * stride, count_j, size(), stride}.transposed(),
                          packed(out, count_i, count_j));
-  return reinterpret_cast<const uint16_t*>(out);
+  return reinterpret_cast<const Bf16*>(out);
 }
 
 template <class R>
@@ -193,8 +193,8 @@ double tiled(Workspace<R>& own, const Clip<R>& clip, R scale, R* grad) {
         for (int64_t k = from * d; k < to * d; ++k) grad[k] += part[k];
       }
       R* g = grad + begin * d;
-      through_normalization<R>(g, static_cast<const R*>(nullptr), static_cast<const R*>(nullptr), clip.unit + begin * d,
-                               clip.inverse_low + begin, kEps<R>, end - begin, d, scale, g);
+      LOSATOK_SIMD(through_normalization<R>)(g, nullptr, nullptr, clip.unit + begin * d, clip.inverse_low + begin,
+                                             kEps<R>, end - begin, d, scale, g);
     });
   }
   double sum = 0;

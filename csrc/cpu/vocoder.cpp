@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cpu/bottleneck.h"
+#include "cpu/fourier.h"
 
 namespace losatok::vocoder {
 namespace {
@@ -15,7 +16,6 @@ using at::Tensor;
 using bottleneck::by_type;
 using bottleneck::data;
 using bottleneck::OptionalTensor;
-using bottleneck::PlainTensors;
 
 at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
 
@@ -153,22 +153,23 @@ Tensor polar_istft_forward(const Tensor& head, const Tensor& window, int64_t hop
   by_type(from.scalar_type(), [&]<class T>() {
     using W = wide_t<T>;
     const Pieces<W> shared(times, hop);
+    const RealFourier<W> fourier(shared.size);
     const auto chunks = clips.chunks(kFrames, shared.first(), [&](int64_t frames) { return shared.end(frames); });
     in_parallel(chunks.size(), [&](int64_t begin, int64_t end) {
       Pieces<W> pieces = shared;
       const int64_t size = pieces.size, bins = size / 2 + 1, overlap = pieces.overlap;
-      const Tensor spectra = at::empty({kFrames + overlap - 1, bins}, times.options().dtype(at::toComplexType(wide)));
+      const int64_t most = kFrames + overlap - 1;
+      const Buffer<W> work = fourier.work(), spectra(most * 2 * bins), waves(most * size);
       for (; begin < end; ++begin) {
         const auto [clip, frames, first, last] = chunks[begin];
         const int64_t from_frame = std::max<int64_t>(0, first - overlap + 1), to_frame = std::min(frames, last);
-        const Tensor spectrum = spectra.narrow(0, 0, to_frame - from_frame);
-        LOSATOK_SIMD(polar<T>)
-        (row<T>(from, clip, from_frame), from.stride(1), to_frame - from_frame, bins, data<W>(spectrum));
-        const Tensor waves = at::fft_irfft(spectrum, size, 1).contiguous();
+        const int64_t rows = to_frame - from_frame;
+        LOSATOK_SIMD(polar<T>)(row<T>(from, clip, from_frame), from.stride(1), rows, bins, spectra);
+        LOSATOK_SIMD(inverse_fourier<W>)(fourier.tables(work), spectra, rows, waves);
         for (int64_t j = first; j < last; ++j) {
           const int64_t i = pieces.begin_within(j), count = pieces.end_within(j, frames) - i;
           LOSATOK_SIMD(overlap<W>)
-          (data<W>(waves) + (j - from_frame) * size + i, size, pieces.window + i, hop, pieces.first_frame(j, frames),
+          (waves + (j - from_frame) * size + i, size, pieces.window + i, hop, pieces.first_frame(j, frames),
            pieces.end_frame(j), pieces.inverse(j, frames) + i, count,
            data<W>(audio) + clip * audio.size(1) + j * hop + i - pieces.trim);
         }
@@ -193,15 +194,15 @@ Tensor polar_istft_backward(const Tensor& grad, const Tensor& head, const Tensor
   by_type(from.scalar_type(), [&]<class T>() {
     using W = wide_t<T>;
     const Pieces<W> shared(times, hop);
+    const RealFourier<W> fourier(shared.size);
     const auto chunks = clips.chunks(kFrames);
     in_parallel(chunks.size(), [&](int64_t begin, int64_t end) {
       Pieces<W> pieces = shared;
       const int64_t size = pieces.size, bins = size / 2 + 1;
-      const Tensor buffer = at::empty({kFrames, size}, times.options());
+      const Buffer<W> work = fourier.work(), waves(kFrames * size), transformed(kFrames * 2 * bins);
       for (; begin < end; ++begin) {
         const auto [clip, frames, first, last] = chunks[begin];
-        const Tensor waves = buffer.narrow(0, 0, last - first);
-        waves.zero_();  // of the samples that are trimmed
+        std::fill_n(static_cast<W*>(waves), (last - first) * size, W(0));  // for the samples that are trimmed
         for (int64_t j = std::max(first, pieces.first()); j < std::min(last - 1 + pieces.overlap, pieces.end(frames));
              ++j) {
           const int64_t i = pieces.begin_within(j), count = pieces.end_within(j, frames) - i;
@@ -209,12 +210,11 @@ Tensor polar_istft_backward(const Tensor& grad, const Tensor& head, const Tensor
           const W* along = row<W>(by.unsqueeze(2), clip, j * hop + i - pieces.trim);
           for (int64_t f = std::max<int64_t>(0, j - last + 1); f < std::min(pieces.overlap, j - first + 1); ++f)
             LOSATOK_SIMD(product_of_three<W>)
-          (along, pieces.window + f * hop + i, inverse, count, data<W>(waves) + (j - f - first) * size + f * hop + i);
+          (along, pieces.window + f * hop + i, inverse, count, waves + (j - f - first) * size + f * hop + i);
         }
-        const Tensor transformed = at::fft_rfft(waves, {}, 1).contiguous();
+        LOSATOK_SIMD(forward_fourier<W>)(fourier.tables(work), waves, last - first, transformed);
         LOSATOK_SIMD(polar_backward<T>)
-        (row<T>(from, clip, first), from.stride(1), last - first, bins, data<W>(transformed),
-         row<T>(grad_head, clip, first));
+        (row<T>(from, clip, first), from.stride(1), last - first, bins, transformed, row<T>(grad_head, clip, first));
       }
     });
   });

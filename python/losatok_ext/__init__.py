@@ -1,39 +1,59 @@
 """losatok_ext: fused PyTorch ops for low-dimensional audio latents, and the complete LoSATok stack on top of them.
 
-The names below are imported when they are first used, so that ``import losatok_ext`` and ``losatok --help`` stay quick.
+The names below are imported when they are first used. ``import losatok_ext`` and ``losatok --help`` therefore stay
+quick: they do not import torch.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for type checkers and editors; tests compare it with _MODULES
+    from losatok_ext import audio, errors, formats, generation, jobs, models, nn, ops, recordings, training
+    from losatok_ext.environment import info
+    from losatok_ext.models import Conditions, DiT, DiTConfig, Generator, Latents, LoSATok, LoSATokConfig
+    from losatok_ext.ops.dispatch import BackendUnavailableError, use_backend
 
 __version__ = "0.1.0"
+__all__ = [
+    "BackendUnavailableError",
+    "Conditions",
+    "DiT",
+    "DiTConfig",
+    "Generator",
+    "Latents",
+    "LoSATok",
+    "LoSATokConfig",
+    "__version__",
+    "audio",
+    "errors",
+    "formats",
+    "generation",
+    "info",
+    "jobs",
+    "models",
+    "nn",
+    "ops",
+    "recordings",
+    "training",
+    "use_backend",
+]
 
-_WHERE = {
-    "BackendUnavailableError": "losatok_ext.ops.dispatch",
-    "use_backend": "losatok_ext.ops.dispatch",
-    "info": "losatok_ext.environment",
-    "Conditions": "losatok_ext.models",
-    "DiT": "losatok_ext.models",
-    "DiTConfig": "losatok_ext.models",
-    "Generator": "losatok_ext.models",
-    "Latents": "losatok_ext.models",
-    "LoSATok": "losatok_ext.models",
-    "LoSATokConfig": "losatok_ext.models",
+_MODULES = {
+    "losatok_ext.environment": ("info",),
+    "losatok_ext.models": ("Conditions", "DiT", "DiTConfig", "Generator", "Latents", "LoSATok", "LoSATokConfig"),
+    "losatok_ext.ops.dispatch": ("BackendUnavailableError", "use_backend"),
 }
-_SUBPACKAGES = ("audio", "errors", "formats", "generation", "jobs", "models", "nn", "ops", "recordings", "training")
-__all__ = ["__version__", *_WHERE, *_SUBPACKAGES]
+"""Where the names are defined that are not subpackages."""
 
+if not TYPE_CHECKING:  # a type checker would take every unknown name for Any
 
-def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        module = import_module(_WHERE[name])
-        value = getattr(module, name)
-    elif name in _SUBPACKAGES:
-        value = import_module(f"losatok_ext.{name}")
-    else:
-        raise AttributeError(f"module 'losatok_ext' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module 'losatok_ext' has no attribute {name!r}")
+        module = next((module for module, names in _MODULES.items() if name in names), None)
+        value = getattr(import_module(module), name) if module else import_module(f"losatok_ext.{name}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

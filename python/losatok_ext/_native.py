@@ -1,4 +1,4 @@
-"""Loads the native module `_C`, and says what is wrong when it does not load."""
+"""Load the native module `_C`, or say why it cannot be used and what to do."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from types import ModuleType
 
 import torch
 
+from losatok_ext.errors import UserError
+
 _CURE = (
-    "Reinstall losatok_ext against the torch that is installed now: "
-    "pip install --no-build-isolation --force-reinstall --no-deps losatok_ext "
-    "(or `pip install --no-build-isolation .` in a checkout). "
+    "Build losatok_ext against the torch that is installed now: in a checkout of losatok_ext type "
+    "`pip install --no-build-isolation --no-deps --force-reinstall .` "
     'Until then, use_backend("reference") runs every op in plain PyTorch.'
 )
 
 
 def _built_for() -> str:
+    """What the build wrote down about itself: torch, Python, system and CUDA."""
     for folder in sys.modules[__package__].__path__:  # an editable install has several
         facts = Path(folder) / "_build_facts.txt"
         if facts.is_file():
@@ -33,6 +35,10 @@ def _load() -> tuple[ModuleType | None, str | None]:
     except ImportError as error:
         reason = f"the native ops of losatok_ext could not be loaded ({error})"
     else:
+        try:
+            module.instruction_set()
+        except ValueError as error:  # LOSATOK_ISA names none
+            raise UserError(str(error)) from None
         built_torch = module.build_info()["torch"].split("+")[0]
         if built_torch.split(".")[:2] == torch.__version__.split("+")[0].split(".")[:2]:
             return module, None

@@ -1,4 +1,4 @@
-"""What is installed, on what machine, and which implementation of each op will run here and why."""
+"""What is installed, on which machine, and which implementation of each op runs here and why."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _processor_name() -> str:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()
     except OSError:
-        pass  # not Linux: platform knows less, but something
+        pass  # not Linux
     return platform.processor() or platform.machine()
 
 
@@ -59,27 +59,35 @@ def _gpus() -> list[dict[str, Any]]:
     return gpus
 
 
+def _why_unavailable(backend: str, device_type: str, op: str) -> str | None:
+    """Why ``backend`` cannot run ``op``. That the native module did not load is explained once, in ``native``."""
+    reason = dispatch.unavailable(backend, device_type, op)
+    return "not loaded (see above)" if reason is not None and reason == _native.failure else reason
+
+
 def _op_on(op: str, device_type: str) -> dict[str, Any]:
-    reasons = {backend: dispatch.unavailable(backend, device_type, op) for backend in dispatch.BACKENDS}
+    """What runs for ``op`` on ``device_type``, why, and what cannot run there."""
+    reasons = {backend: _why_unavailable(backend, device_type, op) for backend in dispatch.BACKENDS}
     requested = dispatch.requested_backend()
     preferences = dispatch.preferences(op, device_type)
     if requested is not None:
         runs = requested if reasons[requested] is None else None
-        why = f"asked for by hand{'' if runs else ', but unavailable: ' + str(reasons[requested])}"
+        why = f"chosen by hand{'' if runs else ', but unavailable: ' + str(reasons[requested])}"
     else:
         runs = next((backend for backend in preferences if reasons[backend] is None), None)
-        passed_over = preferences[: preferences.index(runs)] if runs else preferences
-        why = "; ".join(f"not {backend}: {reasons[backend]}" for backend in passed_over) or "the first choice there"
+        better = preferences[: preferences.index(runs)] if runs else preferences
+        why = "; ".join(f"{backend}: {reasons[backend]}" for backend in better) or "the default there"
     return {"runs": runs, "why": why, "unavailable": {backend: reason for backend, reason in reasons.items() if reason}}
 
 
 def info() -> dict[str, Any]:
     """Facts about this installation and machine, as plain dicts, lists and strings (JSON-ready).
 
-    Keys: ``version``, ``python``, ``packages`` (name to version, or None where missing), ``native`` (the facts of the
-    build, or ``error``), ``processor`` (name, cores, threads, instruction set of the CPU kernels), ``gpus``,
-    ``triton_interpreter``, and ``ops``: per op and device type, what ``runs`` (None where nothing can), ``why``, and
-    what is ``unavailable`` for which reason.
+    Keys: ``version``, ``python``, ``platform``, ``packages`` (name to version, None where it is not installed),
+    ``native`` (facts of the build, or ``error``: why the native ops were not loaded, and what to do), ``processor``
+    (name, cores, threads, instruction set of the CPU kernels), ``gpus`` (name, capability, memory in GiB),
+    ``triton_interpreter``, and ``ops``: for each op and device type the implementation that ``runs`` (None where
+    there is none), ``why``, and those that are ``unavailable``, each with the reason.
     """
     native = _native.module
     devices = ("cpu", "cuda")
@@ -125,10 +133,10 @@ def format_info(facts: dict[str, Any]) -> str:
             f"{processor['name']}, {processor['cores']} cores, {processor['threads']} threads, "
             f"kernels for {processor['instruction_set']}",
         ),
-        ("GPU", gpus or "none that torch can see"),
+        ("GPU", gpus or "none seen by torch"),
     ]
     if facts["triton_interpreter"]:
-        rows.append(("Triton", "in its interpreter (TRITON_INTERPRET is set): on CPU tensors, slowly, for tests"))
+        rows.append(("Triton", "runs in its interpreter (TRITON_INTERPRET is set): on CPU tensors, slow, for tests"))
     lines = [f"{name:<14}{text}" for name, text in rows] + ["", f"{'op':<32}{'device':<8}{'runs':<12}why"]
     for op, devices in facts["ops"].items():
         for device, choice in devices.items():

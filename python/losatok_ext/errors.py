@@ -9,6 +9,10 @@ class UserError(ValueError):
     """Something the user can put right; the message says what and how."""
 
 
+class InputError(UserError):
+    """What was named as input cannot be used: an empty name, a broken manifest, a folder without files."""
+
+
 class AudioFileError(UserError):
     """An audio file is missing, empty, truncated, not audio, or holds non-finite samples."""
 

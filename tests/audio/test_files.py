@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from losatok_ext.audio.containers import missing_bytes
 from losatok_ext.audio.files import audio_info, flac_bytes, read_audio, read_audio_with_info, write_audio
 from losatok_ext.errors import AudioFileError, UserError
+from losatok_ext.files import atomic_path
 
 TONE = 440.0  # Hz
 
@@ -286,6 +287,68 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         write_audio(path, torch.ones(100), 16_000)
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory):
+    """A file system of 64 KiB."""
+    folder = tmp_path_factory.mktemp("disk")
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_a_full_disk_is_never_reported_as_success(small_disk, suffix):
+    """The end of a file is written when it is closed, and there libsndfile drops errors."""
+    old = small_disk / f"a.{suffix}"
+    write_audio(old, torch.zeros(100), 16_000)
+    before = old.read_bytes()
+    free = 65_536 - 4096 * 2
+    sound = torch.from_numpy(noise(16_000, 20)).float()
+    for taken in (free - 4096, free // 2, 0):
+        (small_disk / "other").write_bytes(b"x" * taken)
+        with pytest.raises(AudioFileError, match=rf"a\.{suffix} cannot be written: No space left on device"):
+            write_audio(old, sound, 16_000)
+        assert old.read_bytes() == before
+        assert sorted(path.name for path in small_disk.iterdir()) == [f"a.{suffix}", "other"]
+    for path in small_disk.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("left", [0, 1, 200, -1])
+def test_a_write_that_fails_at_any_place_is_noticed(tmp_path, monkeypatch, suffix, left):
+    """``left``: bytes that go through; -1 is all but the last."""
+    resource = pytest.importorskip("resource")
+    path, sound = tmp_path / f"a.{suffix}", torch.from_numpy(noise(16_000)).float()
+    write_audio(path, sound, 16_000)
+    size = path.stat().st_size
+    path.unlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left if left >= 0 else size - 1, hard))
+    try:
+        with pytest.raises(AudioFileError, match="cannot be written: File too large"):
+            write_audio(path, sound, 16_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "characters"), [("a" * 250, 254), ("ü" * 125, 129), ("a" + "." + "b" * 240, 246)])
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path, name, characters):
+    path = tmp_path / f"{name}.wav"
+    assert len(path.name) == characters
+    write_audio(path, torch.zeros(100), 16_000)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    with atomic_path(tmp_path / name) as temporary:  # a suffix that is no suffix
+        temporary.write_bytes(b"")
 
 
 @pytest.mark.parametrize(("module", "call"), [("soundfile", "audio_info"), ("soxr", "read_audio")])

@@ -38,16 +38,17 @@ def test_reconstruction_leaves_json_a_table_and_a_page(losatok, tmp_path, corpus
     assert result.code == 2
     assert result.sentences[-1] == "losatok: 1 left out"
     assert "empty.wav is empty" in result.err
-    assert names(tmp_path / "r") == [f"reconstruction.{suffix}" for suffix in ("clips.jsonl", "html", "json", "md")]
+    assert names(tmp_path / "r") == [
+        f"reconstruction.{suffix}" for suffix in ("clips.jsonl", "html", "json", "md", "png")
+    ]
     report = json.loads((tmp_path / "r" / "reconstruction.json").read_text())
     assert [group["value"] for group in report["groups"]] == ["all", "high", "low"]
     assert len(report["failures"]) == 1
     assert "All clips, and by height" in result.out
     assert "±" in result.out
     assert "exists already; pass --overwrite" in losatok(*arguments, "-o", tmp_path / "r").err
-    (tmp_path / "r" / "reconstruction.json").unlink()
-    (tmp_path / "r" / "reconstruction.md").unlink()
-    (tmp_path / "r" / "reconstruction.html").unlink()
+    for suffix in ("json", "md", "html", "png"):
+        (tmp_path / "r" / f"reconstruction.{suffix}").unlink()
     assert "another measures" in losatok(*arguments, "--pesq", "--no-stoi", "-o", tmp_path / "r").err
     again = losatok(*arguments, *options, "-o", tmp_path / "r")
     assert json.loads((tmp_path / "r" / "reconstruction.json").read_text()) == report
@@ -85,7 +86,7 @@ def test_probe_leaves_a_report_and_keeps_features(losatok, tmp_path, corpus, mod
     arguments = ["evaluate", "probe", corpus / "manifest.jsonl", "-m", model_folder, "--label", "height"]
     result = losatok(*arguments, "--seeds", 2, "-o", tmp_path / "p")
     assert (result.code, result.err) == (0, "")
-    assert names(tmp_path / "p") == ["features", "probe.html", "probe.json", "probe.md"]
+    assert names(tmp_path / "p") == ["features", "probe.html", "probe.json", "probe.md", "probe.png"]
     assert len(names(tmp_path / "p" / "features")) == 12
     (task,) = json.loads((tmp_path / "p" / "probe.json").read_text())["tasks"]
     assert (task["source_key"], task["sources"], task["clips"]) == ("voice", 6, 12)
@@ -143,13 +144,67 @@ def test_generation_leaves_a_report(losatok, tmp_path, corpus, model_folder):
         ("latents", 12, 3),
     ]
     assert "3 rows of 32 dimensions: the Frechet distance is far too large" in result.out
-    assert names(tmp_path / "g") == ["features", "generation.html", "generation.json", "generation.md"]
+    assert names(tmp_path / "g") == ["features", *(f"generation.{suffix}" for suffix in ("html", "json", "md", "png"))]
     assert "--level is 'word'" in losatok(*arguments, "--level", "word", "--overwrite").err
     assert "no CLAP model can be loaded" in losatok(*arguments, "--clap", tmp_path, "--overwrite").err
-    assert "whole features" in losatok(*arguments, "--feature", "pca:4", "--overwrite").err
+    assert "complete features" in losatok(*arguments, "--feature", "pca:4", "--overwrite").err
 
 
-def test_analyze_leaves_a_report_and_a_picture(losatok, tmp_path, corpus, model_folder):
+@pytest.mark.parametrize("name", ["storage", "precision"])
+def test_storage_and_precision_leave_the_same_files(losatok, tmp_path, corpus, model_folder, name):
+    (tmp_path / "empty.wav").touch()
+    arguments = ["evaluate", name, corpus / "0.wav", tmp_path / "empty.wav", "-m", model_folder, "-o", tmp_path / "s"]
+    options = ["--budget", 0] if name == "precision" else []
+    result = losatok(*arguments, *options)
+    assert result.code == 2, result.err
+    assert result.sentences[-1] == "losatok: 1 left out"
+    assert "empty.wav is empty" in result.err
+    assert names(tmp_path / "s") == [f"{name}.{suffix}" for suffix in ("html", "json", "md", "png")]
+    report = json.loads((tmp_path / "s" / f"{name}.json").read_text())
+    assert report["report"] == name
+    assert report["recordings"] == 1
+    assert len(report["failures"]) == 1
+    assert "What each" in result.out
+    assert "mel loss" in result.out
+    assert f"{name}.json exists already; pass --overwrite" in losatok(*arguments).err
+    assert losatok(*arguments, *options, "--overwrite").code == 2
+    missing = losatok("evaluate", name, tmp_path / "*.flac", "-m", model_folder, "-o", tmp_path / "t")
+    assert "matches no file" in missing.err
+
+
+def test_precision_without_a_folder_only_prints(losatok, tmp_path, corpus, model_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["evaluate", "precision", corpus / "0.wav", "-m", model_folder, "--budget", 0]
+    result = losatok(*arguments)
+    assert (result.code, result.err) == (0, "")
+    assert "bfloat16" in result.out
+    assert names(tmp_path) == []
+    refused = losatok(*arguments, "-o", tmp_path / "figures.json")
+    assert "is named like a file; give the name of a folder" in refused.err
+    assert names(tmp_path) == []
+
+
+def test_escape_sequences_of_a_file_name_reach_neither_terminal_nor_report(losatok, tmp_path, corpus, model_folder):
+    odd, empty = tmp_path / "\x1b[31m<b>.wav", tmp_path / "\x1b[32m<i>.wav"
+    odd.write_bytes((corpus / "0.wav").read_bytes())
+    empty.touch()
+    options = ["--no-pesq", "--no-stoi", "--examples", 1]
+    result = losatok("evaluate", "reconstruction", odd, empty, "-m", model_folder, *options, "-o", tmp_path / "r")
+    assert result.code == 2
+    for text in (result.out, result.err):
+        assert "\x1b" not in text
+    assert "\\x1b[32m<i>.wav is empty" in result.err
+    for suffix in ("md", "html"):
+        text = (tmp_path / "r" / f"reconstruction.{suffix}").read_text()
+        assert "\x1b" not in text
+        assert "<b>.wav" not in text
+        assert "<i>.wav" not in text
+    alone = losatok("evaluate", "reconstruction", empty, "-m", model_folder, "-o", tmp_path / "s")
+    assert "\x1b" not in alone.err
+    assert "\x1b" not in losatok("encode", empty, "-m", model_folder, "-o", tmp_path / "s").err
+
+
+def test_analyze_leaves_a_report(losatok, tmp_path, corpus, model_folder):
     result = losatok("analyze", corpus / "manifest.jsonl", "-m", model_folder, "-o", tmp_path / "a", "--by", "height")
     assert (result.code, result.err) == (0, "")
     assert names(tmp_path / "a") == ["analysis.html", "analysis.json", "analysis.md", "analysis.png", "features"]

@@ -7,7 +7,8 @@ import torch
 
 from losatok_ext.audio.files import audio_info, read_audio
 from losatok_ext.audio.samples import sample_folder
-from losatok_ext.formats.latent_files import load_latents
+from losatok_ext.formats import load_latents
+from losatok_ext.jobs import tokenize
 from losatok_ext.models import LoSATok
 from small_models import lively, small_config, tone
 
@@ -223,6 +224,95 @@ def test_mistakes_are_one_sentence_and_code_2(losatok, tmp_path, model_folder, a
     assert says in result.err
     assert tree(tmp_path) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_reconstruct_replaces_files_only_when_asked(losatok, tmp_path, model_folder):
+    source, out = record(tmp_path / "a.wav"), tmp_path / "o.wav"
+    out.write_bytes(b"mine")
+    result = losatok("reconstruct", source, "-o", out, "-m", model_folder)
+    assert (result.code, len(result.sentences)) == (2, 1)
+    assert f"{out} exists; pass --overwrite or choose another name" in result.err
+    assert out.read_bytes() == b"mine"
+    assert losatok("reconstruct", source, "-o", out, "-m", model_folder, "--overwrite").code == 0
+    assert audio_info(out).frames == 8_000
+    result = losatok("reconstruct", source, "-o", source, "-m", model_folder, "--overwrite")
+    assert "is the input and would be overwritten" in result.err
+
+
+@pytest.mark.parametrize("option", [("-o", ""), ("--output", ""), ("--output=",)])
+def test_an_empty_output_is_not_the_current_folder(losatok, tmp_path, model_folder, monkeypatch, option):
+    record(tmp_path / "in" / "a.wav")
+    monkeypatch.chdir(tmp_path)
+    result = losatok("encode", "in", *option, "-m", model_folder)
+    assert (result.code, len(result.sentences)) == (2, 1)
+    assert "-o is empty; give the name of a file or folder" in result.err
+    assert tree(tmp_path) == ["in/a.wav"]
+
+
+def test_a_manifest_with_a_byte_order_mark_is_encoded_and_decoded(losatok, tmp_path, model_folder):
+    for name in ("speech/a.wav", "b.wav", "c.wav"):
+        record(tmp_path / "in" / name)
+    manifest = tmp_path / "in" / "list.jsonl"
+    manifest.write_text('{"path": "speech/a.wav"}\n{"path": "b.wav"}\n', encoding="utf-8-sig")
+    assert losatok("encode", manifest, "-o", tmp_path / "latents", "-m", model_folder).code == 0
+    assert tree(tmp_path / "latents") == ["b.losatok", "speech/a.losatok"]
+    (tmp_path / "latents" / "list.jsonl").write_text('{"path": "speech/a.losatok"}', encoding="utf-8-sig")
+    result = losatok("decode", tmp_path / "latents" / "list.jsonl", "-o", tmp_path / "out", "-m", model_folder)
+    assert (result.code, tree(tmp_path / "out")) == (0, ["speech/a.wav"])
+
+
+def test_a_long_name_is_encoded_and_decoded(losatok, tmp_path, model_folder):
+    record(tmp_path / "in" / f"{'n' * 247}.wav")
+    assert losatok("encode", tmp_path / "in", "-o", tmp_path / "latents", "-m", model_folder).code == 0
+    assert tree(tmp_path / "latents") == [f"{'n' * 247}.losatok"]
+    assert losatok("decode", tmp_path / "latents", "-o", tmp_path / "out", "-m", model_folder).code == 0
+    assert tree(tmp_path / "out") == [f"{'n' * 247}.wav"]
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_stopping_says_how_far_it_came(losatok, tmp_path, model_folder, monkeypatch, command):
+    names = [f"{i}.wav" for i in range(4)]
+    for name in names:
+        record(tmp_path / "in" / name)
+    data = tmp_path / "in"
+    if command == "decode":
+        assert losatok("encode", data, "-o", tmp_path / "latents", "-m", model_folder).code == 0
+        data = tmp_path / "latents"
+    work, left = getattr(tokenize, f"{command}_clip"), [2, 1]
+
+    def stopped(*arguments):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return work(*arguments)
+
+    monkeypatch.setattr(tokenize, f"{command}_clip", stopped)
+    for says in ("stopped: 2 of 4 files", "stopped: 3 of 4 files"):
+        result = losatok(command, data, "-o", tmp_path / "out", "-m", model_folder)
+        assert (result.code, result.err) == (130, "")
+        assert result.out.startswith(says), result.out
+        left[0] = left[1]
+    assert "2 of them before; the same command goes on with the rest" in result.out
+
+
+def test_escape_sequences_in_names_do_not_reach_the_terminal(losatok, tmp_path, model_folder):
+    name = "\x1b[31mred\x9b2J.wav"
+    record(tmp_path / "in" / name)
+    (tmp_path / "in" / f"bad {name}").write_bytes(b"no audio")
+    out = tmp_path / "\x1b]0;title\x07"
+    results = [
+        losatok("encode", tmp_path / "in", "-o", out, "-m", model_folder),
+        losatok("encode", tmp_path / "in" / f"bad {name}", "-o", out, "-m", model_folder),
+        losatok("decode", out, "-o", out / "audio", "-m", model_folder),
+        losatok("reconstruct", tmp_path / "in" / name, "-o", out / name, "--plot", out / "p.png", "-m", model_folder),
+        losatok("reconstruct", tmp_path / "in" / name, "-o", out / name, "-m", model_folder),
+        losatok("encode", tmp_path / "in" / name, "-o", out, "-m", out / "gone"),
+        losatok("nonsense\x1b[31m"),
+    ]
+    assert [result.code for result in results] == [2, 2, 0, 0, 2, 2, 2]
+    for result in results:
+        assert not set(result.out + result.err) & {"\x1b", "\x9b", "\x07"}
+    assert r"\x1b[31mred\x9b2J.wav" in results[0].err
 
 
 def test_nested_latents_are_cut_stored_and_decoded(losatok, tmp_path):

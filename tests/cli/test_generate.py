@@ -38,7 +38,8 @@ def test_generate_writes_a_clip_of_that_length_and_a_picture(losatok, models, tm
 def test_text_seed_and_sampler_decide(losatok, models, tmp_path):
     def made(*options):
         out = tmp_path / "out.wav"
-        assert losatok("generate", "--seconds", "0.4", "-o", out, *models, *QUICK, *options).code == 0
+        arguments = ("--seconds", "0.4", "-o", out, "--overwrite", *models, *QUICK, *options)
+        assert losatok("generate", *arguments).code == 0
         return pcm(out)
 
     first = made("--text", "rain")
@@ -64,11 +65,14 @@ def test_text_seed_and_sampler_decide(losatok, models, tmp_path):
         (("--seconds", "1", "--text", "x" * 41), "has 41 bytes, and the model takes 40; shorten it"),
         (("--seconds", "1", "--solver", "ode"), "solver should be one of euler, midpoint, heun, rk4, got 'ode'"),
         (("--seconds", "1", "--schedule", "cosine"), "schedule should be one of uniform, sway, shifted"),
-        (("--seconds", "1", "--cfg", "-1"), "the guidance scale should be at least 0, got -1"),
+        (("--seconds", "1", "--cfg", "-1"), "guidance.scale should be a number of at least 0, got -1"),
         (("--seconds", "1", "--cfg-interval", "0.5"), "--cfg-interval takes two noise levels such as 0.2:0.8"),
-        (("--seconds", "1", "--cfg-interval", "0.8:0.2"), "the guidance interval should be two noise levels"),
+        (("--seconds", "1", "--cfg-interval", "0.8:0.2"), "guidance.interval should be two noise levels"),
         (("--seconds", "1", "--cuda-graphs"), "cuda_graphs records kernels of a CUDA device"),
         (("--seconds", "1", "--plot", "a.txt"), "a.txt cannot be drawn"),
+        (("--seconds", "1", "--seed", str(2**64)), "--seed is 18446744073709551616; it takes whole numbers"),
+        (("--seconds", "1", "--text", "\udcff"), "--text holds bytes that are not valid UTF-8"),
+        (("--seconds", "1e300"), "--seconds takes a length above 0 and up to 600, got 1e+300"),
         (("--seconds", "1", "--generator", "gone"), "the generator folder gone does not exist"),
     ],
 )
@@ -87,7 +91,7 @@ def test_models_that_are_missing_or_do_not_belong_together(losatok, models, mode
     assert (
         LoSATok.from_pretrained("tiny").fingerprint() in losatok(*ask, *models[2:]).err
     )  # the bundled model is no match
-    assert "does not describe a losatok-generator model" in losatok(*ask, *models, "-g", model_folder).err
+    assert "holds a tokenizer, and a generator is needed here" in losatok(*ask, *models, "-g", model_folder).err
     other = make_generator(tmp_path / "other", "f" * 16)
     result = losatok(*ask, *models, "-g", other)
     assert result.code == 2
@@ -134,7 +138,7 @@ def test_insertion_and_continuation(losatok, models, tmp_path):
     assert len(after) == samples + 6400
     assert np.array_equal(before[16000 + 1280 :], after[16000 + 6400 + 1280 :])
     result = losatok(
-        "edit", SPEECH, "--continue-to", "3.5", "-o", out, *models, *QUICK, "--plot", tmp_path / "more.png"
+        "edit", SPEECH, "--continue-to", "3.5", "-o", out, "--overwrite", *models, *QUICK, "--plot", tmp_path / "b.png"
     )
     assert result.code == 0, result.err
     after = pcm(out)
@@ -169,7 +173,10 @@ def test_latent_files_are_edited_too(losatok, models, model_folder, other_model_
         (("--span", "soon"), "--span takes START:STOP in seconds such as 1.2:2.0, got 'soon'"),
         (("--span", "1:nan"), "--span takes START:STOP"),
         (("--insert", "3:1"), "--insert 3:1: the recording has no 3 s, it is 2.76 s long"),
-        (("--insert", "1:0"), "--insert 1:0: the seconds to insert should be positive"),
+        (("--insert", "1:0"), "--insert 1:0: the seconds to insert should be more than 0 and at most 600"),
+        (("--insert", "1:1e300"), "--insert 1:1e+300: the seconds to insert should be more than 0"),
+        (("--continue-to", "1e300"), "--continue-to 1e+300 adds more than 600 s"),
+        (("--span", "1:2", "--text", "\udcff"), "--text holds bytes that are not valid UTF-8"),
         (("--insert", "1"), "--insert takes AT:SECONDS such as 1.5:0.8, got '1'"),
         (("--continue-to", "2"), "--continue-to 2 lies within the recording, which has 2.76 s"),
         (("--span", "1:2", "--keep", "it"), "--keep takes recording or decoded, got 'it'"),
@@ -190,3 +197,21 @@ def test_outputs_are_told_apart(losatok, models, tmp_path):
     result = losatok("generate", "--seconds", "1", "-o", same, "--plot", same, *models)
     assert "would be written twice" in result.err
     assert "is a folder" in losatok("generate", "--seconds", "1", "-o", tmp_path, *models).err
+
+
+@pytest.mark.parametrize("command", ["generate", "edit"])
+@pytest.mark.parametrize("existing", ["out.wav", "out.png"])
+def test_existing_files_are_replaced_only_when_asked(losatok, models, tmp_path, command, existing):
+    (tmp_path / existing).write_bytes(b"mine")
+    asked = ("--seconds", "0.2") if command == "generate" else (SPEECH, "--span", "1:1.2")
+    arguments = (command, *asked, "-o", tmp_path / "out.wav", "--plot", tmp_path / "out.png", *QUICK)
+    refused = losatok(*arguments, "--model", "gone", "--generator", "gone")  # said before any model is opened
+    assert (refused.code, len(refused.sentences)) == (2, 1)
+    assert f"{tmp_path / existing} exists; pass --overwrite or choose another name" in refused.err
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(existing, b"mine")]
+    assert losatok(*arguments, *models, "--overwrite").code == 0
+    assert (tmp_path / existing).read_bytes() != b"mine"
+    if command == "edit":
+        (tmp_path / "in.flac").write_bytes(SPEECH.read_bytes())
+        own = (command, tmp_path / "in.flac", "--span", "1:1.2", "-o", tmp_path / "in.flac", "--overwrite", *models)
+        assert "is the input and would be overwritten" in losatok(*own).err

@@ -16,23 +16,18 @@ def recording(tmp_path):
     return path
 
 
-def rows(out):
-    """The table: name to (milliseconds, percent of time, GFLOP, percent of the ceiling; the last two may be absent)."""
-    found = {}
-    for line in out.splitlines()[1:]:
-        match = re.fullmatch(r"(\S.*?)\s{2,}([\d. -]+)", line)
-        if match:
-            found[match[1]] = [float(number) for number in match[2].split()]
-    return found
-
-
 def check_sums(out):
-    table = rows(out)
+    """Read the table: stage -> milliseconds, percent of time, and if there are any GFLOP and percent of the ceiling."""
+    table = {}
+    for line in out.splitlines():
+        match = re.fullmatch(r"\s*(\S.*?)\s{2,}([\d.–-]+(?:\s+[\d.–-]+){3})\s*", line)
+        if match:
+            table[match[1]] = [float(number) for number in match[2].split() if number != "–"]
     total = table.pop("all")
     assert sum(row[0] for row in table.values()) == pytest.approx(total[0], abs=0.2)
     assert sum(row[1] for row in table.values()) == pytest.approx(100, abs=1.5)
     assert sum(row[2] for row in table.values() if len(row) > 2) == pytest.approx(total[2], abs=0.05)
-    assert re.search(r"ceiling \d+ GFLOP/s", out)
+    assert re.search(r"Ceiling: \d+ GFLOP/s", out)
     assert re.search(r"s of audio in .* real time", out)
     return table
 
@@ -50,6 +45,11 @@ def test_encode_and_decode(losatok, model_folder, recording, tmp_path):
     )
     assert losatok("encode", recording, "-o", tmp_path, "--model", model_folder, "--device", "cpu").code == 0
     latents = recording.with_suffix(".losatok")
+    report = tmp_path / "report"
+    arguments = ("profile", "decode", latents, "--model", model_folder, "--device", "cpu", "-o", report)
+    assert losatok(*arguments).code == 0
+    assert sorted(path.name for path in report.iterdir()) == [f"profile.{s}" for s in ("html", "json", "md", "png")]
+    assert "exists already; pass --overwrite" in losatok(*arguments).err
     for dtype in ("float32", "bfloat16"):
         result = losatok("profile", "decode", latents, "--model", model_folder, "--dtype", dtype, "--device", "cpu")
         assert result.code == 0, result.err
@@ -61,9 +61,10 @@ def test_encode_and_decode(losatok, model_folder, recording, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_flop_are_those_of_the_model(model_folder, monkeypatch, dtype):
     from losatok_ext.evaluation.tasks import profiling as stages
+    from losatok_ext.evaluation.tasks.ceiling import Ceiling
     from losatok_ext.models import LoSATok
 
-    monkeypatch.setattr(stages, "matrix_ceiling", lambda *_: 1e9)
+    monkeypatch.setattr(stages, "matrix_ceiling", lambda *_: Ceiling(1e9, "torch.mm"))
     model = LoSATok.from_pretrained(model_folder, dtype=dtype)
     config, tokens = model.config, 25
     found = {s.name: s.flop for s in stages.profile(model, lambda: model.encode(tone(16_000)), 1).stages}

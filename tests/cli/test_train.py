@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 import yaml
+from typer.main import get_command
 
 from losatok_ext.audio.samples import sample_folder
-from losatok_ext.cli import main
+from losatok_ext.cli import main, train
+from losatok_ext.configuration import setting
 from losatok_ext.models import LoSATok
 from losatok_ext.models.generator.generator import Generator
-from losatok_ext.training import read_log
+from losatok_ext.training import TrainConfig, read_log
 from small_models import small_config
 from training_runs import DIT, MODEL
 
@@ -84,7 +86,10 @@ def test_a_generator_is_trained_on_latents_of_the_bundled_tokenizer_unless_anoth
         ),
         (["sembo", MUSIC, "--set", "optimizer.learning_rate=1"], "--set: optimizer.learning_rate is not a key"),
         (["sembo", MUSIC, "--set", "batchsize=1"], "did you mean batch_size?"),
-        (["sembo", MUSIC, "--steps", "0"], "options: steps should be at least 1, got 0"),
+        (
+            ["sembo", MUSIC, "--steps", "0"],
+            "options: steps should be a whole number within 1..2147483647 or null, got 0",
+        ),
         (["sembo", MUSIC, "--config", "gone.yaml"], "gone.yaml: cannot read the configuration"),
         (["sembo", MUSIC, "--device", "tpu"], "device should be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["tokenizer", MUSIC], "train tokenizer needs init, the folder that train sembo wrote: --init DIR"),
@@ -99,6 +104,39 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(config, capsys, monkeypatc
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (config / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["model: &m {depth: *m}", "model: {depth: " + "[" * 5000, "data: {crop_seconds: 1e999}", "steps: 0x" + "f" * 9999],
+)
+def test_a_hostile_configuration_is_refused_in_a_sentence(config, capsys, text):
+    (config / "hostile.yaml").write_text(text)
+    assert run("sembo", MUSIC, "-o", config / "out", "--config", config / "hostile.yaml") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"losatok: {config / 'hostile.yaml'}")
+    assert len(error.splitlines()) == 1
+    assert len(error) < 600
+
+
+@pytest.mark.parametrize(
+    ("stage", "own"),
+    [
+        ("teacher", {"--preset", "--init"}),
+        ("sembo", {"--preset", "--teacher", "--init"}),
+        ("tokenizer", {"--init"}),
+        ("generator", {"--model", "-m", "--preset", "--init"}),
+    ],
+)
+def test_options_are_those_of_the_configuration(stage, own):
+    command = get_command(train.app).commands[stage]
+    options = {flag: p for p in command.params for flag in (*p.opts, *p.secondary_opts) if flag.startswith("-")}
+    common = {"--output", "-o", "--config", "--set", "--steps", "--batch-size", "--lr", "--seed", "--device"}
+    common |= {"--tensorboard", "--no-tensorboard", "--precision", "--accumulate", "--ema", "--validation"}
+    assert set(options) == common | own
+    assert all(option.help for option in options.values())
+    assert options["--lr"].help == setting(TrainConfig, "optimizer.lr").summary
+    assert (options["--seed"].show_default, options["--steps"].show_default) == ("0", "the paper's")
 
 
 def test_options_of_all_stages_reach_the_run(config, capsys):

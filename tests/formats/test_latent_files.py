@@ -140,7 +140,7 @@ def test_only_the_dimensions_that_were_kept_are_stored(tmp_path, storage):
     save_latents(tmp_path / "whole.losatok", replace(made, header=replace(made.header, dims=None)))
     cut, whole = (describe(tmp_path / f"{name}.losatok")["latent_bits_per_second"] for name in ("cut", "whole"))
     assert cut == pytest.approx(3 / 8 * whole)
-    with pytest.raises(ValueError, match="mu should be zero from dimension 3 on, which is what dims says"):
+    with pytest.raises(ValueError, match="mu should be zero from dimension 3 on, since dims is"):
         save_latents(tmp_path / "cut.losatok", made)
     with pytest.raises(ValueError, match="codes should be zero from dimension 3 on"):
         save_latents(tmp_path / "cut.losatok", latents(dims=3, storage="codes"))
@@ -224,7 +224,7 @@ def test_latents_of_another_model_need_force(whole):
         ("float32", {"logvar": torch.zeros(5, 7)}, "logvar should have shape"),
         ("int4", {"mu": torch.full((5, 8), torch.inf)}, "NaN or infinite"),
         ("float32", {"logvar": torch.full((5, 8), torch.nan)}, "NaN or infinite"),
-        ("float32", {"mu": None}, "mu should be given, for it is what storage 'float32' stores"),
+        ("float32", {"mu": None}, "mu should be given: storage 'float32' stores it"),
         ("codes", {"codes": None}, "codes should be given"),
         ("codes", {"codes": torch.zeros(5, 2, dtype=torch.int64)}, r"codes should have shape \[T, Q\] = \[5, 3\]"),
         ("codes", {"codes": torch.full((5, 3), -1)}, r"codes should lie within 0..1023 at place 0, got -1..-1"),

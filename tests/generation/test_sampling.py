@@ -275,15 +275,18 @@ def test_the_bar_counts_steps():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SamplerConfig(steps=0), "steps should be at least 1"),
-        (lambda: SamplerConfig(solver="ode45"), "solver should be one of euler, midpoint, heun, rk4, got 'ode45'"),
-        (lambda: Schedule("cosine"), "schedule should be one of uniform, sway, shifted"),
-        (lambda: Schedule("sway", sway=2.0), "sway should lie within"),
-        (lambda: Schedule("shifted", shift=0.0), "shift should be positive"),
-        (lambda: Guidance(-1.0), "guidance scale should be at least 0"),
-        (lambda: Guidance(math.nan), "guidance scale should be at least 0"),
-        (lambda: Guidance(interval=(0.6, 0.4)), "guidance interval should be two noise levels"),
-        (lambda: Guidance(rescale=1.5), "guidance rescale should lie within 0..1"),
+        (lambda: SamplerConfig(steps=0), "steps should be a whole number within 1..100000"),
+        (
+            lambda: SamplerConfig(solver="ode45"),
+            "solver should be one of 'euler', 'midpoint', 'heun', 'rk4', got 'ode45'",
+        ),
+        (lambda: Schedule("cosine"), "name should be one of 'uniform', 'sway', 'shifted'"),
+        (lambda: Schedule("sway", sway=2.0), "sway should be a number within -1..1.75"),
+        (lambda: Schedule("shifted", shift=0.0), "shift should be a number above 0"),
+        (lambda: Guidance(-1.0), "scale should be a number of at least 0"),
+        (lambda: Guidance(math.nan), "scale should be a number of at least 0"),
+        (lambda: Guidance(interval=(0.6, 0.4)), "interval should be two noise levels"),
+        (lambda: Guidance(rescale=1.5), "rescale should be a number within 0..1"),
     ],
 )
 def test_bad_options_are_named(make, message):

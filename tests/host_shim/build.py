@@ -25,6 +25,8 @@ SHIM = ROOT / "tests" / "host_shim"
 CACHE = ROOT / "build" / "host_shim"
 
 KERNELS = tuple(sorted((CSRC / "cuda").glob("*.cu")))
+ALL_KERNELS = (SHIM / "all_kernels.cpp", *sorted((SHIM / "launches").glob("*.cpp")))
+"""A program that launches every kernel, without the kernels."""
 BINDINGS = tuple(sorted((CSRC / "cuda").glob("bindings*.cpp")))
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)', re.MULTILINE)

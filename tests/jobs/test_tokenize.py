@@ -10,7 +10,7 @@ import torch
 
 from losatok_ext.audio.files import read_audio, write_audio
 from losatok_ext.errors import LatentFileError, UserError
-from losatok_ext.formats.latent_files import load_latents, save_latents
+from losatok_ext.formats import StoreOptions, load_latents, save_latents
 from losatok_ext.jobs import tokenize as jobs
 from losatok_ext.models import LoSATok
 from losatok_ext.nn import ResidualVQConfig, VQConfig
@@ -48,7 +48,7 @@ def encode(model, sources, folder, **options):
 @pytest.mark.parametrize("samples", [16_000, 12_800, 12_801, 12_799, 1279, 480, 100, 1])
 def test_a_file_holds_the_models_own_latents_and_decodes_to_its_own_length(tmp_path, model, samples):
     sources = recordings(tmp_path, samples)
-    summary, (output,) = encode(model, sources, tmp_path, logvar=True)
+    summary, (output,) = encode(model, sources, tmp_path, store=StoreOptions(logvar=True))
     assert summary.failures == []
     latents = load_latents(output, model.fingerprint())
     audio = read_audio(sources[0].path)
@@ -81,7 +81,7 @@ def test_bad_files_do_not_stop_the_others(tmp_path, model):
     missing = Source(tmp_path / "missing.wav", tmp_path / "missing.wav")
     seen = []
     summary, outputs = encode(
-        model, [missing, *sources], tmp_path / "out", progress=lambda source: seen.append(source.path)
+        model, [missing, *sources], tmp_path / "out", on_source=lambda source: seen.append(source.path)
     )
     assert [failure.path for failure in summary.failures] == [missing.path, sources[1].path]
     assert "does not exist" in summary.failures[0].message
@@ -242,7 +242,7 @@ def coded(model):
 def test_a_file_of_fewer_bits_decodes_to_nearly_the_same(tmp_path, model, storage):
     sources = recordings(tmp_path, 12_345)
     _, (exact,) = encode(model, sources, tmp_path / "exact")
-    summary, (small,) = encode(model, sources, tmp_path / "small", storage=storage)
+    summary, (small,) = encode(model, sources, tmp_path / "small", store=StoreOptions(storage))
     assert summary.failures == []
     assert load_latents(small).storage == storage
     assert small.stat().st_size < exact.stat().st_size
@@ -254,7 +254,7 @@ def test_a_file_of_fewer_bits_decodes_to_nearly_the_same(tmp_path, model, storag
 
 def test_codes_are_stored_by_default_and_decode_to_what_the_model_hears(tmp_path, coded):
     sources = recordings(tmp_path, 12_345)
-    summary, (path,) = encode(coded, sources, tmp_path / "out", logvar=True)
+    summary, (path,) = encode(coded, sources, tmp_path / "out", store=StoreOptions(logvar=True))
     assert summary.failures == []
     latents = load_latents(path, coded.fingerprint())
     assert latents.storage == "codes"
@@ -269,7 +269,7 @@ def test_codes_are_stored_by_default_and_decode_to_what_the_model_hears(tmp_path
 def test_means_of_a_model_with_codes_go_through_its_quantizer(tmp_path, coded):
     sources = recordings(tmp_path, 12_345)
     _, (codes,) = encode(coded, sources, tmp_path / "codes")
-    _, (means,) = encode(coded, sources, tmp_path / "means", storage="float32")
+    _, (means,) = encode(coded, sources, tmp_path / "means", store=StoreOptions("float32"))
     one, other = (jobs.decode_clip(coded, load_latents(path)) for path in (codes, means))
     assert torch.equal(one, other)
 
@@ -300,16 +300,16 @@ def test_codes_of_another_quantizer_are_refused_by_name(tmp_path, model, coded):
 def test_what_a_model_cannot_store_is_said_before_any_file(tmp_path, model):
     sources = recordings(tmp_path, 8_000)
     with pytest.raises(UserError, match="--store codes: this model has no quantizer; `losatok fit-quantizer` makes"):
-        encode(model, sources, tmp_path / "out", storage="codes")
+        encode(model, sources, tmp_path / "out", store=StoreOptions("codes"))
     with pytest.raises(UserError, match="--store is 'int2'; it takes float32, float16, int8, int4, codes"):
-        encode(model, sources, tmp_path / "out", storage="int2")
+        encode(model, sources, tmp_path / "out", store=StoreOptions("int2"))
     assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_output_of_another_storage_is_not_passed_off(tmp_path, model):
     sources = recordings(tmp_path, 8_000)
-    encode(model, sources, tmp_path / "out", storage="int8")
-    summary, _ = encode(model, sources, tmp_path / "out", storage="float16")
+    encode(model, sources, tmp_path / "out", store=StoreOptions("int8"))
+    summary, _ = encode(model, sources, tmp_path / "out", store=StoreOptions("float16"))
     assert "exists and stores int8; pass --overwrite" in summary.failures[0].message
-    summary, outputs = encode(model, sources, tmp_path / "out", storage="int8")
+    summary, outputs = encode(model, sources, tmp_path / "out", store=StoreOptions("int8"))
     assert summary.kept == outputs

@@ -192,16 +192,16 @@ def test_spans_are_of_every_kind():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FlowMatching("data to noise"), "direction should be 'noise - data' or 'data - noise'"),
-        (lambda: FlowMatching(time="normal"), "time should be one of uniform, logit_normal"),
-        (lambda: FlowMatching(time_std=0.0), "time_std should be positive"),
-        (lambda: FlowMatching(time_mean=math.nan), "time_mean should be finite"),
-        (lambda: FlowMatching(mode_scale=2.0), "mode_scale should be within -1"),
-        (lambda: FlowMatching(time_shift=-1.0), "time_shift should be positive"),
-        (lambda: ConditionDropout(text=1.5), "text should lie within 0..1, got 1.5"),
-        (lambda: SpanMasking(fraction=(0.5, 0.2)), "fraction should be two numbers within 0..1"),
-        (lambda: SpanMasking(spans=0), "spans should be at least 1"),
-        (lambda: SpanMasking(whole=-0.1), "whole should lie within 0..1"),
+        (lambda: FlowMatching("data to noise"), "direction should be one of 'noise - data', 'data - noise'"),
+        (lambda: FlowMatching(time="normal"), "time should be one of 'uniform', 'logit_normal'"),
+        (lambda: FlowMatching(time_std=0.0), "time_std should be a number above 0"),
+        (lambda: FlowMatching(time_mean=math.nan), "time_mean should be a finite number"),
+        (lambda: FlowMatching(mode_scale=2.0), "mode_scale should be a number within -1"),
+        (lambda: FlowMatching(time_shift=-1.0), "time_shift should be a number above 0"),
+        (lambda: ConditionDropout(text=1.5), "text should be a number within 0..1, got 1.5"),
+        (lambda: SpanMasking(fraction=(0.5, 0.2)), "fraction should be two numbers, the smaller first"),
+        (lambda: SpanMasking(spans=0), "spans should be a whole number within 1..1024"),
+        (lambda: SpanMasking(whole=-0.1), "whole should be a number within 0..1"),
     ],
 )
 def test_bad_options_are_named(make, message):

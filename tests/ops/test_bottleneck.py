@@ -231,18 +231,6 @@ def test_autocast_casts_as_linear_does():
         assert (grad.double() - other).norm() <= 0.02 * other.norm()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_repeats_are_bitwise_equal(dtype, threads):
-    inputs = cast(projection((3, 67), 31, 65, 129), dtype)
-    loss_in = cast(loss_inputs(*LOSS_CASES[7]), dtype)
-    first = None
-    for _ in range(5):
-        values = evaluate(ops.bottleneck_project, inputs, range(5), "native")
-        values += evaluate(ops.normalized_reconstruction_loss, loss_in, [0, 2, 3, 4, 5], "native")
-        first = first or values
-        assert all(torch.equal(a, b) for a, b in zip(first, values, strict=True))
-
-
 def test_inference_equals_training():
     inputs = cast(projection((300,), 1280, 512, 128), torch.float32)
     with torch.no_grad():

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ceiling import peak_memory
 from losatok_ext import ops, use_backend
+from losatok_ext.evaluation.tasks.side_by_side import peak_memory
 from ops.bottleneck_cases import cast, loss_inputs, projection
 
 MEBI = 2**20

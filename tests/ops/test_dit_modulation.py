@@ -78,23 +78,6 @@ def test_strides_do_not_matter(op, per_frame, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("per_frame", [(False, False), (True, True)], ids=str)
-@pytest.mark.parametrize("op", OPS)
-def test_bitwise_the_same_on_any_number_of_threads(op, per_frame, dtype):
-    tensors = inputs_of(op, (3, 170, 300), per_frame, dtype)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(evaluate(op, tensors, range(3), "native"))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_a_zero_gate_is_the_identity(per_frame, dtype):
     x, branch, gate = modulation_inputs((2, 33, 20), (True, per_frame), dtype)

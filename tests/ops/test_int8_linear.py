@@ -7,12 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budget import assert_within_budget
-from losatok_ext import BackendUnavailableError, _native, ops, use_backend
+from losatok_ext import BackendUnavailableError, ops, use_backend
 from losatok_ext.ops import dispatch
 from losatok_ext.ops.reference.bottleneck import ACTIVATIONS
 from losatok_ext.ops.reference.int8_linear import int8_linear as reference
 from ops.bottleneck_cases import DTYPES, cast
-from ops.isa import ASKED, INSTRUCTION_SETS, inside, outside, run_inside
 from ops.opcheck import opchecked
 
 # leading sizes of x, features D, outputs M
@@ -50,20 +49,6 @@ def check(case, dtype, activation, bias=True):
     same = reference(*arguments, activation)
     exact = reference(*cast(arguments, torch.float64), activation)
     assert_within_budget(result, same, exact)
-
-
-@outside
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_each_instruction_set(isa):
-    run_inside(isa, __file__)
-
-
-@inside
-def test_inside_the_one_asked_for():
-    assert _native.module.instruction_set() == ASKED
-    for dtype in DTYPES:
-        for case in CASES:
-            check(case, dtype, "gelu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -106,12 +91,6 @@ def test_a_row_is_its_own(rows, features, outputs, start, dtype):
     strided = torch.empty(rows, 2 * features + 1, dtype=dtype)[:, 1::2].copy_(others)
     for among in (others, strided):
         torch.testing.assert_close(ops.int8_linear(among, *parameters)[start], alone)
-
-
-def test_repeats_are_bitwise_equal(threads):
-    arguments = cast(inputs((300,), 700, 200), torch.bfloat16)
-    first = ops.int8_linear(*arguments, "gelu")
-    assert all(torch.equal(ops.int8_linear(*arguments, "gelu"), first) for _ in range(5))
 
 
 def test_gradients_are_those_of_the_reference():

@@ -1,9 +1,7 @@
 """Nearest codes: the choice is the least distance, however it was found."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -140,36 +138,16 @@ def test_few_rows_and_many_rows_agree_bit_for_bit():
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of mkldnn.flags, whatever it is asked for
-def test_repeats_threads_and_product_precision_change_no_bit():
+def test_the_precision_of_products_changes_no_bit():
     x, codebook = rows_and_codes((500,), 300, 48)
     first = ops.vq_nearest(x, codebook)
-    threads = torch.get_num_threads()
     try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            assert all(map(torch.equal, first, ops.vq_nearest(x, codebook)))
         torch.set_float32_matmul_precision("medium")
         assert all(map(torch.equal, first, ops.vq_nearest(x, codebook)))
         with torch.backends.mkldnn.flags(enabled=False):
             assert all(map(torch.equal, first, ops.vq_nearest(x, codebook)))
     finally:
-        torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")
-
-
-@pytest.mark.parametrize("isa", ["default", "avx2"])
-def test_every_instruction_set_chooses_the_least(isa):
-    code = """
-import torch
-from losatok_ext import ops
-from ops.quantize_cases import assert_nearest, rows_and_codes
-for case in (((3, 41), 100, 128), ((65,), 257, 33), ((20,), 9, 2), ((5,), 40, 70)):
-    x, codebook = rows_and_codes(*case, shift=10.0)
-    assert_nearest(x, codebook, *ops.vq_nearest(x, codebook))
-"""
-    environment = {**os.environ, "LOSATOK_ISA": isa, "PYTHONPATH": str(Path(__file__).parents[1])}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
-    assert result.returncode == 0, result.stderr
 
 
 def test_fast_stays_within_its_bound():
@@ -191,7 +169,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ops.vq_nearest(x, codebook)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 64  # MiB
 

@@ -1,9 +1,7 @@
 """The time-relation ops on the CPU against their definition: values, gradients, odd inputs, repeatability."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ import torch
 from losatok_ext import ops, use_backend
 from ops.time_relation_cases import (
     CASES,
-    LARGE,
     SMALL,
     Case,
     assert_factored_bound,
@@ -174,65 +171,6 @@ def test_strides_and_offsets(dtype):
         torch.testing.assert_close(ops.gram_energy(view, lengths), energy)
     one = high[:1, :1].expand(2, 70, 11)  # all rows are the same memory
     torch.testing.assert_close(run(low, one)[1], run(low, one.contiguous())[1])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_results_repeat_bit_for_bit(dtype, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for case in LARGE:
-            low, high, lengths = case.make(dtype)
-            for algorithm in case.algorithms:
-                first = run(low, high, lengths, case.window, algorithm=algorithm)
-                for _ in range(3):
-                    again = run(low, high, lengths, case.window, algorithm=algorithm)
-                    assert torch.equal(first[0], again[0])
-                    assert torch.equal(first[1], again[1])
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("case", LARGE, ids=str)
-def test_one_thread_and_two_agree(case):
-    before = torch.get_num_threads()
-    low, high, lengths = case.make(torch.float64)
-    results = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append([run(low, high, lengths, case.window, algorithm=a) for a in case.algorithms])
-    finally:
-        torch.set_num_threads(before)
-    torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-13)
-
-
-_IN_A_PROCESS = """
-import sys
-import torch
-from losatok_ext import _native
-from ops.time_relation_cases import LARGE, SMALL, check_energy, check_loss
-assert _native.module.instruction_set() == sys.argv[1], _native.module.instruction_set()
-for case in (*SMALL[:4], SMALL[6], LARGE[0], LARGE[4]):
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        check_energy(case, dtype)
-        for algorithm in case.algorithms:
-            check_loss(case, dtype, algorithm=algorithm)
-"""
-
-
-@pytest.mark.parametrize("isa", ["default", "avx2"])
-def test_older_processors(isa):
-    from losatok_ext import _native
-
-    if isa == "avx2" and _native.module.instruction_set() == "default":
-        pytest.skip("this processor has no AVX2")
-    environment = os.environ | {"LOSATOK_ISA": isa, "PYTHONPATH": str(Path(__file__).parents[1])}
-    result = subprocess.run(
-        [sys.executable, "-c", _IN_A_PROCESS, isa], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
 
 
 def test_auto_takes_the_cheapest():

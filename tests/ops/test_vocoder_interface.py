@@ -3,27 +3,10 @@
 import pytest
 import torch
 
-from losatok_ext import _native, ops, use_backend
-from ops.bottleneck_cases import DTYPES, cast
-from ops.isa import ASKED, INSTRUCTION_SETS, inside, outside, run_inside
+from losatok_ext import ops, use_backend
+from ops.bottleneck_cases import cast
 from ops.opcheck import opchecked
-from ops.vocoder_cases import CONV_CASES, ISTFT_CASES, check_conv_norm, check_istft, conv_inputs, istft_inputs
-
-
-@outside
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_each_instruction_set(isa):
-    run_inside(isa, __file__)
-
-
-@inside
-def test_inside_the_one_asked_for():
-    assert _native.module.instruction_set() == ASKED
-    for dtype in DTYPES:
-        for case in ISTFT_CASES[:7]:
-            check_istft(case, dtype, "native")
-        for case in CONV_CASES[:7]:
-            check_conv_norm(case, dtype, "native")
+from ops.vocoder_cases import conv_inputs, istft_inputs
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from losatok_ext.errors import UserError
-from losatok_ext.recordings.find import Source, find_inputs, place_outputs
+from losatok_ext.errors import InputError, UserError
+from losatok_ext.recordings import Source, find_inputs, find_items, place_outputs
 
 AUDIO = (".wav", ".flac")
 
@@ -27,7 +27,7 @@ def found_in(names):
 
 def test_folders_are_searched_and_keep_their_tree(tmp_path):
     touch(tmp_path, "b.wav", "a b/ü.FLAC", "a b/c/d.wav", "notes.txt", ".hidden.wav", ".git/x.wav")
-    assert found_in([tmp_path]) == (["b.wav", "a b/ü.FLAC", "a b/c/d.wav"], [])
+    assert found_in([tmp_path]) == (["a b/c/d.wav", "a b/ü.FLAC", "b.wav"], [])
 
 
 def test_named_files_are_taken_whatever_their_suffix(tmp_path):
@@ -55,12 +55,70 @@ def test_each_file_comes_once(tmp_path):
     assert found_in([tmp_path, tmp_path / "a.wav", f"{tmp_path}/*.wav"])[0] == ["a.wav"]
 
 
-def test_linked_folders_are_searched_and_loops_end(tmp_path):
-    touch(tmp_path / "data", "a.wav")
+def test_linked_folders_are_searched_and_circles_end(tmp_path):
+    touch(tmp_path / "data", "a.wav", "sub/c.wav")
     touch(tmp_path / "elsewhere", "b.wav")
     os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "link")
-    os.symlink(tmp_path / "data", tmp_path / "data" / "loop")
-    assert found_in([tmp_path / "data"]) == (["a.wav", "link/b.wav"], [])
+    os.symlink(tmp_path / "data", tmp_path / "elsewhere" / "back")
+    os.symlink(tmp_path / "data" / "sub", tmp_path / "data" / "again")
+    for names in ([tmp_path / "data"], [f"{tmp_path}/data/**/*.wav"], [f"{tmp_path}/data/**"]):
+        assert found_in(names) == (["a.wav", "link/b.wav", "sub/c.wav"], [])
+
+
+def test_a_link_to_a_folder_above_brings_in_nothing(tmp_path):
+    touch(tmp_path, "not named.wav", "data/a.wav", "data/x/y/b.wav", "elsewhere/c.wav")
+    os.symlink("..", tmp_path / "data" / "loop")
+    os.symlink("../..", tmp_path / "data" / "x" / "loop")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "link")
+    os.symlink(tmp_path, tmp_path / "elsewhere" / "up")
+    expected = ["a.wav", "link/c.wav", "x/y/b.wav"]
+    assert found_in([tmp_path / "data"]) == (expected, [])
+    assert found_in([f"{tmp_path}/data/**/*.wav"]) == (expected, [])
+    assert found_in([f"{tmp_path}/data/*/*.wav", f"{tmp_path}/data/[x-l]*"])[0] == ["link/c.wav"]
+
+
+def test_a_file_counts_under_its_own_name_before_that_of_a_link(tmp_path):
+    touch(tmp_path, "z.wav", "z/b.wav")
+    os.symlink("z.wav", tmp_path / "a.wav")
+    os.symlink("z", tmp_path / "a")
+    os.symlink("gone.wav", tmp_path / "c.wav")
+    names, (failure,) = found_in([tmp_path])
+    assert names == ["z/b.wav", "z.wav"]
+    assert "c.wav is a link to a file that does not exist" in failure
+
+
+def test_hidden_files_are_skipped_unless_they_are_named(tmp_path):
+    touch(tmp_path, ".h/a.wav", ".b.wav", "c.wav")
+    assert found_in([tmp_path])[0] == found_in([f"{tmp_path}/**"])[0] == found_in([f"{tmp_path}/*"])[0] == ["c.wav"]
+    assert found_in([tmp_path / ".h", tmp_path / ".b.wav"])[0] == ["a.wav", ".b.wav"]
+
+
+def test_a_manifest_is_an_input_like_any_other(tmp_path):
+    touch(tmp_path, "x/a.wav", "b.wav")
+    lines = ['{"path": "list/../x/a.wav"}', '{"path": "../b.wav"}', '{"path": "x/a.wav"}']
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "m.jsonl").write_text("\n".join(lines[::2]) + "\n", encoding=encoding)
+        assert found_in([tmp_path / "m.jsonl"]) == (["x/a.wav"], [])
+    (tmp_path / "x" / "m.jsonl").write_text(lines[1])
+    assert found_in([tmp_path / "x" / "m.jsonl"]) == (["b.wav"], [])
+    with pytest.raises(InputError, match=r"gone\.jsonl: cannot read the manifest: No such file"):
+        found_in([tmp_path / "gone.jsonl"])
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    touch(tmp_path, "a.wav")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="a name of an input is empty"):
+        found_in([""])
+
+
+def test_the_domain_is_the_first_folder_below(tmp_path):
+    touch(tmp_path, "d/speech/spk1/a.wav", "d/b.wav")
+    for names in ([tmp_path / "d"], [f"{tmp_path}/d/**"]):
+        found = find_inputs(names, AUDIO).sources
+        assert [source.domain for source in found] == ["", "speech"]
+        items, _ = find_items(names, AUDIO)
+        assert [(item.domain, item.text) for item in items] == [("", ""), ("speech", "spk1")]
 
 
 def test_what_leads_nowhere_is_said(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.tasks.journal import Journal, JournalError
-from losatok_ext.recordings.labelled import Segment, find_items
+from losatok_ext.recordings import Segment, find_items
 
 
 def write(path, *lines):
@@ -31,6 +31,12 @@ def test_a_manifest_says_what_is_known_of_each_file(tmp_path):
     assert second.segments == (Segment(0.0, 0.5, "bark"), Segment(0.5, 1.0, "7"))
 
 
+def test_a_manifest_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"path": "a.wav", "label": 3}\n', encoding="utf-8-sig")
+    (item,), _ = find_items([tmp_path / "m.jsonl"])
+    assert (item.path, item.label) == (tmp_path / "a.wav", "3")
+
+
 def test_a_text_may_hold_any_line_break(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"path": "a.wav", "text": "one\u2028two"}\r\n', encoding="utf-8")
     (item,), _ = find_items([tmp_path / "m.jsonl"])
@@ -43,7 +49,7 @@ def test_folders_give_domains_and_names_are_told_apart(tmp_path):
         (tmp_path / name).touch()
     items, failures = find_items([tmp_path / "one", tmp_path / "two", tmp_path / "one" / "b.wav", tmp_path / "no*.wav"])
     assert [(item.path.name, item.domain) for item in items] == [
-        ("b.wav", "one"),
+        ("b.wav", ""),
         ("a.wav", "speech"),
         ("a.wav", "speech"),
     ]

@@ -24,6 +24,7 @@ from losatok_ext.training.config.data_options import AugmentConfig, BalanceConfi
 from losatok_ext.training.config.options import DataConfig
 from losatok_ext.training.data.corpus import BAD_FILES, open_corpus
 from losatok_ext.training.data.crops import CropSource
+from losatok_ext.training.data.labels import LabelClasses, with_labels
 from losatok_ext.training.precompute.tokens import shard_recordings
 
 RATE, HOP = 16000, 640
@@ -189,7 +190,7 @@ def test_missing_truncated_and_empty_shards_are_listed(copy):
     assert f"shards-000000.tar does not exist, and with it {clips[0]} clips" in listed
     assert "shards-000001.tar is truncated" in listed
     assert "more.tar cannot be read as a tar file: empty file" in listed
-    assert "noise.tar is damaged at byte 0: 5000 bytes are passed over" in listed
+    assert "noise.tar is damaged at byte 0: 5000 bytes are skipped" in listed
     assert clips[2] < len(corpus.clips) < clips[1] + clips[2]
 
 
@@ -221,10 +222,10 @@ def test_a_shard_that_was_replaced_is_gone_through_again(shards, copy):
             lambda text: text.replace('"version":1', '"version":9'),
             "is of version 9, and this losatok_ext reads version 1",
         ),
-        (lambda text: text.replace('"offset":', '"offset":-'), "a clip of shards-000000.tar is not within it"),
-        (lambda text: text.replace('"size":', '"size":9999999'), "a clip of shards-000000.tar is not within it"),
-        (lambda text: text.replace("shards-000001.tar", "../000001.tar"), "'../000001.tar' is no name of a shard"),
-        (lambda text: text.replace('"recordings"', '"videos"'), "its kind or its facts are none"),
+        (lambda text: text.replace('"offset":', '"offset":-'), "a clip of shards-000000.tar lies outside it"),
+        (lambda text: text.replace('"size":', '"size":9999999'), "a clip of shards-000000.tar lies outside it"),
+        (lambda text: text.replace("shards-000001.tar", "../000001.tar"), "'../000001.tar' is not the name of a shard"),
+        (lambda text: text.replace('"recordings"', '"videos"'), "it has no valid kind or facts"),
     ],
 )
 def test_a_damaged_index_is_named_with_the_cure(copy, change, message):
@@ -302,9 +303,9 @@ def test_what_a_shard_says_of_a_clip_may_be_nonsense(tmp_path):
     assert len(corpus.skipped) == 6
     for reason in ('a.tar/0: "text" should be', 'a.tar/1: "seconds" should be', 'a.tar/2: "domain" should be'):
         assert reason in listed
-    assert "what is said of 4 cannot be read: 4.json holds no object" in listed
+    assert "the description of 4 cannot be read: 4.json holds no object" in listed
     assert "6.json takes 2000000 bytes" in listed
-    assert "what is said of 7 cannot be read: " in listed
+    assert "the description of 7 cannot be read: " in listed
 
 
 def test_a_window_is_a_file(tmp_path):
@@ -331,6 +332,20 @@ def test_shards_of_shards_are_the_same(shards, tmp_path):
     for path in shards.glob("*.tar"):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
     assert seen == [(done, 48) for done in range(1, 49)]
+
+
+def test_text_and_label_are_both_kept(tmp_path):
+    """A generator reads the texts, a classifier the labels; with and without an index."""
+    clips = sorted((SAMPLES / "speech").glob("*.flac"))[:4]
+    lines = [{"path": str(path), "text": f"text {i}", "label": "ab"[i % 2]} for i, path in enumerate(clips)]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert not shard_recordings(tmp_path / "m.jsonl", tmp_path / "shards").left_out
+    for _ in range(2):
+        corpus = opened(tmp_path / "shards")
+        assert [(clip.text, clip.label) for clip in corpus.clips] == [(f"text {i}", "ab"[i % 2]) for i in range(4)]
+        assert corpus.digest(texts=True) == opened(tmp_path / "m.jsonl").digest(texts=True)
+        assert LabelClasses(tmp_path / "shards", with_labels(corpus)).names == ["a", "b"]
+        (tmp_path / "shards" / "index.json").unlink(missing_ok=True)
 
 
 def test_a_folder_of_shards_and_audio_files_is_ambiguous(copy):

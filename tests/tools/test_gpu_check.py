@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -24,28 +25,35 @@ def command(code):
     return (sys.executable, "-c", code)
 
 
-def test_a_part_that_was_cut_runs_again_and_one_that_is_done_does_not(check, tmp_path, capsys):
+def test_a_part_that_was_cut_runs_again_and_one_that_is_done_does_not(check, tmp_path, monkeypatch):
     count = tmp_path / "count"
     once = command(f"open({str(count)!r}, 'a').write('x'); print('said')")
-    slow = tmp_path / "slow"
-    waits = command(f"import os, time; os.path.exists({str(slow)!r}) or time.sleep(60)")
+    waits = command("import sys; sys.stdin.read()")
     todo = [check.Part("one", once), check.Part("two", waits, ("one",)), check.Part("three", once, ("two",))]
-    assert not check.run(todo, check.Record(tmp_path / "out"), limit=3)
+    run, (reads, writes) = check.subprocess.run, os.pipe()
+
+    def cut_what_waits(command, timeout, **options):
+        return run(command, timeout=0.5 if command == waits else timeout, stdin=reads, **options)
+
+    monkeypatch.setattr(check.subprocess, "run", cut_what_waits)
+    assert not check.run(todo, check.Record(tmp_path / "out"), limit=600)
+    monkeypatch.undo()
     assert {name: part["outcome"] for name, part in check.Record(tmp_path / "out").state.items()} == {
         "one": "passed",
         "two": "cut",
     }
-    slow.touch()
-    assert check.run(todo, check.Record(tmp_path / "out"), limit=60)
+    os.close(writes)
+    todo[1] = check.Part("two", command(""), ("one",))
+    assert check.run(todo, check.Record(tmp_path / "out"), limit=600)
     assert count.read_text() == "xx"  # "one" and "three", once each
     assert (tmp_path / "out" / "one.log").read_text() == "said\n"
-    assert check.run(todo, check.Record(tmp_path / "out"), limit=60, again=["one"])
+    assert check.run(todo, check.Record(tmp_path / "out"), limit=600, again=["one"])
     assert count.read_text() == "xxx"
 
 
 def test_what_needs_a_failed_part_is_left_out(check, tmp_path, capsys):
     todo = [check.Part("build", command("raise SystemExit(3)")), check.Part("tests", command(""), ("build",))]
-    assert not check.run(todo, check.Record(tmp_path), limit=60)
+    assert not check.run(todo, check.Record(tmp_path), limit=600)
     assert "tests: left out, build has not passed" in capsys.readouterr().out
     assert json.loads((tmp_path / "state.json").read_text())["build"]["outcome"] == "failed"
 

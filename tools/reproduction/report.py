@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from losatok_ext.evaluation.reporting.markdown import Markdown, bold, table
+from losatok_ext.evaluation.reporting.numbers import mean_and_spread, with_spread
 from reproduction.measure import TASKS
 from reproduction.plan import BOTTLENECKS, DIMS, TOKENIZERS
 
@@ -16,10 +18,8 @@ MEAN = "mean"
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
     """``mean ± standard deviation`` over seeds."""
-    middle = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{middle:.{digits}f}"
-    return f"{middle:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    mean, deviation, _ = mean_and_spread(values)
+    return with_spread(mean, deviation, digits)
 
 
 def average(accuracies: Mapping[str, float]) -> float:
@@ -27,13 +27,7 @@ def average(accuracies: Mapping[str, float]) -> float:
     return statistics.fmean(accuracies[task] for task in TASKS)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of Markdown; names stand left, figures right."""
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
-
-
-def rank_table(seeds: Sequence[Figures]) -> list[str]:
+def rank_table(seeds: Sequence[Figures]) -> Markdown:
     """How compressible the teacher's features are."""
     rows = []
     for domain in seeds[0]["ranks"]:
@@ -78,7 +72,7 @@ def claim(text: str, differences: Sequence[float]) -> list[str]:
     if len(differences) < 2:
         return [text, f"{middle:+.3f}", "one seed tells nothing"]
     unsure = interval(differences)
-    verdict = "not told apart from chance" if abs(middle) <= unsure else "agrees" if middle > 0 else "**contradicts**"
+    verdict = "not told apart from chance" if abs(middle) <= unsure else "agrees" if middle > 0 else bold("contradicts")
     return [text, f"{middle:+.3f} ± {unsure:.3f}", verdict]
 
 
@@ -112,10 +106,10 @@ def claims(seeds: Sequence[Figures]) -> list[list[str]]:
 def write(seeds: Sequence[Figures], setting: str) -> str:
     """The page."""
     head = ["linear probe of", *TASKS, MEAN]
-    lines = [setting, "", "## How compressible the teacher is", "", *rank_table(seeds)]
-    lines += ["## Bottlenecks", "", *table(head, probe_rows(seeds, "compression", COMPRESSIONS))]
+    lines = [setting, "", "## How compressible the teacher is", "", rank_table(seeds)]
+    lines += ["## Bottlenecks", "", table(head, probe_rows(seeds, "compression", COMPRESSIONS))]
     names = [variant.name for variant in TOKENIZERS]
     more = probe_rows(seeds, "tokenizers", names, "spectra")
-    lines += ["## Tokenizers", "", *table([*head, "spectra"], more)]
-    lines += ["## Beside the paper", "", *table(["claim of the paper", "difference here, 95 %", ""], claims(seeds))]
+    lines += ["## Tokenizers", "", table([*head, "spectra"], more)]
+    lines += ["## Beside the paper", "", table(["claim of the paper", "difference here, 95 %", ""], claims(seeds))]
     return "\n".join(lines)

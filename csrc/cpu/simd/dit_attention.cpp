@@ -3,41 +3,13 @@
 #include <cmath>
 #include <limits>
 
-// Vectors of 64 bytes only pass between inlined functions of this file, where no calling convention matters.
-#pragma GCC diagnostic ignored "-Wpsabi"
+#include "cpu/simd/blocks.h"
 
 namespace losatok::LOSATOK_ISA {
 namespace {
 
-// 64 bytes whatever the processor: the compiler splits them where registers are narrower, and results are the same.
-typedef float Floats __attribute__((vector_size(64)));
-typedef double Doubles __attribute__((vector_size(64)));
 typedef uint32_t Bits __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
-
-template <class W>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  using type = Floats;
-};
-template <>
-struct VectorOf<double> {
-  using type = Doubles;
-};
-template <class W>
-using vector_t = typename VectorOf<W>::type;
-template <class W>
-constexpr int64_t kLanes = 64 / sizeof(W);
-
-template <class V, class T>
-inline V read(const T* from) {
-  V v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-inline void write(float* to, const Floats& v) { std::memcpy(to, &v, sizeof v); }
-inline void write(double* to, const Doubles& v) { std::memcpy(to, &v, sizeof v); }
 
 // To the nearest bfloat16, ties to even, in the low half of each lane. A NaN comes from bfloat16, whose low bits are
 // zero here, or from the processor, and rounding keeps it one.
@@ -48,27 +20,6 @@ inline Bits rounded(const Floats& v) {
 inline void write(Bf16* to, const Floats& v) {
   const Halves half = __builtin_convertvector(rounded(v), Halves);
   std::memcpy(to, &half, sizeof half);
-}
-
-// The 16 or 8 lanes of v as one, in pairs: a chain of them would wait for each.
-template <class Combine>
-inline float fold(const Floats& v, const Combine& combine) {
-  typedef float Half __attribute__((vector_size(32)));
-  typedef float Quarter __attribute__((vector_size(16)));
-  float parts[16];
-  std::memcpy(parts, &v, sizeof v);
-  const Half half = combine(read<Half>(parts), read<Half>(parts + 8));
-  std::memcpy(parts, &half, sizeof half);
-  const Quarter quarter = combine(read<Quarter>(parts), read<Quarter>(parts + 4));
-  return combine(combine(quarter[0], quarter[2]), combine(quarter[1], quarter[3]));
-}
-template <class Combine>
-inline double fold(const Doubles& v, const Combine& combine) {
-  return combine(combine(combine(v[0], v[4]), combine(v[2], v[6])), combine(combine(v[1], v[5]), combine(v[3], v[7])));
-}
-template <class V>
-inline auto sum(const V& v) {
-  return fold(v, [](const auto& a, const auto& b) { return a + b; });
 }
 
 template <class V>
@@ -117,14 +68,14 @@ inline void widen_head(const X* x, int64_t size, int64_t padded, W* head, W fill
 template <class W>
 inline W total(const W* x, int64_t padded) {
   vector_t<W> sums = {};
-  for (int64_t j = 0; j < padded; j += kLanes<W>) sums += read<vector_t<W>>(x + j);
+  for (int64_t j = 0; j < padded; j += kBlock<W>) sums += read<vector_t<W>>(x + j);
   return sum(sums);
 }
 
 template <class W>
 inline W product(const W* a, const W* b, int64_t padded) {
   vector_t<W> sums = {};
-  for (int64_t j = 0; j < padded; j += kLanes<W>) sums += read<vector_t<W>>(a + j) * read<vector_t<W>>(b + j);
+  for (int64_t j = 0; j < padded; j += kBlock<W>) sums += read<vector_t<W>>(a + j) * read<vector_t<W>>(b + j);
   return sum(sums);
 }
 
@@ -171,17 +122,6 @@ inline void rotate(W* x, const HeadTransform<W>& transform, int64_t frame, W dir
   }
 }
 
-// out [columns, width] = x [rows, columns]^T, in squares that fit the first cache.
-template <class T>
-inline void transpose_squares(const T* x, int64_t rows, int64_t columns, int64_t width, T* out) {
-  constexpr int64_t kSquare = 16;
-  for (int64_t r0 = 0; r0 < width; r0 += kSquare)
-    for (int64_t c0 = 0; c0 < columns; c0 += kSquare)
-      for (int64_t c = c0; c < c0 + kSquare && c < columns; ++c)
-        for (int64_t r = r0; r < r0 + kSquare && r < width; ++r)
-          out[c * width + r] = r < rows ? x[r * columns + c] : T{};
-}
-
 }  // namespace
 
 template <class X, class P>
@@ -201,7 +141,7 @@ void transform_heads(const X* x, int64_t stride, int64_t rows, const HeadTransfo
       for (int64_t j = 0; j < size; ++j) head[j] *= factor;
     }
     if (transform.cos) rotate(head, transform, frame + i, W(1));
-    for (int64_t j = 0; j < transform.padded; j += kLanes<W>) write(out + j, read<vector_t<W>>(head + j));
+    for (int64_t j = 0; j < transform.padded; j += kBlock<W>) write(out + j, read<vector_t<W>>(head + j));
   }
 }
 
@@ -251,18 +191,6 @@ void copy_heads(const X* x, int64_t stride, int64_t rows, int64_t size, int64_t 
   }
 }
 
-template <class P>
-void transpose(const P* x, int64_t rows, int64_t columns, int64_t width, P* out) {
-  transpose_squares(x, rows, columns, width, out);
-}
-
-void transpose_pairs(const Bf16* x, int64_t rows, int64_t columns, int64_t width, Bf16* out) {
-  struct Pair {
-    Bf16 first, second;
-  };
-  transpose_squares(reinterpret_cast<const Pair*>(x), rows, columns / 2, width, reinterpret_cast<Pair*>(out));
-}
-
 void pair_rows(const Bf16* x, int64_t rows, int64_t columns, int64_t height, Bf16* out) {
   for (int64_t i = 0; i < height; i += 2, out += 2 * columns) {
     const Bf16 *first = x + i * columns, *second = first + columns;
@@ -281,25 +209,6 @@ void pair_rows(const Bf16* x, int64_t rows, int64_t columns, int64_t height, Bf1
   }
 }
 
-void multiply_f64(int64_t m, int64_t n, int64_t k, const double* a, const double* b, double* c, bool add) {
-  typedef double Vector __attribute__((vector_size(64), aligned(8), may_alias));
-  constexpr int64_t kRows = 4, kLanes = 8;
-  for (int64_t i = 0; i < m; i += kRows) {
-    const int64_t rows = m - i < kRows ? m - i : kRows;
-    for (int64_t j = 0; j < n; j += kLanes) {
-      Vector sums[kRows] = {};
-      for (int64_t l = 0; l < k; ++l) {
-        const Vector right = *reinterpret_cast<const Vector*>(b + l * n + j);
-        for (int64_t r = 0; r < kRows; ++r) sums[r] += a[(i + (r < rows ? r : 0)) * k + l] * right;
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        Vector* to = reinterpret_cast<Vector*>(c + (i + r) * n + j);
-        *to = add ? *to + sums[r] : sums[r];
-      }
-    }
-  }
-}
-
 template <class P>
 void softmax_block(wide_t<P>* scores, int64_t rows, int64_t keys, int64_t width, bool first, wide_t<P>* maxima,
                    wide_t<P>* sums, wide_t<P>* acc, int64_t columns, P* weights) {
@@ -311,17 +220,17 @@ void softmax_block(wide_t<P>* scores, int64_t rows, int64_t keys, int64_t width,
     for (int64_t j = keys; j < width; ++j) scores[j] = -kInfinity;
     Vector best = Vector{} - kInfinity, other = best;
     int64_t j = 0;
-    for (; j + 2 * kLanes<W> <= width; j += 2 * kLanes<W>) {
+    for (; j + 2 * kBlock<W> <= width; j += 2 * kBlock<W>) {
       best = greater(read<Vector>(scores + j), best);
-      other = greater(read<Vector>(scores + j + kLanes<W>), other);
+      other = greater(read<Vector>(scores + j + kBlock<W>), other);
     }
-    for (; j < width; j += kLanes<W>) best = greater(read<Vector>(scores + j), best);
+    for (; j < width; j += kBlock<W>) best = greater(read<Vector>(scores + j), best);
     best = greater(best, other);
     const W before = first ? -kInfinity : maxima[i];
     const W most = greater(fold(best, [](const auto& a, const auto& b) { return greater(a, b); }), before);
     const Vector shift = Vector{} + most * kShiftUnit<W>;
     Vector sum_here = {};
-    for (j = 0; j < width; j += kLanes<W>) {
+    for (j = 0; j < width; j += kBlock<W>) {
       const Vector weight = exponential<P>(read<Vector>(scores + j), shift);
       sum_here += weight;
       write(weights + j, weight);
@@ -331,7 +240,7 @@ void softmax_block(wide_t<P>* scores, int64_t rows, int64_t keys, int64_t width,
     if (most > before && !first) {
       const W factor = exponential<W>(Vector{} + before, shift)[0];
       found += sums[i] * factor;
-      for (j = 0; j < columns; j += kLanes<W>) write(acc + j, read<Vector>(acc + j) * factor);
+      for (j = 0; j < columns; j += kBlock<W>) write(acc + j, read<Vector>(acc + j) * factor);
     } else if (!first) {
       found += sums[i];
     }
@@ -374,7 +283,7 @@ void softmax_block_backward(const wide_t<P>* scores, const wide_t<P>* value_prod
   using W = wide_t<P>;
   using Vector = vector_t<W>;
   for (int64_t i = 0; i < keys; i += 2) {
-    for (int64_t j = 0; j < queries; j += kLanes<W>) {
+    for (int64_t j = 0; j < queries; j += kBlock<W>) {
       Vector gradient[2] = {};
       for (int64_t r = 0; r < 2 && i + r < keys; ++r) {
         const int64_t at = (i + r) * queries + j;
@@ -397,7 +306,6 @@ void softmax_block_backward(const wide_t<P>* scores, const wide_t<P>* value_prod
 #define LOSATOK_INSTANTIATE(X)                                                                                       \
   template void transform_heads_backward<X>(const X*, int64_t, int64_t, const HeadTransform<wide_t<X>>&, int64_t,    \
                                             const wide_t<X>*, X*, int64_t, wide_t<X>*);                              \
-  template void transpose<X>(const X*, int64_t, int64_t, int64_t, X*);                                               \
   template void softmax_block<X>(wide_t<X>*, int64_t, int64_t, int64_t, bool, wide_t<X>*, wide_t<X>*, wide_t<X>*,    \
                                  int64_t, X*);                                                                       \
   template void finish_heads<X>(const wide_t<X>*, int64_t, int64_t, int64_t, const wide_t<X>*, const wide_t<X>*, X*, \

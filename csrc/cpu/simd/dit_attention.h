@@ -49,15 +49,8 @@ struct HeadTransform {
   /* out, rows `out_stride` apart, = x, rows `stride` apart; zeros from size to padded. */                             \
   template <class X, class P>                                                                                          \
   void copy_heads(const X* x, int64_t stride, int64_t rows, int64_t size, int64_t padded, P* out, int64_t out_stride); \
-  /* out [columns, width] = x [rows, columns] transposed, zeros beyond rows. */                                        \
-  template <class P>                                                                                                   \
-  void transpose(const P* x, int64_t rows, int64_t columns, int64_t width, P* out);                                    \
-  /* Likewise, out [columns / 2, width, 2]: pairs of columns side by side, as bfloat16 products take them. */          \
-  void transpose_pairs(const Bf16* x, int64_t rows, int64_t columns, int64_t width, Bf16* out);                        \
   /* out [height / 2, columns, 2] = x [rows, columns] with pairs of rows side by side, zeros beyond rows. */           \
   void pair_rows(const Bf16* x, int64_t rows, int64_t columns, int64_t height, Bf16* out);                             \
-  /* c [m, n] = a [m, k] b [k, n], or c += with add; all packed, n a multiple of 16. */                                \
-  void multiply_f64(int64_t m, int64_t n, int64_t k, const double* a, const double* b, double* c, bool add);           \
   /* Softmax over one more block of keys: scores [rows, width], of which `keys` count. Updates the maxima and sums of  \
      each row, rescales what was summed for it (acc [rows, columns]; not at the `first` block), and gives the weights  \
      [rows, width], zero beyond keys; weights may be scores. */                                                        \

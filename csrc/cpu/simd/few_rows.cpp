@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cpu/simd/bottleneck.h"
+#include "cpu/simd/vectors.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -12,26 +13,17 @@ namespace losatok::LOSATOK_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kRows = 6;  // 6 x 4 sums, 4 + 1 operands: 29 of 32 registers
-#elif defined(__AVX2__)
-constexpr int kLanes = 8, kRows = 3;  // 12 + 4 of 16
+constexpr int kRows = 6;  // 6 x 4 sums, 4 + 1 operands: 29 of 32 registers
 #else
-constexpr int kLanes = 4, kRows = 3;
+constexpr int kRows = 3;  // 12 + 4 of 16
 #endif
 constexpr int kColumns = 4;
 
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), may_alias));
-
-inline Vector load_vector(const float* from) {
-  Vector value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-inline float sum(Vector v) {
-  float parts[kLanes];
+inline float sum(Vector<float> v) {
+  constexpr int lanes = kLanes<float>;
+  float parts[lanes];
   std::memcpy(parts, &v, sizeof parts);
-  for (int width = kLanes / 2; width > 0; width /= 2)
+  for (int width = lanes / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
   return parts[0];
 }
@@ -39,13 +31,14 @@ inline float sum(Vector v) {
 // sums[i][j] = x[i] . weight[j] over the features that fill vectors; returns how many those are.
 template <int R, int C>
 inline int64_t dot(const float* x, int64_t x_stride, const float* weight, int64_t features, float (&sums)[R][C]) {
-  Vector parts[R][C] = {};
+  constexpr int lanes = kLanes<float>;
+  Vector<float> parts[R][C] = {};
   int64_t k = 0;
-  for (; k + kLanes <= features; k += kLanes) {
-    Vector w[C];
+  for (; k + lanes <= features; k += lanes) {
+    Vector<float> w[C];
     for (int j = 0; j < C; ++j) w[j] = load_vector(weight + j * features + k);
     for (int i = 0; i < R; ++i) {
-      const Vector value = load_vector(x + i * x_stride + k);
+      const Vector<float> value = load_vector(x + i * x_stride + k);
       for (int j = 0; j < C; ++j) parts[i][j] += value * w[j];
     }
   }
@@ -74,7 +67,7 @@ LOSATOK_BF16 inline int64_t dot(const Bf16* x, int64_t x_stride, const Bf16* wei
   }
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < C; ++j) {
-      Vector part;
+      Vector<float> part;
       std::memcpy(&part, &parts[i][j], sizeof part);
       sums[i][j] = sum(part);
     }

@@ -1,11 +1,9 @@
 #include "cpu/simd/quantize.h"
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 
-// Vectors of 64 bytes only pass between inlined functions of this file, where no calling convention matters.
-#pragma GCC diagnostic ignored "-Wpsabi"
+#include "cpu/simd/blocks.h"
 
 namespace losatok::LOSATOK_ISA {
 namespace {
@@ -13,56 +11,21 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kRoundUp = 1.f + 1e-6f;
 
-// 64 bytes whatever the processor: the compiler splits them where registers are narrower, and results are the same.
-typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
-
-template <class V, class T>
-inline V load(const T* from) {
-  V v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-inline float sum(const Floats& v) {
-  typedef float Half __attribute__((vector_size(32)));
-  typedef float Quarter __attribute__((vector_size(16)));
-  float parts[16];
-  std::memcpy(parts, &v, sizeof v);
-  const Half half = load<Half>(parts) + load<Half>(parts + 8);
-  std::memcpy(parts, &half, sizeof half);
-  const Quarter quarter = load<Quarter>(parts) + load<Quarter>(parts + 4);
-  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
-}
-
-typedef double Doubles __attribute__((vector_size(64)));
-
-inline double sum(const Doubles& v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
-
-template <class T>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  using type = Floats;
-};
-template <>
-struct VectorOf<double> {
-  using type = Doubles;
-};
 
 // The squared distances of x to kCodes codes, `stride` apart, by differences: the only place where a distance is
 // computed, so that a pair of row and code has one distance, however it was found. False, with out unset, where the
 // first features alone take every one of them beyond `limit`: a sum of squares only grows, in floating point too.
 template <int kCodes, class T>
 inline bool distances(const T* x, const T* codes, int64_t stride, int64_t features, T limit, T* out) {
-  using Vector = typename VectorOf<T>::type;
-  constexpr int64_t kStep = sizeof(Vector) / sizeof(T), kFirst = 2 * kStep;
+  using Vector = vector_t<T>;
+  constexpr int64_t kStep = kBlock<T>, kFirst = 2 * kStep;
   Vector sums[kCodes] = {};
   T tails[kCodes] = {};
   const auto add = [&](int64_t j) {
-    const Vector row = load<Vector>(x + j);
+    const Vector row = read<Vector>(x + j);
     for (int c = 0; c < kCodes; ++c) {
-      const Vector difference = row - load<Vector>(codes + c * stride + j);
+      const Vector difference = row - read<Vector>(codes + c * stride + j);
       sums[c] += difference * difference;
     }
   };
@@ -119,6 +82,8 @@ inline void offer_all(Nearest<T>& nearest, const T* x, const T* codes, int64_t f
   }
 }
 
+}  // namespace
+
 template <class T>
 int64_t nearest(const T* x, const T* codes, int64_t count, int64_t features, T* distance) {
   Nearest<T> found;
@@ -130,32 +95,6 @@ int64_t nearest(const T* x, const T* codes, int64_t count, int64_t features, T* 
   *distance = found.distance;
   return found.code;
 }
-
-inline uint16_t round_to_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-inline float from_bf16(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float x;
-  std::memcpy(&x, &wide, sizeof x);
-  return x;
-}
-
-// out [columns, width] = x [rows, columns]^T, in squares that fit the first cache.
-template <class T>
-inline void transpose(const T* x, int64_t rows, int64_t columns, int64_t width, T* out) {
-  constexpr int64_t kSquare = 16;
-  for (int64_t r0 = 0; r0 < width; r0 += kSquare)
-    for (int64_t c0 = 0; c0 < columns; c0 += kSquare)
-      for (int64_t c = c0; c < c0 + kSquare && c < columns; ++c)
-        for (int64_t r = r0; r < r0 + kSquare && r < width; ++r)
-          out[c * width + r] = r < rows ? x[r * columns + c] : T(0);
-}
-
-}  // namespace
 
 void centre_rows(const float* x, int64_t rows, int64_t columns, const float* centre, float* out, float* norms) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -172,29 +111,19 @@ void centre_rows(const float* x, int64_t rows, int64_t columns, const float* cen
   }
 }
 
-void round_rows(const float* x, int64_t rows, int64_t columns, int64_t stride, uint16_t* out, float* errors) {
+void round_rows(const float* x, int64_t rows, int64_t columns, int64_t stride, Bf16* out, float* errors) {
   for (int64_t i = 0; i < rows; ++i) {
     const float* row = x + i * columns;
-    uint16_t* to = out + i * stride;
+    Bf16* to = out + i * stride;
     double squares = 0;
 #pragma omp simd reduction(+ : squares)
     for (int64_t j = 0; j < columns; ++j) {
-      const uint16_t bits = round_to_bf16(row[j]);
-      to[j] = bits;
-      const float error = row[j] - from_bf16(bits);
+      store(to + j, row[j]);
+      const float error = row[j] - load(to[j]);
       squares += static_cast<double>(error) * error;
     }
     errors[i] = static_cast<float>(std::sqrt(squares)) * kRoundUp;
   }
-}
-
-void pack_codes(const float* x, int64_t rows, int64_t columns, int64_t width, float* out) {
-  transpose(x, rows, columns, width, out);
-}
-
-void pack_code_pairs(const uint16_t* x, int64_t rows, int64_t columns, int64_t width, uint16_t* out) {
-  // A pair of bfloat16 moves as one 32-bit value.
-  transpose(reinterpret_cast<const uint32_t*>(x), rows, columns / 2, width, reinterpret_cast<uint32_t*>(out));
 }
 
 void scan_scores(const float* products, int64_t rows, int64_t first, int64_t width, const CodeTable& table,
@@ -205,12 +134,12 @@ void scan_scores(const float* products, int64_t rows, int64_t first, int64_t wid
     const float* half_norms = table.half_norms + first;
     const float* norms = table.norms + first;
     ScanState& state = states[i];
-    Floats best = load<Floats>(state.best), second = load<Floats>(state.second);
-    Ints code = load<Ints>(state.code);
+    Floats best = read<Floats>(state.best), second = read<Floats>(state.second);
+    Ints code = read<Ints>(state.code);
     Ints here = lanes + static_cast<int32_t>(first);
     const Floats slack = bounds[i].slack - Floats{};
     for (int64_t k = 0; k < width; k += kScanLanes) {
-      const Floats score = (load<Floats>(half_norms + k) - load<Floats>(row + k)) - slack * load<Floats>(norms + k);
+      const Floats score = (read<Floats>(half_norms + k) - read<Floats>(row + k)) - slack * read<Floats>(norms + k);
       const Ints less = score < best;  // false for a NaN
       const Floats loser = less ? best : score;
       second = loser < second ? loser : second;
@@ -218,8 +147,8 @@ void scan_scores(const float* products, int64_t rows, int64_t first, int64_t wid
       code = less ? here : code;
       here += static_cast<int32_t>(kScanLanes);
     }
-    std::memcpy(state.best, &best, sizeof best);
-    std::memcpy(state.second, &second, sizeof second);
+    write(state.best, best);
+    write(state.second, second);
     std::memcpy(state.code, &code, sizeof code);
   }
 }
@@ -261,12 +190,7 @@ int64_t decide_by_distance(const float* x, const CodeTable& table, const ScanSta
   return found.code;
 }
 
-int64_t nearest_f32(const float* x, const float* codes, int64_t count, int64_t features, float* distance) {
-  return nearest(x, codes, count, features, distance);
-}
-
-int64_t nearest_f64(const double* x, const double* codes, int64_t count, int64_t features, double* distance) {
-  return nearest(x, codes, count, features, distance);
-}
+template int64_t nearest<float>(const float*, const float*, int64_t, int64_t, float*);
+template int64_t nearest<double>(const double*, const double*, int64_t, int64_t, double*);
 
 }  // namespace losatok::LOSATOK_ISA

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/simd/kernels.h"
+#include "cpu/simd/values.h"
 
 namespace losatok {
 
@@ -35,12 +36,8 @@ struct ScanBound {
 #define LOSATOK_SIMD_KERNELS                                                                                         \
   /* out = x - centre, packed; norms[i] >= |out row i|. */                                                           \
   void centre_rows(const float* x, int64_t rows, int64_t columns, const float* centre, float* out, float* norms);    \
-  /* out = x in bfloat16 bits, rows `stride` apart; errors[i] >= |x row i - out row i|. */                           \
-  void round_rows(const float* x, int64_t rows, int64_t columns, int64_t stride, uint16_t* out, float* errors);      \
-  /* out [columns, width] = x [rows, columns] transposed, zeros beyond `rows`. */                                    \
-  void pack_codes(const float* x, int64_t rows, int64_t columns, int64_t width, float* out);                         \
-  /* Likewise, out [columns / 2, width, 2] with pairs of columns side by side. */                                    \
-  void pack_code_pairs(const uint16_t* x, int64_t rows, int64_t columns, int64_t width, uint16_t* out);              \
+  /* out = x in bfloat16, rows `stride` apart; errors[i] >= |x row i - out row i|. */                                \
+  void round_rows(const float* x, int64_t rows, int64_t columns, int64_t stride, Bf16* out, float* errors);          \
   /* Takes `width` codes from `first` into the states of `rows` rows: score = half_norm - product - slack * norm. */ \
   void scan_scores(const float* products, int64_t rows, int64_t first, int64_t width, const CodeTable& table,        \
                    const ScanBound* bounds, ScanState* states);                                                      \
@@ -50,8 +47,8 @@ struct ScanBound {
   int64_t decide_by_distance(const float* x, const CodeTable& table, const ScanState& state, const ScanBound& bound, \
                              float* distance);                                                                       \
   /* The code of the least distance by differences among all; 0 when none is finite. */                              \
-  int64_t nearest_f32(const float* x, const float* codes, int64_t count, int64_t features, float* distance);         \
-  int64_t nearest_f64(const double* x, const double* codes, int64_t count, int64_t features, double* distance);
+  template <class T>                                                                                                 \
+  int64_t nearest(const T* x, const T* codes, int64_t count, int64_t features, T* distance);
 
 LOSATOK_IN_EACH_ISA(LOSATOK_SIMD_KERNELS)
 #undef LOSATOK_SIMD_KERNELS

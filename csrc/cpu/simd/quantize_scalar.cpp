@@ -4,7 +4,6 @@
 #include <limits>
 
 namespace losatok::LOSATOK_ISA {
-namespace {
 
 template <class T>
 void shift_values(const T* x, int64_t count, const T* shift, T* out) {
@@ -68,30 +67,16 @@ void affine_values(const uint8_t* q, int64_t count, T scale, T offset, T* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(least + step * static_cast<double>(q[i]));
 }
 
-}  // namespace
-
-#define LOSATOK_DEFINE(T, SUFFIX)                                                                                  \
-  void shift_values_##SUFFIX(const T* x, int64_t count, const T* shift, T* out) {                                  \
-    shift_values(x, count, shift, out);                                                                            \
-  }                                                                                                                \
-  void round_levels_##SUFFIX(const T* squeezed, int64_t count, const LevelTable<T>& table, T* values, T* digits) { \
-    round_levels(squeezed, count, table, values, digits);                                                          \
-  }                                                                                                                \
-  void number_rows_##SUFFIX(const T* digits, int64_t rows, int64_t features, const T* weights, int64_t* indices) { \
-    number_rows(digits, rows, features, weights, indices);                                                         \
-  }                                                                                                                \
-  void level_gradient_##SUFFIX(const T* squeezed, const T* grad, int64_t count, const T* slope, T* out) {          \
-    level_gradient(squeezed, grad, count, slope, out);                                                             \
-  }                                                                                                                \
-  bool affine_row_##SUFFIX(const T* x, int64_t count, int top, uint8_t* out, T* scale, T* offset) {                \
-    return affine_row(x, count, top, out, scale, offset);                                                          \
-  }                                                                                                                \
-  void affine_values_##SUFFIX(const uint8_t* q, int64_t count, T scale, T offset, T* out) {                        \
-    affine_values(q, count, scale, offset, out);                                                                   \
-  }
-LOSATOK_DEFINE(float, f32)
-LOSATOK_DEFINE(double, f64)
-#undef LOSATOK_DEFINE
+#define LOSATOK_INSTANTIATE(T)                                                    \
+  template void shift_values<T>(const T*, int64_t, const T*, T*);                 \
+  template void round_levels<T>(const T*, int64_t, const LevelTable<T>&, T*, T*); \
+  template void number_rows<T>(const T*, int64_t, int64_t, const T*, int64_t*);   \
+  template void level_gradient<T>(const T*, const T*, int64_t, const T*, T*);     \
+  template bool affine_row<T>(const T*, int64_t, int, uint8_t*, T*, T*);          \
+  template void affine_values<T>(const uint8_t*, int64_t, T, T, T*);
+LOSATOK_INSTANTIATE(float)
+LOSATOK_INSTANTIATE(double)
+#undef LOSATOK_INSTANTIATE
 
 void pack_nibbles(const uint8_t* q, int64_t count, uint8_t* packed) {
   const int64_t pairs = count / 2;

@@ -1,19 +1,53 @@
 #include "cpu/simd/time_relation.h"
 
 #include <cmath>
-#include <cstring>
 
 namespace losatok::LOSATOK_ISA {
 namespace {
 
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline float widen(uint16_t bits) {  // bfloat16
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float x;
-  std::memcpy(&x, &wide, sizeof x);
-  return x;
+struct Span {
+  int64_t begin, once,
+      end;  // columns that count: [begin, once) stand for themselves, [once, end) also for their mirrors
+};
+
+inline int64_t clamped(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+
+template <class R>
+inline void zero(R* x, int64_t begin, int64_t end) {
+  for (int64_t j = begin; j < end; ++j) x[j] = R(0);
 }
+
+inline Span span_of_row(const GramTile& tile, int64_t row) {
+  const int64_t diagonal = row - tile.offset;  // the column where i == j
+  const int64_t begin = clamped(diagonal - tile.window, 0, tile.columns);
+  const int64_t end = clamped(diagonal + tile.window + 1, 0, tile.columns);
+  return {begin, clamped(tile.once, begin, end), end};
+}
+
+template <class R, class H>
+inline R subtract(R* low, const H* high, const R* inverse_j, R factor, int64_t begin, int64_t end) {
+  R sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = begin; j < end; ++j) {
+    const R e = low[j] - factor * inverse_j[j] * load(high[j]);
+    low[j] = e;
+    sum += e * e;
+  }
+  return sum;
+}
+
+template <class R, class H>
+inline R squares(const H* high, const R* inverse_j, R factor, int64_t begin, int64_t end) {
+  R sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = begin; j < end; ++j) {
+    const R g = factor * inverse_j[j] * load(high[j]);
+    sum += g * g;
+  }
+  return sum;
+}
+
+}  // namespace
 
 template <class R>
 void unit_rows(const R* x, int64_t rows, int64_t columns, int64_t stride, R eps, R* out, R* inverse) {
@@ -41,37 +75,6 @@ void scaled_rows(const R* x, int64_t rows, int64_t columns, int64_t stride, cons
   }
 }
 
-struct Span {
-  int64_t begin, once,
-      end;  // columns that count: [begin, once) stand for themselves, [once, end) also for their mirrors
-};
-
-inline int64_t clamped(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
-
-template <class R>
-inline void zero(R* x, int64_t begin, int64_t end) {
-  for (int64_t j = begin; j < end; ++j) x[j] = R(0);
-}
-
-inline Span span_of_row(const GramTile& tile, int64_t row) {
-  const int64_t diagonal = row - tile.offset;  // the column where i == j
-  const int64_t begin = clamped(diagonal - tile.window, 0, tile.columns);
-  const int64_t end = clamped(diagonal + tile.window + 1, 0, tile.columns);
-  return {begin, clamped(tile.once, begin, end), end};
-}
-
-template <class R, class H>
-inline R subtract(R* low, const H* high, const R* inverse_j, R factor, int64_t begin, int64_t end) {
-  R sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = begin; j < end; ++j) {
-    const R e = low[j] - factor * inverse_j[j] * widen(high[j]);
-    low[j] = e;
-    sum += e * e;
-  }
-  return sum;
-}
-
 template <class R, class H>
 double gram_difference(R* low, const H* high, const GramTile& tile, const R* inverse_i, const R* inverse_j) {
   double total = 0;
@@ -83,17 +86,6 @@ double gram_difference(R* low, const H* high, const GramTile& tile, const R* inv
     zero(low, span.end, tile.columns);
   }
   return total;
-}
-
-template <class R, class H>
-inline R squares(const H* high, const R* inverse_j, R factor, int64_t begin, int64_t end) {
-  R sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = begin; j < end; ++j) {
-    const R g = factor * inverse_j[j] * widen(high[j]);
-    sum += g * g;
-  }
-  return sum;
 }
 
 template <class R, class H>
@@ -136,39 +128,18 @@ void through_normalization(const R* g, const R* h, const R* factor, const R* uni
   }
 }
 
-}  // namespace
-
-#define LOSATOK_DEFINE_FOR(R, SUFFIX)                                                                                  \
-  void unit_rows_##SUFFIX(const R* x, int64_t rows, int64_t columns, int64_t stride, R eps, R* out, R* inverse) {      \
-    unit_rows(x, rows, columns, stride, eps, out, inverse);                                                            \
-  }                                                                                                                    \
-  void scaled_rows_##SUFFIX(const R* x, int64_t rows, int64_t columns, int64_t stride, const R* factor, R* out) {      \
-    scaled_rows(x, rows, columns, stride, factor, out);                                                                \
-  }                                                                                                                    \
-  double gram_difference_##SUFFIX(R* low, const R* high, const GramTile& tile, const R* inverse_i,                     \
-                                  const R* inverse_j) {                                                                \
-    return gram_difference(low, high, tile, inverse_i, inverse_j);                                                     \
-  }                                                                                                                    \
-  double gram_squares_##SUFFIX(const R* high, const GramTile& tile, const R* inverse_i, const R* inverse_j) {          \
-    return gram_squares(high, tile, inverse_i, inverse_j);                                                             \
-  }                                                                                                                    \
-  void add_to_double_##SUFFIX(const R* x, int64_t count, double* sum) { add_to_double(x, count, sum); }                \
-  double sum_of_squares_##SUFFIX(const R* x, int64_t count) { return sum_of_squares(x, count); }                       \
-  void through_normalization_##SUFFIX(const R* g, const R* h, const R* factor, const R* unit, const R* inverse, R eps, \
-                                      int64_t rows, int64_t columns, R scale, R* out) {                                \
-    through_normalization(g, h, factor, unit, inverse, eps, rows, columns, scale, out);                                \
-  }
-
-LOSATOK_DEFINE_FOR(float, f32)
-LOSATOK_DEFINE_FOR(double, f64)
-
-double gram_difference_bf16(float* low, const uint16_t* high, const GramTile& tile, const float* inverse_i,
-                            const float* inverse_j) {
-  return gram_difference(low, high, tile, inverse_i, inverse_j);
-}
-
-double gram_squares_bf16(const uint16_t* high, const GramTile& tile, const float* inverse_i, const float* inverse_j) {
-  return gram_squares(high, tile, inverse_i, inverse_j);
-}
+#define LOSATOK_INSTANTIATE(R)                                                              \
+  template void unit_rows<R>(const R*, int64_t, int64_t, int64_t, R, R*, R*);               \
+  template void scaled_rows<R>(const R*, int64_t, int64_t, int64_t, const R*, R*);          \
+  template double gram_difference<R, R>(R*, const R*, const GramTile&, const R*, const R*); \
+  template double gram_squares<R, R>(const R*, const GramTile&, const R*, const R*);        \
+  template void add_to_double<R>(const R*, int64_t, double*);                               \
+  template double sum_of_squares<R>(const R*, int64_t);                                     \
+  template void through_normalization<R>(const R*, const R*, const R*, const R*, const R*, R, int64_t, int64_t, R, R*);
+LOSATOK_INSTANTIATE(float)
+LOSATOK_INSTANTIATE(double)
+#undef LOSATOK_INSTANTIATE
+template double gram_difference<float, Bf16>(float*, const Bf16*, const GramTile&, const float*, const float*);
+template double gram_squares<float, Bf16>(const Bf16*, const GramTile&, const float*, const float*);
 
 }  // namespace losatok::LOSATOK_ISA

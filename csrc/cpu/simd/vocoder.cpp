@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "cpu/simd/exponential.h"
+#include "cpu/simd/vectors.h"
 
 namespace losatok::LOSATOK_ISA {
 namespace {  // nothing here may be shared between instruction sets by the linker
@@ -83,48 +84,6 @@ inline void for_bins(const T* head, int64_t bins, Each&& each) {
       each(k, load(head[k]), cosine, sine);
     }
   }
-}
-
-// Vectors as wide as the instruction set's registers: compilers keep arrays of these there, and loops' sums not always.
-#if defined(__AVX512F__)
-constexpr int kBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
-template <class W>
-struct VectorOf {
-  typedef W type __attribute__((vector_size(kBytes)));
-};
-template <class W>
-using Vector = typename VectorOf<W>::type;
-typedef uint32_t Words __attribute__((vector_size(kBytes)));
-typedef uint16_t HalfWords __attribute__((vector_size(kBytes / 2)));
-template <class T>
-constexpr int kLanes = kBytes / sizeof(wide_t<T>);
-
-template <class W>
-inline Vector<W> load_vector(const W* from) {
-  Vector<W> value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-inline Vector<float> load_vector(const Bf16* from) {
-  HalfWords bits;
-  std::memcpy(&bits, from, sizeof bits);
-  return reinterpret_cast<Vector<float>>(__builtin_convertvector(bits, Words) << 16);
-}
-
-template <class W>
-inline void store_vector(W* to, Vector<W> value) {
-  std::memcpy(to, &value, sizeof value);
-}
-inline void store_vector(Bf16* to, Vector<float> value) {  // as store() in values.h
-  const Words bits = reinterpret_cast<Words>(value);
-  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const HalfWords halves = __builtin_convertvector(value == value ? rounded : Words{} + 0x7fc0u, HalfWords);
-  std::memcpy(to, &halves, sizeof halves);
 }
 
 constexpr int kGroup = 4;  // vectors of channels whose sums stay in registers while the taps pass

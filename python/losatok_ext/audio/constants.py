@@ -1,4 +1,4 @@
-"""Windows, filter banks and other tensors that are computed, not learned."""
+"""Windows, filter banks and other tensors that are computed instead of learned."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 
 class Constants(nn.Module):
-    """A module whose constants follow it from device to device but never from dtype to dtype, and are in no state dict.
+    """A module with constants that move with it to another device, but stay in float32, and are not in its state dict.
 
-    Windows and filter banks that went through bfloat16 with ``model.to(torch.bfloat16)`` would be wrong in their third
-    digit.
+    In bfloat16, after ``model.to(torch.bfloat16)``, windows and filter banks would be wrong in their third digit.
     """
 
     def __init__(self) -> None:
@@ -21,7 +20,7 @@ class Constants(nn.Module):
         self._makers: dict[str, Callable[[], Tensor]] = {}
 
     def add_constant(self, name: str, maker: Callable[[], Tensor]) -> None:
-        """Register the float32 buffer ``name``, made on the CPU by ``maker()``, which should be picklable."""
+        """Register the float32 buffer ``name``. ``maker()`` makes it on the CPU, and should be picklable."""
         self._makers[name] = maker
         self.register_buffer(name, maker(), persistent=False)
 

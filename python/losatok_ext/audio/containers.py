@@ -1,7 +1,7 @@
-"""What a container says about its own length: the check that a file was not cut off.
+"""The length that a container declares, to check that a file is complete.
 
-libsndfile reads a cut WAV, AIFF or Ogg file without complaint and returns what is left. These formats do say how long
-they were meant to be; this module reads only that.
+libsndfile reads a truncated WAV, AIFF or Ogg file without an error and returns what is left. These formats declare
+their length, and this module reads only that.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 _UNKNOWN_SIZE = 0x7FFF0000
-"""A 32-bit chunk size from here on was written by a program that could not go back to fill it in (a pipe)."""
+"""A 32-bit chunk size of at least this was written to a pipe, by a program that could not fill it in afterwards."""
 _OGG_PAGE_MAX = 27 + 255 + 255 * 255  # header, segment table, segments; bytes
 
 
-Source = str | os.PathLike[str] | BinaryIO
-"""A file by its name, or its content as an open, seekable file."""
+AudioSource = str | os.PathLike[str] | BinaryIO
+"""The name of a file, or an open, seekable file."""
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[BinaryIO]:
-    """The file from its first byte on; one that was open already stays so."""
+def _opened(source: AudioSource) -> Iterator[BinaryIO]:
+    """The file, placed at its first byte. A file that was open before stays open."""
     if isinstance(source, (str, os.PathLike)):
         with Path(source).open("rb") as file:
             yield file
@@ -34,8 +34,8 @@ def _opened(source: Source) -> Iterator[BinaryIO]:
         yield source
 
 
-def missing_bytes(source: Source) -> int:
-    """How many bytes of audio data a file declares but lacks; 0 when it is whole or its format does not tell.
+def missing_bytes(source: AudioSource) -> int:
+    """Number of bytes of audio data that a file declares but does not have; 0 where its format does not declare any.
 
     Reads chunk headers only: RIFF/RIFX/RF64 (WAV) and FORM (AIFF) data chunks; the last page of an Ogg stream. FLAC and
     MP3 declare frames instead, which the decoder compares.
@@ -56,8 +56,8 @@ def missing_bytes(source: Source) -> int:
     return 0
 
 
-def kind_by_first_bytes(source: Source) -> str | None:
-    """The audio format that the first bytes of a file announce ("WAV", "FLAC", "Ogg", "AIFF", "MP3"), or None.
+def kind_by_first_bytes(source: AudioSource) -> str | None:
+    """The audio format that the first bytes of a file stand for ("WAV", "FLAC", "Ogg", "AIFF", "MP3"), or None.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,8 +1,8 @@
 """Reading and writing audio files: any rate, any number of channels, as float32 mono tensors.
 
-Files are read in blocks, mixed down and resampled as they stream in, so that an hour of 48 kHz stereo needs no more
-memory than its 16 kHz mono result. Every file that cannot be used raises :class:`~losatok_ext.errors.AudioFileError`,
-whose message names the file and the cure.
+Files are read in blocks. Each block is mixed down and resampled before the next is read, so that an hour of 48 kHz
+stereo needs no more memory than its 16 kHz mono result. Every file that cannot be used raises
+:class:`~losatok_ext.errors.AudioFileError`, whose message names the file and the cure.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _check_regular(path: Path) -> None:
 
 
 def _open(path: Path, content: BinaryIO | None = None):
-    """An open ``soundfile.SoundFile``, with every reason why there is none told apart."""
+    """An open ``soundfile.SoundFile``; an error has a message of its own for each reason."""
     soundfile = import_soundfile()
     if content is None:
         _check_regular(path)
@@ -193,7 +193,10 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int = 16_000, content:
 def read_audio_with_info(
     path: str | os.PathLike[str], sample_rate: int = 16_000, content: BinaryIO | None = None
 ) -> tuple[Tensor, AudioInfo]:
-    """What :func:`read_audio` gives, and an :class:`AudioInfo` with the frames that were decoded. Raises as it does."""
+    """The result of :func:`read_audio`, and an :class:`AudioInfo` with the number of frames that were decoded.
+
+    Arguments and errors are those of :func:`read_audio`.
+    """
     if sample_rate <= 0:
         raise ValueError(f"sample_rate should be a positive number of Hz, got {sample_rate}")
     path = Path(path)
@@ -259,12 +262,13 @@ def write_audio(path: str | os.PathLike[str], audio: Tensor, sample_rate: int) -
     """Write ``audio`` [N] or [channels, N] (floating point, [-1, 1]) to ``path`` at ``sample_rate`` (Hz), whole or not
     at all.
 
-    The suffix chooses the format: .wav and .flac (16 bits; what was read from 16 bits is written back as it was), .ogg
-    (Vorbis), .mp3. Samples beyond [-1, 1] are clipped. Parent folders are made.
+    The suffix chooses the format: .wav and .flac (16 bits; samples that were read from 16 bits are written unchanged),
+    .ogg (Vorbis), .mp3. Samples beyond [-1, 1] are clipped. Parent folders are made. ``path`` is only replaced once the
+    new file is on the disk and its header has been read back.
 
     Raises:
         AudioFileError: the suffix is none of these, the format does not take the rate, ``audio`` is empty or not
-            finite, or the file cannot be written.
+            finite, or the file cannot be written, for example because the disk is full.
         TypeError, ValueError: ``audio`` is not a floating-point tensor of one of those shapes.
         UserError: soundfile is not installed.
     """
@@ -285,16 +289,67 @@ def write_audio(path: str | os.PathLike[str], audio: Tensor, sample_rate: int) -
         )
     samples = (sixteen_bits(samples) if encoding == PCM_16 else samples.clamp(-1, 1)).contiguous().numpy()
     try:
-        with (
-            atomic_path(path) as temporary,
-            soundfile.SoundFile(
-                _native_name(temporary), "w", sample_rate, samples.shape[1], encoding, format=container
-            ) as file,
-        ):
-            for start in range(0, len(samples), _BLOCK):
-                file.write(samples[start : start + _BLOCK])
-    except (OSError, soundfile.LibsndfileError) as error:
+        with atomic_path(path) as temporary:
+            with temporary.open("wb+", buffering=0) as raw:
+                output = _Output(raw)
+                with soundfile.SoundFile(
+                    output, "w", sample_rate, samples.shape[1], encoding, format=container
+                ) as file:
+                    for start in range(0, len(samples), _BLOCK):
+                        output.check()
+                        file.write(samples[start : start + _BLOCK])
+                output.check()
+                os.fsync(raw.fileno())
+            _check_written(temporary, len(samples))
+    except OSError as error:
+        raise AudioFileError(f"{path} cannot be written: {error.strerror or error}") from error
+    except soundfile.LibsndfileError as error:
         raise AudioFileError(f"{path} cannot be written: {error}") from error
+
+
+class _Output:
+    """The file that libsndfile writes through, which keeps the first error.
+
+    Errors of the disk do not reach the caller of libsndfile: it drops those of its own writes while it closes a file.
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw = raw
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the first OSError of a write."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        try:
+            while self._error is None and rest:
+                rest = rest[self._raw.write(rest) :]
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def read(self, count: int = -1) -> bytes:
+        return self._raw.read(count) or b""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+
+def _check_written(path: Path, frames: int) -> None:
+    """Raise OSError unless the header of a new file says that it holds ``frames``, and no bytes are missing."""
+    try:
+        info = audio_info(path)
+    except AudioFileError as error:
+        raise OSError(f"what was written cannot be read back ({error})") from error
+    slack = _MP3_SLACK if info.format == "MP3" else 0
+    if info.frames + slack < frames or missing_bytes(path):
+        raise OSError(f"only {info.frames} of {frames} samples were written")
 
 
 def flac_bytes(audio: Tensor, sample_rate: int) -> bytes:

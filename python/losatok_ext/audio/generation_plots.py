@@ -1,4 +1,4 @@
-"""Pictures of what a generator made: a new clip, or a recording of which parts were generated anew."""
+"""Pictures of generated audio: a new clip, or a recording with parts that were generated again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plot_generated(
     frame_rate: float = 25.0,
     title: str = "",
 ) -> None:
-    """Draw a generated clip, and save the picture whole or not at all: waveform, mel spectrogram, latent.
+    """Draw a generated clip, and save the complete picture or none: waveform, mel spectrogram, latent.
 
     Args:
         path: a .png, .pdf, .svg, .jpg or .webp file; parent folders are made.
@@ -40,11 +40,11 @@ def plot_generated(
         sample_rate: Hz.
         latent: [T, d].
         frame_rate: tokens per second.
-        title: over the picture, e.g. the text.
+        title: of the picture, such as the text.
 
     Raises:
         UserError: the suffix is not one of these, the file cannot be written, or matplotlib is not installed.
-        ValueError: a tensor has another shape, is empty, or is not finite.
+        ValueError: a tensor has another shape, is empty, or has values that are not finite.
     """
     path = check_picture(path)
     check_drawable("audio", audio, 1)
@@ -67,23 +67,24 @@ def plot_edit(
     frame_rate: float = 25.0,
     title: str = "",
 ) -> None:
-    """Draw a recording before and after an edit over the time axis of the result, its generated spans marked.
+    """Draw a recording before and after an edit over the time axis of the result, and mark the generated spans.
 
     From top to bottom: both waveforms; the mel spectrogram of each on one dB scale; the latent after the edit.
 
     Args:
         path: a .png, .pdf, .svg, .jpg or .webp file; parent folders are made.
-        before: [N] floating point, at the places where its parts stand after the edit.
+        before: [N] floating point; its parts are moved to their places after the edit.
         after: [N] floating point.
         sample_rate: Hz.
         latent: [T, d], after the edit.
-        spans: (start, stop) in seconds, what was generated.
-        inserted: (start, stop) in seconds, what ``before`` has nothing for: hatched there.
+        spans: (start, stop) in seconds of what was generated.
+        inserted: (start, stop) in seconds of what ``before`` has no audio for; hatched there.
         frame_rate: tokens per second.
-        title: over the picture.
+        title: of the picture.
 
     Raises:
-        UserError, ValueError: as :func:`plot_generated`.
+        UserError: the suffix is not one of these, the file cannot be written, or matplotlib is not installed.
+        ValueError: a tensor has another shape, is empty, or has values that are not finite.
     """
     path = check_picture(path)
     for name, tensor, dims in (("before", before, 1), ("after", after, 1), ("latent", latent, 2)):
@@ -104,7 +105,7 @@ def plot_edit(
 
 
 def _mels(figure: Any, grid: Any, axes: Sequence[Any], clips: dict[str, Tensor], rate: int, label: str) -> None:
-    """The mel of each clip, below the peak of the first, and one colour bar for all."""
+    """Draw the mel spectrogram of each clip in dB below the peak of the first, with one colour bar for all."""
     mels = [mel_decibels(audio, rate) for audio in clips.values()]
     peak = max(mels[0].max().item(), SILENCE)
     image: Any = None

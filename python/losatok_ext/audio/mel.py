@@ -1,4 +1,4 @@
-"""The mel front ends of both encoders, computed in float32 whatever the dtype of the model.
+"""The mel front ends of both encoders. They are computed in float32, whatever the dtype of the model.
 
 Mel scale: HTK, ``2595 log10(1 + f / 700)``; triangular filters without area normalisation.
 """
@@ -22,7 +22,7 @@ def mel_filter_bank(
 
     The corners are ``n_mels + 2`` points equally spaced on the HTK mel scale from ``f_min`` to ``f_max`` (Hz; None:
     half of ``sample_rate``); each filter rises from 0 to 1 and falls back to 0 over three neighbouring points. Computed
-    in float32, as the filters of the published checkpoint were: float64 would differ from them by up to 1e-5.
+    in float32, like the filters of the published checkpoint: in float64 they would differ from those by up to 1e-5.
     """
     f_max = sample_rate / 2 if f_max is None else f_max
     low, high = (2595.0 * math.log10(1.0 + f / 700.0) for f in (f_min, f_max))
@@ -69,7 +69,7 @@ class MelSpectrogram(Constants):
 class SemanticMel(MelSpectrogram):
     """The semantic encoder's front end: power mel to decibels, ``10 log10(max(., 1e-10))``.
 
-    Values are kept at most ``top_db`` below the peak of the clip's own frames, whatever else is in the batch.
+    Values are limited to at most ``top_db`` below the peak of the same clip; other clips of the batch do not matter.
     """
 
     def __init__(self, n_fft: int, n_mels: int, hop: int, top_db: float, sample_rate: int) -> None:
@@ -81,7 +81,7 @@ class SemanticMel(MelSpectrogram):
         mel, frame_lengths = super().forward(audio, lengths)
         if mel.numel() == 0:
             return mel, frame_lengths
-        # Frames past a length are zero, the least that power can be, so they never are the peak.
+        # Frames past a length are zero, the smallest possible power, so they are never the peak.
         floor = mel.amax(dim=(1, 2), keepdim=True).clamp(min=1e-10).log10() * 10.0 - self.top_db
         return torch.maximum(mel.clamp(min=1e-10).log10() * 10.0, floor), frame_lengths
 

@@ -1,4 +1,4 @@
-"""Pictures: what a model made of a recording, and the latent in between."""
+"""Pictures of a recording, its reconstruction, and the latent between them."""
 
 from __future__ import annotations
 
@@ -26,33 +26,32 @@ _N_FFT, _MELS, _HOP = (
     80,
     160,
 )  # samples, bins, samples; fewer bins would blur, more leave empty filters at the bottom
-_COLUMNS = 2400  # of a picture; longer recordings are shown with wider steps
+_COLUMNS = 2400  # of a picture; in longer recordings each column stands for more samples
 RANGE = 80.0
-"""dB below the loudest mel bin of the input that are drawn."""
-SILENCE = (
-    -40.0
-)  # dB re 1 (a full-scale tone has about +48): a recording without anything louder is drawn black, not amplified
+"""Range of the colours in dB, down from the loudest mel bin of the input."""
+SILENCE = -40.0
+"""dB re 1: recordings without a louder mel bin are drawn black, not amplified (a full-scale tone has about +48)."""
 _TICKS = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)  # Hz
 _GREY, _ACCENT = "#9aa0a6", "#c2410c"
 
 
 def import_figure() -> type[Figure]:
-    """matplotlib's Figure, which needs no display and shares no state with pyplot.
+    """matplotlib's Figure class, used without pyplot, so that no display and no global state are needed.
 
     Raises:
         UserError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # without pyplot: no display, no global state
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError(f"pictures need matplotlib ({error}); pip install 'losatok-ext[cli]'") from error
     return Figure
 
 
 def mel_decibels(audio: Tensor, sample_rate: int) -> Tensor:
-    """Magnitude mel of ``audio`` [N] in dB re 1: [80 bins, F] float32, at most about 2400 frames F spread evenly.
+    """Magnitude mel spectrogram of ``audio`` [N] in dB re 1: [80 bins, F] float32, with F of at most about 2400.
 
-    Windows of 1024 samples; hop 160 samples, or longer for recordings beyond 24 s (at 16 kHz).
+    Windows of 1024 samples, hop 160 samples; the hop is longer for recordings of more than 24 s (at 16 kHz).
     """
     hop = max(_HOP, -(-audio.shape[-1] // _COLUMNS))
     audio = audio.detach().to("cpu", torch.float32)
@@ -69,7 +68,7 @@ def plot_reconstruction(
     frame_rate: float = 25.0,
     title: str = "",
 ) -> None:
-    """Draw a recording and its reconstruction over one time axis, and save the picture whole or not at all.
+    """Draw a recording and its reconstruction over one time axis, and save the complete picture or none.
 
     From top to bottom: both waveforms; the mel spectrogram of each on one dB scale (relative to the loudest bin of the
     original); the latent as a heat map, dimension by dimension.
@@ -79,13 +78,13 @@ def plot_reconstruction(
         original: [N] floating point.
         reconstruction: [N'] floating point.
         sample_rate: of both, Hz.
-        latent: [T, d], or None to leave it out.
+        latent: [T, d]; None: not drawn.
         frame_rate: tokens per second.
-        title: over the picture, e.g. the name of the recording.
+        title: of the picture, such as the name of the recording.
 
     Raises:
         UserError: the suffix is not one of these, the file cannot be written, or matplotlib is not installed.
-        ValueError: a tensor has another shape, is empty, or is not finite.
+        ValueError: a tensor has another shape, is empty, or has values that are not finite.
     """
     path = check_picture(path)
     for name, tensor, dims in (("original", original, 1), ("reconstruction", reconstruction, 1), ("latent", latent, 2)):
@@ -95,7 +94,7 @@ def plot_reconstruction(
 
 
 def check_picture(path: str | os.PathLike[str]) -> Path:
-    """``path``, or UserError when its suffix is none of :data:`PICTURES`."""
+    """``path`` as a Path. Raises UserError unless its suffix is one of :data:`PICTURES`."""
     path = Path(path)
     if path.suffix.lower() not in PICTURES:
         raise UserError(f"{path} cannot be drawn: {path.suffix or 'no suffix'} is none of {', '.join(PICTURES)}")
@@ -111,7 +110,7 @@ def check_drawable(name: str, tensor: Tensor, dims: int) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``figure`` whole or not at all. Raises UserError where the file cannot be written."""
+    """Save ``figure`` completely or not at all. Raises UserError if the file cannot be written."""
     try:
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=130)
@@ -146,8 +145,10 @@ def _draw(
 
 
 def stacked_axes(heights: list[float], seconds: float, title: str) -> tuple[Figure, Any, list[Any]]:
-    """(figure, grid, axes): panels of these relative ``heights`` over one time axis; the grid's second column is for
-    colour bars."""
+    """(figure, grid, axes): panels of relative ``heights`` over one time axis of ``seconds``.
+
+    The second column of the grid is for colour bars.
+    """
     figure = import_figure()(figsize=(10, 1.0 + 1.55 * sum(heights)), layout="constrained")
     engine: Any = figure.get_layout_engine()
     engine.set(h_pad=0.04, w_pad=0.05, hspace=0.02)
@@ -164,13 +165,13 @@ def stacked_axes(heights: list[float], seconds: float, title: str) -> tuple[Figu
 
 
 def label_bar(bar: Any, label: str) -> None:
-    """Label a colour bar in the small type of its panel."""
+    """Label a colour bar in a small font."""
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 
 def draw_waveforms(axis: Any, waveforms: Mapping[str, Tensor], rate: int) -> None:
-    """Draw one or two waveforms [N] by name, the first in grey where there is another over it."""
+    """Draw one or two waveforms, name -> [N], at ``rate`` Hz; the first of two is grey and lies below the other."""
     for (name, audio), colour in zip(waveforms.items(), (_GREY, _ACCENT)[-len(waveforms) :], strict=True):
         samples = audio.detach().float().cpu().numpy()
         step = max(1, len(samples) // _COLUMNS)
@@ -187,7 +188,7 @@ def draw_waveforms(axis: Any, waveforms: Mapping[str, Tensor], rate: int) -> Non
 
 
 def draw_mel(axis: Any, decibels: Tensor, seconds: float, rate: int) -> Any:
-    """Draw a mel [80, F] in dB below the peak; the image, for a colour bar."""
+    """Draw a mel spectrogram [80, F] in dB below the peak; returns the image, for a colour bar."""
     image = axis.imshow(
         decibels.numpy(),
         origin="lower",
@@ -210,11 +211,11 @@ def draw_mel(axis: Any, decibels: Tensor, seconds: float, rate: int) -> Any:
 
 
 def draw_latent(axis: Any, latent: Tensor, frame_rate: float) -> Any:
-    """Draw a latent [T, d] as a heat map; the image, for a colour bar."""
+    """Draw a latent [T, d] as a heat map; returns the image, for a colour bar."""
     values = latent.detach().float().cpu()
     tokens, width = values.shape
     step = -(-tokens // _COLUMNS)
-    if step > 1:  # the mean of neighbours, so that an hour is not a sample of single tokens
+    if step > 1:  # a column is the mean of its tokens, not one of them
         values = values[: tokens // step * step].unflatten(0, (-1, step)).mean(1)
     limit = max(values.abs().flatten().kthvalue(max(1, int(0.995 * values.numel()))).values.item(), 1e-6)
     image = axis.imshow(

@@ -1,4 +1,4 @@
-"""The recordings that ship with the package: 48 labelled clips of speech, music and environmental sound."""
+"""The recordings that come with the package: 48 labelled clips of speech, music and environmental sound."""
 
 from pathlib import Path
 

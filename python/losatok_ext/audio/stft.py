@@ -1,4 +1,4 @@
-"""Short-time Fourier magnitudes of batches of clips of different lengths, each clip as if it were alone.
+"""Short-time Fourier magnitudes of batches of clips of different lengths; each clip gives the same as alone.
 
 Frame ``t`` is centred on sample ``t * hop``; at both ends the signal is reflected, and the reflection at the end starts
 at the clip's own last sample, not at the end of the padded row.
@@ -17,12 +17,12 @@ from torch.autograd.function import once_differentiable
 from losatok_ext.masks import keep_valid
 
 BLOCK_FRAMES = {"cpu": 256, "cuda": 16384}
-"""Frames of all clips transformed at once. On a CPU their spectra stay in the cache (2 MB at 1024 samples); on a GPU
-(164 s at a hop of 160) it bounds the memory that an hour of audio takes."""
+"""Number of frames, over all clips, that are transformed at once. On a CPU their spectra stay in the cache (2 MB at
+1024 samples); on a GPU (164 s at a hop of 160) this bounds the memory for an hour of audio."""
 
 
 def frame_count(samples: Tensor | int, hop: int) -> Tensor | int:
-    """Centred frames of a clip of that many samples: ``samples // hop + 1``, and none for an empty clip."""
+    """Number of centred frames of a clip of ``samples`` samples: ``samples // hop + 1``, and 0 for an empty clip."""
     if isinstance(samples, Tensor):
         return torch.where(samples > 0, samples.div(hop, rounding_mode="floor") + 1, 0)
     return samples // hop + 1 if samples > 0 else 0
@@ -31,7 +31,7 @@ def frame_count(samples: Tensor | int, hop: int) -> Tensor | int:
 def reflect_pad(audio: Tensor, lengths: Tensor, pad: int) -> Tensor:
     """Reflect each clip by ``pad`` samples at both of its ends.
 
-    A clip too short for one reflection is reflected to and fro until the pad is filled, so that no clip is too short.
+    A clip that is shorter than the pad is reflected repeatedly until the pad is filled, so that no clip is too short.
 
     Args:
         audio: [B, N], N >= 1.

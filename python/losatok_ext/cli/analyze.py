@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, check_folder, load_model, require_model
-from losatok_ext.cli.reports import ReportOption, finish, item_progress, items_of
+from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, load_model, require_model
+from losatok_ext.cli.reports import ReportOption, feature_option, finish, item_progress, items_of
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.reporting.report import report_places
+from losatok_ext.evaluation.reporting.writing import report_places
 from losatok_ext.evaluation.tasks.analysis import analyze as analyze_features
-from losatok_ext.evaluation.tasks.analysis_report import analysis_report, plot_analysis
+from losatok_ext.evaluation.tasks.analysis_report import analysis_report
 from losatok_ext.evaluation.tasks.features import FEATURES, GIVEN, SUFFIXES, extract, holds_features
 
 _DIMS = (8, 16, 32, 64, 128, 256)
@@ -29,34 +29,34 @@ def analyze(
     ],
     output: ReportOption,
     model: ModelOption = None,
-    feature: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="latents, semantic, semantic_low, acoustic, acoustic_low, unified, unified_low; more than once, too.",
-            show_default="semantic and latents",
-        ),
-    ] = None,
+    feature: Annotated[list[str] | None, feature_option("semantic and latents")] = None,
     by: Annotated[str, typer.Option(help="Key of the manifest to group by.")] = "domain",
     dims: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Widths to reduce the first feature to.", show_default="8 to 256, and the model's"),
+        typer.Option(
+            min=1,
+            help="Numbers of dimensions to reduce the first feature to.",
+            show_default="8 to 256, and the model's",
+        ),
     ] = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
 ) -> None:
     """Effective rank and explained variance of features; PCA, channel merging and SemBo at fewer dimensions.
 
-    Leaves analysis.json, analysis.md, analysis.html and analysis.png. Features are kept in the folder's features/, so
-    the same command again goes on where it was stopped. A clip that cannot be used is named at the end (exit code 2).
+    Writes analysis.json, analysis.md, analysis.html and analysis.png. Features are kept in features/ of the same
+    folder, so the same command continues after an interruption. A clip that cannot be used is named at the end (exit
+    code 2).
     """
-    check_folder(output)
     places = report_places(output, "analysis", overwrite)
     items, failures = items_of(inputs, SUFFIXES)
     facts: dict[str, str] = {}
     if holds_features(items):
         tokenizer, names = None, [GIVEN]
         if feature not in (None, [GIVEN]):
-            raise UserError("--feature chooses what a model makes of recordings, and these files hold features already")
+            raise UserError(
+                "--feature chooses what a model computes from recordings, but these files hold features already"
+            )
     else:
         tokenizer = load_model(require_model(model), device)
         names = list(dict.fromkeys(feature or ["semantic", "latents"]))
@@ -69,6 +69,4 @@ def analyze(
         found = extract(tokenizer, items, names, output / "features", progress, ctx.obj["debug"])
     found.failures = [*failures, *found.failures]
     result = analyze_features(found, names, by, widths, names[0], tokenizer)
-    picture = output / "analysis.png"
-    plot_analysis(picture, result)
-    finish(analysis_report(result, found, facts), {**places, "png": picture})
+    finish(analysis_report(result, found, facts), places)

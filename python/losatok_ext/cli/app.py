@@ -1,4 +1,4 @@
-"""The ``losatok`` application: its commands, and what becomes of their errors."""
+"""The ``losatok`` application: its commands, and how their errors are shown."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from losatok_ext.cli.generate import generate
 from losatok_ext.cli.info import info
 from losatok_ext.cli.reconstruct import reconstruct
 from losatok_ext.errors import UserError
+from losatok_ext.text import printable
 
-# Commands whose modules import torch: name -> module, attribute, and the line that --help shows without importing them.
+# Commands whose modules import torch: name -> module, attribute, and the line for --help, which does not import them.
 _HEAVY = {
     "train": ("losatok_ext.cli.train", "app", "Train a model: a `teacher`, `sembo`, `tokenizer`, then a `generator`."),
     "shard": ("losatok_ext.cli.shard", "shard", "Pack recordings into WebDataset shards to train on."),
@@ -47,6 +48,7 @@ _EXTRAS = {
     "rich": "cli",
     "yaml": "cli",
     "matplotlib": "cli",
+    "jinja2": "cli",
     "soundfile": "audio",
     "soxr": "audio",
     "tensorboard": "train",
@@ -119,13 +121,14 @@ def run(arguments: list[str]) -> int:
     options = ["--debug"] if debug else []
     arguments = options + [a for a in arguments[:end] if a != "--debug"] + arguments[end:]
     try:
+        _check_output(arguments)
         code = get_command(app).main(args=arguments, prog_name="losatok", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except _ClickException as error:
         path = error.ctx.command_path if getattr(error, "ctx", None) is not None else "losatok"
         message = " ".join(error.format_message().split())
-        if message:  # else it was a group without a command, and its help stands there already
-            print(f"{path}: {message.rstrip('.')}; see {path} --help", file=sys.stderr)
+        if message:  # it is empty for a group without a command, whose help was printed
+            print(f"{path}: {printable(message.rstrip('.'))}; see {path} --help", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 130
@@ -136,11 +139,22 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         elif _is_for_the_user(error):
-            print(f"losatok: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"losatok: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         else:
             first = " ".join(str(error).split()).partition(". ")[0][:300]
-            print(f"losatok: a defect: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
+            print(
+                f"losatok: a defect: {type(error).__name__}: {printable(first)} (--debug shows where)", file=sys.stderr
+            )
         return 2 if _is_for_the_user(error) else 1
+
+
+def _check_output(arguments: list[str]) -> None:
+    """Raise UserError where ``-o`` is given an empty name, which would otherwise stand for the current folder."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == "--":
+            return
+        if argument == "--output=" or (argument in ("-o", "--output") and following == ""):
+            raise UserError("-o is empty; give the name of a file or folder, or . for the current folder")
 
 
 def _is_for_the_user(error: Exception) -> bool:

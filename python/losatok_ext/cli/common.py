@@ -13,9 +13,10 @@ import typer
 
 from losatok_ext.errors import UserError
 from losatok_ext.pretrained import DEFAULT, names, resolve
+from losatok_ext.text import printable
 
 if TYPE_CHECKING:
-    from losatok_ext.jobs.tokenize import Progress, Summary
+    from losatok_ext.jobs.tokenize import JobSummary, OnSource
     from losatok_ext.models import LoSATok
     from losatok_ext.recordings.find import Failure, Source
 
@@ -25,7 +26,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         envvar="LOSATOK_MODEL",
-        help="Model folder (config.json, model.safetensors), or the name of a bundled model.",
+        help="Tokenizer: a model folder, the folder of its run, or the name of a bundled model.",
         show_default=f"{DEFAULT}, which is bundled",
     ),
 ]
@@ -35,7 +36,7 @@ GeneratorOption = Annotated[
         "--generator",
         "-g",
         envvar="LOSATOK_GENERATOR",
-        help="Generator folder, which `losatok train generator` wrote.",
+        help="Generator: a model folder, or the folder of its run (`losatok train generator`).",
         show_default=False,
     ),
 ]
@@ -51,16 +52,27 @@ AudioOutputOption = Annotated[
 ]
 RecordingsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="IN", help="Audio files, folders (searched through) or patterns.", show_default=False),
+    typer.Argument(
+        metavar="IN",
+        help="Audio files, folders (searched through), patterns or manifests (.jsonl).",
+        show_default=False,
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write again what exists; otherwise it is kept.")]
+OverwriteFileOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace output files that exist; otherwise they are refused.")
+]
 
 
 def require_model(model: Path | None) -> Path:
-    """The folder of ``model``, a path or the name of a bundled model; None is the bundled default.
+    """The folder that holds the tokenizer ``model``. Commands call this before they read anything else.
+
+    Args:
+        model: a model folder, the folder of a run, or the name of a bundled model; None: the bundled default.
 
     Raises:
-        UserError: there is none; it says how to come by one. Checked before any file is read.
+        UserError: it does not exist; the message says how to get a model.
+        CheckpointError: it holds no model, or a model of another type.
     """
     folder = resolve(model or DEFAULT)
     if not folder.exists():
@@ -69,11 +81,21 @@ def require_model(model: Path | None) -> Path:
             f"({', '.join(names())}), train one with `losatok train`, or make one from a published checkpoint with "
             "`losatok convert CHECKPOINT -o DIR`"
         )
-    return folder
+    from losatok_ext.models.storage.folders import TOKENIZER, open_folder
+
+    return open_folder(folder, TOKENIZER).path
 
 
 def require_generator(folder: Path | None) -> Path:
-    """``folder``, or a UserError that says how to come by one. Checked before any file is read."""
+    """The folder that holds the generator ``folder``. Commands call this before they read anything else.
+
+    Args:
+        folder: a model folder, or the folder of a run.
+
+    Raises:
+        UserError: it is None or does not exist; the message says how to get a generator.
+        CheckpointError: it holds no model, or a model of another type.
+    """
     cure = (
         "pass --generator DIR or set LOSATOK_GENERATOR; `make demo` (or `losatok demo`) makes a small one in "
         "demo/generator/model, and `losatok train generator` trains one"
@@ -82,11 +104,18 @@ def require_generator(folder: Path | None) -> Path:
         raise UserError(f"no generator: {cure}")
     if not folder.exists():
         raise UserError(f"the generator folder {folder} does not exist; {cure}")
-    return folder
+    from losatok_ext.models.storage.folders import GENERATOR, open_folder
+
+    return open_folder(folder, GENERATOR).path
 
 
-def check_outputs(source: Path | None, *outputs: Path | None) -> None:
-    """Raise UserError when an output is the input, a folder, or the same file as another output."""
+def check_outputs(source: Path | None, *outputs: Path | None, overwrite: bool) -> None:
+    """Check the output files of a command before it does any work.
+
+    Raises:
+        UserError: an output is the input, a folder, or the same file as another output, or it exists and ``overwrite``
+            is False.
+    """
     seen: dict[str, Path] = {} if source is None else {os.path.realpath(source): source}
     for path in filter(None, outputs):
         other = seen.setdefault(os.path.realpath(path), path)
@@ -96,13 +125,20 @@ def check_outputs(source: Path | None, *outputs: Path | None) -> None:
             raise UserError(f"{path} would be written twice; choose another name for one of them")
         if path.is_dir():
             raise UserError(f"{path} is a folder; give the name of a file in it")
+        if os.path.lexists(path) and not overwrite:
+            raise UserError(f"{path} exists; pass --overwrite or choose another name")
 
 
 def load_model(folder: Path, device: str, dtype: str | None = None) -> LoSATok:
-    """The model in ``folder``, in eval mode on ``device``, in ``dtype`` (None: as it was saved).
+    """The tokenizer in ``folder``, in eval mode.
+
+    Args:
+        folder: what :func:`require_model` gave.
+        device: ``--device``.
+        dtype: ``--dtype``; None: as it was saved.
 
     Raises:
-        CheckpointError: the folder holds no usable model.
+        CheckpointError: the folder holds no usable tokenizer.
         UserError: there is no such device or dtype.
     """
     chosen = pick_device(device)
@@ -157,25 +193,19 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def progress_bar(title: str, count: int) -> Iterator[Progress]:
+def progress_bar(title: str, count: int) -> Iterator[OnSource]:
     """Yield what to call after each source. Shows a bar on a terminal for more than one file, else nothing."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TextColumn
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[name]}"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=count < 2 or not console.is_terminal) as bar:
+    from losatok_ext.cli.bars import make_bar
+
+    with make_bar(Console(stderr=True), TextColumn("{task.fields[name]}"), show=count > 1) as bar:
         task = bar.add_task(title, total=count, name="")
 
         def advance(source: Source) -> None:
-            bar.update(task, advance=1, name=escape(source.path.name))
+            bar.update(task, advance=1, name=escape(printable(source.path.name)))
 
         yield advance
 
@@ -184,13 +214,11 @@ def progress_bar(title: str, count: int) -> Iterator[Progress]:
 def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
     """Yield what to call with a stage, how much of it is done and how much there is; shows a bar on a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import TaskID
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    from losatok_ext.cli.bars import make_bar
+
+    with make_bar(Console(stderr=True), percent=True) as bar:
         tasks: dict[str, TaskID] = {}
 
         def say(what: str, done: int, total: int) -> None:
@@ -203,26 +231,27 @@ def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield say
 
 
-def report(summary: Summary, verb: str, folder: Path, before: Sequence[Failure] = ()) -> None:
+def report(summary: JobSummary, verb: str, folder: Path, before: Sequence[Failure] = ()) -> None:
     """Print what a job did, failures on stderr, and end with exit code 2 when anything failed."""
     failures = [*before, *summary.failures]
     for failure in failures:
-        print(f"losatok: {failure.message}", file=sys.stderr)
+        print(f"losatok: {printable(failure.message)}", file=sys.stderr)
     parts = []
     if summary.written:
         speed = summary.audio_seconds / max(summary.wall_seconds, 1e-9)
         parts.append(
-            f"{_files(len(summary.written))} {verb} into {folder} "
+            f"{count_files(len(summary.written))} {verb} into {printable(str(folder))} "
             f"({summary.audio_seconds:.1f} s of audio in {summary.wall_seconds:.1f} s, {speed:.1f}x real time)"
         )
     if summary.kept:
-        parts.append(f"{_files(len(summary.kept))} kept as they were (--overwrite writes them again)")
+        parts.append(f"{count_files(len(summary.kept))} kept as they were (--overwrite writes them again)")
     if failures:
-        parts.append(f"{_files(len(failures))} failed")
+        parts.append(f"{count_files(len(failures))} failed")
     print("; ".join(parts) or f"nothing {verb}")
     if failures:
         raise typer.Exit(2)
 
 
-def _files(count: int) -> str:
+def count_files(count: int) -> str:
+    """``1 file``, ``2 files`` and so on."""
     return f"{count} file" if count == 1 else f"{count} files"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from losatok_ext.cli.common import OverwriteOption, check_dtype, check_folder, load_model
+from losatok_ext.cli.common import OverwriteOption, check_dtype, check_folder, load_model, require_model
+from losatok_ext.configuration import read_json
 from losatok_ext.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def convert(
         Path,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Published weights (.safetensors, .pth, .pt or .bin), or a model folder.",
+            help="Published weights (.safetensors, .pth, .pt, .bin or a folder), or a model folder.",
             show_default=False,
         ),
     ],
@@ -48,18 +48,24 @@ def convert(
 ) -> None:
     """Convert a published LoSATok checkpoint to a model folder (config.json and model.safetensors).
 
-    A model folder is converted to another --dtype. Nothing is downloaded, and no pickled code is run.
+    A model folder, the folder of a run, or a bundled model is converted to another --dtype. Nothing is downloaded, and
+    no pickled code is run.
     """
     check_dtype(dtype)
     check_folder(output)
     if (output / "config.json").exists() and not overwrite:
         raise UserError(f"{output} holds a model already; pass --overwrite or another folder")
-    if checkpoint.is_dir():
+    from losatok_ext.models.storage.folders import is_model
+
+    if is_model(checkpoint):
         if config is not None or semantic_encoder is not None:
-            raise UserError(f"--config and --semantic-encoder go with a published checkpoint; {checkpoint} is a folder")
-        if checkpoint.resolve() == output.resolve():
+            raise UserError(
+                f"--config and --semantic-encoder go with a published checkpoint; {checkpoint} holds a model"
+            )
+        folder = require_model(checkpoint)
+        if folder.resolve() == output.resolve():
             raise UserError(f"{output} is the model to convert; choose another folder")
-        model = load_model(checkpoint, "cpu", dtype)
+        model = load_model(folder, "cpu", dtype)
     else:
         model = _from_published(checkpoint, config, hidden_dim, frame_rate, semantic_encoder, dtype)
     model.save_pretrained(output)
@@ -80,22 +86,18 @@ def _from_published(
 ) -> LoSATok:
     values = None if config is None else _read_config(config)
     from losatok_ext.models import LoSATok, LoSATokConfig
-    from losatok_ext.models.storage.precision import cast, dtype_of
 
     settings = LoSATokConfig.from_dict(values["config"]) if values is not None and "model_type" in values else values
     model = LoSATok.from_reference_checkpoint(
         checkpoint, settings, hidden_dim=hidden_dim, frame_rate=frame_rate, semantic_encoder=semantic_encoder
     )
-    return model if dtype is None else cast(model, dtype_of(dtype))
+    return model if dtype is None else model.cast(dtype)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"--config {path} does not exist; check the name") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--config {path} is not readable JSON ({error})") from error
+    if not path.exists():
+        raise ConfigError(f"--config {path} does not exist; check the name")
+    values = read_json(path)
     if not isinstance(values, dict) or ("model_type" in values and not isinstance(values.get("config"), dict)):
         raise ConfigError(f"--config {path} should hold a JSON object of configuration keys")
     return values

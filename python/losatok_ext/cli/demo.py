@@ -23,7 +23,7 @@ from losatok_ext.formats.latent_files import SUFFIX, load_latents, save_latents
 from losatok_ext.jobs.tokenize import decode_clip, encode_clip, encode_files
 from losatok_ext.models import LoSATok
 from losatok_ext.pretrained import DEFAULT
-from losatok_ext.recordings.find import find_inputs, place_outputs
+from losatok_ext.recordings import find_inputs, place_outputs
 from losatok_ext.training import read_log, train_generator, train_sembo, train_tokenizer
 from losatok_ext.training.config.recipes import demo_generator_recipe, demo_recipe
 
@@ -76,9 +76,9 @@ def demo(
     typer.echo(f"3/3  a clip from the text {PROMPT!r}, and {recording.name} with its middle made anew")
     models: dict[str, Any] = {"generator": made.model, "model": output / "model", "device": device}
     clip, new = output / "generated.wav", output / "edited.wav"
-    generate(clip, PROMPT_SECONDS, PROMPT, plot=clip.with_suffix(".png"), **models)
+    generate(clip, PROMPT_SECONDS, PROMPT, plot=clip.with_suffix(".png"), overwrite=True, **models)
     middle = f"{0.4 * info.seconds:.2f}:{0.65 * info.seconds:.2f}"
-    edit(recording, new, span=[middle], text=text, plot=new.with_suffix(".png"), **models)
+    edit(recording, new, span=[middle], text=text, plot=new.with_suffix(".png"), overwrite=True, **models)
     flows = [entry["flow_matching"] for entry in read_log(output / "generator")]
     typer.echo(
         f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes; flow matching {flows[0]:.2f} at first, "
@@ -105,7 +105,7 @@ def _train_tokenizer(data: Path, output: Path, device: str, scale: float) -> Pat
             data, output / "tokenizer", tokenizer, on_start=progress.on_start, on_step=progress.on_step
         )
     mels = [entry["mel"] for entry in read_log(output / "tokenizer")]
-    typer.echo(f"     mel distance {mels[0]:.2f} at first, {min(mels[-5:]):.2f} at last")
+    typer.echo(f"     mel loss {mels[0]:.2f} at first, {min(mels[-5:]):.2f} at last")
     return result.model
 
 

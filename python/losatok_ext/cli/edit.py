@@ -9,22 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from losatok_ext.cli.common import AudioOutputOption, DeviceOption, GeneratorOption, ModelOption, check_outputs
-from losatok_ext.cli.sampling import (
-    CfgIntervalOption,
-    CfgOption,
-    CfgRescaleOption,
-    CudaGraphsOption,
-    SamplingDtypeOption,
-    ScheduleOption,
-    SeedOption,
-    SolverOption,
-    StepsOption,
-    load_both,
-    sampler_config,
-    two_numbers,
-)
+from losatok_ext.cli.common import AudioOutputOption
+from losatok_ext.cli.options import with_shared_options
+from losatok_ext.cli.sampling import MAX_SECONDS, SamplingOptions, two_numbers
 from losatok_ext.errors import UserError
+from losatok_ext.text import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +23,7 @@ if TYPE_CHECKING:
     from losatok_ext.models import LoSATok
 
 
+@with_shared_options
 def edit(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Audio file, or latent file.", show_default=False)],
     output: AudioOutputOption,
@@ -53,35 +43,24 @@ def edit(
         float | None,
         typer.Option(metavar="SECONDS", help="Continue the recording to this length.", show_default=False),
     ] = None,
-    text: Annotated[
-        str, typer.Option(help="Of the whole clip as it is to be.", show_default="nothing in particular")
-    ] = "",
+    text: Annotated[str, typer.Option(help="Text for the complete edited clip.", show_default="no text")] = "",
     keep: Annotated[
         str | None,
         typer.Option(
-            help="What stays: recording, itself, faded into what is generated; or decoded, what its tokens decode to.",
-            show_default="recording; of a latent file decoded",
+            help="What is kept outside the edit: recording (the samples of the recording, faded into the generated "
+            "ones) or decoded (the audio that its tokens decode to).",
+            show_default="recording; decoded for a latent file",
         ),
     ] = None,
-    generator: GeneratorOption = None,
-    model: ModelOption = None,
-    steps: StepsOption = 20,
-    cfg: CfgOption = 3.0,
-    cfg_interval: CfgIntervalOption = "0:1",
-    cfg_rescale: CfgRescaleOption = 0.0,
-    solver: SolverOption = "euler",
-    schedule: ScheduleOption = "uniform",
-    seed: SeedOption = 0,
+    *,
+    sampling: SamplingOptions,
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write (.png, .pdf, .svg): before and after.", show_default=False)
     ] = None,
-    dtype: SamplingDtypeOption = None,
-    device: DeviceOption = "auto",
-    cuda_graphs: CudaGraphsOption = False,
 ) -> None:
-    """Generate spans of a recording anew, insert new seconds or continue it, and keep the rest bit for bit.
+    """Generate parts of a recording anew, insert new seconds or continue it, and keep the rest bit for bit.
 
-    All times are those of the recording as it was.
+    All times are times of the original recording, in seconds.
     """
     if keep not in (None, "recording", "decoded"):
         raise UserError(f"--keep takes recording or decoded, got {keep!r}")
@@ -89,16 +68,12 @@ def edit(
     inserts = [two_numbers("--insert", value, "AT:SECONDS such as 1.5:0.8") for value in insert or []]
     if not spans and not inserts and continue_to is None:
         raise UserError("nothing to edit: give --span START:STOP, --insert AT:SECONDS or --continue-to SECONDS")
-    check_outputs(source, output, plot)
+    config = sampling.check(text, source, output, plot)
     from losatok_ext.audio.files import write_audio
-    from losatok_ext.audio.plots import check_picture
 
-    if plot is not None:
-        check_picture(plot)
-    config = sampler_config(steps, cfg, cfg_interval, cfg_rescale, solver, schedule, cuda_graphs)
-    maker, tokenizer = load_both(generator, model, device, dtype, output)
+    generator, tokenizer = sampling.load(output)
     from losatok_ext.cli.sampling_progress import SamplingProgress
-    from losatok_ext.generation.generation import edit as edit_latents
+    from losatok_ext.generation import edit as edit_latents
     from losatok_ext.generation.splice import splice
 
     latents, before, kept = _read(source, tokenizer, keep)
@@ -109,11 +84,11 @@ def edit(
     begin = time.perf_counter()
     with SamplingProgress("editing") as progress:
         edited = edit_latents(
-            maker,
+            generator,
             mu,
             text=text,
             config=config,
-            seed=seed,
+            seed=sampling.seed,
             fingerprint=latents.header.fingerprint,
             on_step=progress.on_step,
             **where,
@@ -125,16 +100,17 @@ def edit(
         after = after[: round(continue_to * rate) + size * sum(count for _, count in where["insertions"])]
     write_audio(output, after, rate)
     new = int(edited.plan.generated.sum()) * size / rate
-    print(f"{output}: {len(after) / rate:.2f} s, {new:.2f} s of it generated (in {took:.2f} s), the rest kept")
+    name = printable(str(output))
+    print(f"{name}: {len(after) / rate:.2f} s, {new:.2f} s of it generated (in {took:.2f} s), the rest kept")
     if plot is not None:
         from losatok_ext.audio.generation_plots import plot_edit
 
         generated = [(r.start * size / rate, r.stop * size / rate) for r in edited.plan.runs() if r.source is None]
         placed, missing = _place(edited.plan, before, len(after), size)
-        title = f"{source.name}: {text or 'no text'} (seed {seed}, {steps} {solver} steps, guidance {cfg:g})"
+        title = f"{source.name}: {text or 'no text'} ({sampling.summary()})"
         gaps = [(start / rate, stop / rate) for start, stop in missing]
         plot_edit(plot, placed, after, rate, edited.latents[0].float(), generated, gaps, tokenizer.frame_rate, title)
-        print(f"{plot}: before and after, latent")
+        print(f"{printable(str(plot))}: before and after, latent")
 
 
 def _read(source: Path, tokenizer: LoSATok, keep: str | None) -> tuple[LatentFile, Tensor, str]:
@@ -187,16 +163,22 @@ def _where(
     for at, seconds in inserts:
         if not 0 <= at <= length:
             raise UserError(f"--insert {at:g}:{seconds:g}: the recording has no {at:g} s, it is {length:.2f} s long")
-        if seconds <= 0:
-            raise UserError(f"--insert {at:g}:{seconds:g}: the seconds to insert should be positive")
+        if not 0 < seconds <= MAX_SECONDS:
+            raise UserError(
+                f"--insert {at:g}:{seconds:g}: the seconds to insert should be more than 0 and at most {MAX_SECONDS:g}"
+            )
         where["insertions"].append((min(round(at * rate), header.tokens), max(round(seconds * rate), 1)))
     if continue_to is not None:
         if not (math.isfinite(continue_to) and continue_to > length):
             raise UserError(
                 f"--continue-to {continue_to:g} lies within the recording, which has {length:.2f} s; give a later time"
             )
+        if continue_to > length + MAX_SECONDS:
+            raise UserError(
+                f"--continue-to {continue_to:g} adds more than {MAX_SECONDS:g} s; continue in several steps"
+            )
         if header.samples < header.tokens * header.samples_per_token:
-            # The last token holds the recording's end and silence after it, which belongs no more between two sounds.
+            # The last token ends with silence after the recording, which should not stay before the new sound.
             where["spans"].append((header.tokens - 1, header.tokens))
         where["continue_to"] = max(math.ceil(continue_to * rate - 1e-6), header.tokens + 1)
     return where

@@ -7,32 +7,22 @@ from typing import Annotated
 
 import typer
 
-from losatok_ext.cli.common import (
-    DeviceOption,
-    DtypeOption,
-    ModelOption,
-    OverwriteOption,
-    RecordingsArgument,
-    check_folder,
-    load_model,
-    progress_bar,
-    report,
-    require_model,
-)
+from losatok_ext.cli.common import RecordingsArgument
+from losatok_ext.cli.files_to_files import FilesOptions, run_over_files
+from losatok_ext.cli.options import with_shared_options
 
 
+@with_shared_options
 def encode(
     ctx: typer.Context,
     inputs: RecordingsArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the .losatok files.", show_default=False)],
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = None,
-    overwrite: OverwriteOption = False,
+    *,
+    files: FilesOptions,
     store: Annotated[
         str | None,
         typer.Option(
-            help="How: float32, float16, int8, int4, or codes of the model's quantizer.",
+            help="How to store latents: float32, float16, int8, int4, or codes of the model's quantizer.",
             show_default="codes for a model with a quantizer, else float32",
         ),
     ] = None,
@@ -44,40 +34,32 @@ def encode(
     target_error: Annotated[
         float | None,
         typer.Option(
-            help="Keep of each file the fewest dimensions that restore its semantic features with at most this error "
-            "(mean 1 - cosine), of a model with nested latents.",
+            help="For each file keep the fewest dimensions that restore its semantic features with at most this error "
+            "(mean of 1 - cosine); for a model with nested latents.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Encode audio files to latent files (.losatok), keeping the tree of a folder.
+    """Encode audio files to latent files (.losatok), in the same tree of folders.
 
-    WAV, FLAC, Ogg, MP3 and what else libsndfile reads; any sample rate, any number of channels. A file that cannot be
-    used is named at the end (exit code 2) and does not stop the others.
+    WAV, FLAC, Ogg, MP3 and other formats of libsndfile; any sample rate, any number of channels. Files that cannot be
+    used do not stop the others: they are named at the end, and the exit code is 2.
     """
-    model = require_model(model)
-    check_folder(output)
     from losatok_ext.audio.files import READABLE_SUFFIXES
     from losatok_ext.formats.latent_files import SUFFIX
-    from losatok_ext.jobs.tokenize import Summary, encode_files
-    from losatok_ext.recordings.find import find_inputs, place_outputs
+    from losatok_ext.formats.latent_storage import StoreOptions
+    from losatok_ext.jobs.tokenize import encode_files
 
-    found = find_inputs(inputs, READABLE_SUFFIXES)
-    outputs = place_outputs(found.sources, output, SUFFIX, READABLE_SUFFIXES)
-    summary = Summary()
-    if found.sources:
-        tokenizer = load_model(model, device, dtype)
-        with progress_bar("encoding", len(outputs)) as progress:
-            summary = encode_files(
-                tokenizer,
-                found.sources,
-                outputs,
-                overwrite=overwrite,
-                logvar=logvar,
-                storage=store,
-                dims=dims,
-                target_error=target_error,
-                progress=progress,
-                debug=ctx.obj["debug"],
-            )
-    report(summary, "encoded", output, found.failures)
+    how = StoreOptions(store, logvar, dims, target_error)
+    run_over_files(
+        files,
+        inputs,
+        output,
+        lambda model, sources, outputs, on_source: encode_files(
+            model, sources, outputs, how, overwrite=files.overwrite, on_source=on_source, debug=ctx.obj["debug"]
+        ),
+        verbs=("encoding", "encoded"),
+        suffix=SUFFIX,
+        takes=READABLE_SUFFIXES,
+        kind="audio",
+    )

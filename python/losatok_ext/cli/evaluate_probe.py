@@ -1,4 +1,4 @@
-"""``losatok evaluate probe``: what simple classifiers can tell from features."""
+"""``losatok evaluate probe``: what simple classifiers can predict from features."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, check_folder, load_model, require_model
-from losatok_ext.cli.reports import ReportOption, finish, item_progress, items_of
+from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, load_model, require_model
+from losatok_ext.cli.reports import ReportOption, feature_option, finish, item_progress, items_of
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.reporting.report import report_places
+from losatok_ext.evaluation.reporting.writing import report_places
 from losatok_ext.evaluation.tasks.features import GIVEN, SUFFIXES, extract, holds_features, parse_spec
 from losatok_ext.evaluation.tasks.probe import LEVELS, POOLS, evaluate_probe, find_task
 from losatok_ext.evaluation.tasks.probe_report import probe_report
@@ -28,47 +28,47 @@ def probe(
     output: ReportOption,
     label: Annotated[
         list[str],
-        typer.Option("--label", help="Key of the manifest to tell apart; more than once, too.", show_default=False),
+        typer.Option("--label", help="Key of the manifest to predict; the option may be repeated.", show_default=False),
     ],
     model: ModelOption = None,
     feature: Annotated[
         list[str] | None,
-        typer.Option(
-            help="latents, semantic, semantic_low, acoustic, acoustic_low, unified, unified_low; pca:D, merge:D.",
-            show_default="latents, semantic, semantic_low, pca:d and merge:d",
+        feature_option(
+            "latents, semantic, semantic_low, pca:d and merge:d",
+            ", or one of these reduced (acoustic+pca:32; pca:64 alone reduces semantic)",
         ),
     ] = None,
-    level: Annotated[str, typer.Option(help="clip or frame.")] = "clip",
-    pool: Annotated[str, typer.Option(help="Of a clip's frames: mean or mean+std.")] = "mean",
+    level: Annotated[str, typer.Option(help="What is classified: clip or frame.")] = "clip",
+    pool: Annotated[str, typer.Option(help="How the frames of a clip are pooled: mean or mean+std.")] = "mean",
     segments: Annotated[
-        bool, typer.Option("--segments", help='Classes of frames by the manifest\'s "segments".')
+        bool, typer.Option("--segments", help='Take the classes of frames from "segments" of the manifest.')
     ] = False,
     source: Annotated[
         str | None,
         typer.Option(
-            help="Key whose values are never split; clip: split by clip.", show_default="source, speaker or voice"
+            help="Key of the manifest; clips with the same value stay in one part of a split. clip: split by clip.",
+            show_default="source, speaker or voice",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Splits.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of random splits.")] = 5,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
 ) -> None:
     """Probe features: logistic regression and nearest neighbours, on splits that keep sources apart.
 
-    Leaves probe.json, probe.md and probe.html. Features are kept in the folder's features/, so the same command again
-    goes on where it was stopped. A recording that cannot be used is named at the end (exit code 2).
+    Writes probe.json, probe.md, probe.html and probe.png. Features are kept in features/ of the same folder, so the
+    same command continues after an interruption. A recording that cannot be used is named at the end (exit code 2).
     """
     for name, value, known in (("level", level, LEVELS), ("pool", pool, POOLS)):
         if value not in known:
             raise UserError(f"--{name} is {value!r}; it takes {' or '.join(known)}")
     if segments and level != "frame":
-        raise UserError("--segments are of frames; pass --level frame with it")
-    check_folder(output)
+        raise UserError("--segments gives classes to frames; pass --level frame with it")
     places = report_places(output, "probe", overwrite)
     items, failures = items_of(inputs, SUFFIXES)
     given = holds_features(items)
     for name in label:
-        find_task(items, name, source, segments)  # what cannot be probed is said before features are computed
+        find_task(items, name, source, segments)  # an impossible task is refused before features are computed
     facts: dict[str, str] = {}
     if given:
         tokenizer, wanted = None, feature or [GIVEN]

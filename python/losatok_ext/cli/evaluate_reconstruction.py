@@ -1,4 +1,4 @@
-"""``losatok evaluate reconstruction``: how near reconstructions come to recordings."""
+"""``losatok evaluate reconstruction``: how close reconstructions are to recordings."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from losatok_ext.cli.common import (
     DeviceOption,
     ModelOption,
     OverwriteOption,
-    check_folder,
     load_model,
     require_model,
 )
 from losatok_ext.cli.reports import ByOption, DataArgument, ReportOption, finish, item_progress, items_of
-from losatok_ext.evaluation.reporting.report import report_places
+from losatok_ext.evaluation.reporting.writing import report_places
 from losatok_ext.evaluation.tasks.reconstruction import evaluate_reconstruction, journal_place, perceptual_measures
 from losatok_ext.evaluation.tasks.reconstruction_report import reconstruction_report
 
@@ -27,22 +26,21 @@ def reconstruction(
     model: ModelOption = None,
     by: ByOption = None,
     pesq: Annotated[
-        bool | None, typer.Option("--pesq/--no-pesq", help="PESQ.", show_default="where pesq is installed")
+        bool | None, typer.Option("--pesq/--no-pesq", help="Compute PESQ.", show_default="if pesq is installed")
     ] = None,
     stoi: Annotated[
-        bool | None, typer.Option("--stoi/--no-stoi", help="STOI.", show_default="where pystoi is installed")
+        bool | None, typer.Option("--stoi/--no-stoi", help="Compute STOI.", show_default="if pystoi is installed")
     ] = None,
-    examples: Annotated[int, typer.Option(min=0, help="Clips to listen to on the page, at most.")] = 9,
+    examples: Annotated[int, typer.Option(min=0, help="Clips on the page to listen to, at most.")] = 9,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Measure how near reconstructions come to recordings: spectra, waveform, pitch, PESQ and STOI, speed.
+    """Measure how close reconstructions are to recordings: spectra, waveform, pitch, PESQ and STOI, speed.
 
-    Leaves reconstruction.json, reconstruction.md and reconstruction.html, a page with players that opens offline. The
-    same command again goes on where it was stopped. A recording that cannot be used is named at the end (exit code 2).
+    Writes reconstruction.json, .md, .html (a page with players that opens offline) and .png. After an interruption, the
+    same command continues. A recording that cannot be used is named at the end (exit code 2).
     """
     model = require_model(model)
-    check_folder(output)
     places = report_places(output, "reconstruction", overwrite)
     perceptual, missing = perceptual_measures(pesq, stoi)
     items, failures = items_of(inputs)

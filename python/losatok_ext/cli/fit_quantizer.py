@@ -126,7 +126,7 @@ def _config(options: dict[str, str | None]) -> QuantizerConfig:
         if name == "fsq":
             levels = tuple(int(level) for level in (rest if times else first).split(","))
             return FSQConfig(levels=levels, num_codebooks=int(first) if times else 1)
-        return AffineConfig(bits=int(text))
+        return AffineConfig.from_dict({"bits": int(text)})
     except ConfigError as error:
         raise UserError(f"--{name} {text}: {error}") from error
     except ValueError as error:

@@ -1,8 +1,9 @@
-"""``losatok info``: this installation, or what a file or model folder holds."""
+"""``losatok info``: this installation, or what a file or a model folder holds."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,17 +12,23 @@ import typer
 from losatok_ext.errors import AudioFileError
 
 if TYPE_CHECKING:
-    from losatok_ext.models import LoSATok
+    from losatok_ext.models import DiT, Generator, LoSATok
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def info(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE...]", help="Latent files, audio files or model folders.", show_default=False),
+        typer.Argument(
+            metavar="[FILE...]",
+            help="Model folders, folders of runs, published checkpoints, latent files or audio files.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Show versions, processor, GPU and which implementation of each op will run; or what files hold."""
+    """Show versions, processor, GPU and which implementation of each op will run; or what files and folders hold."""
     if files:
         facts: list[dict[str, Any]] = [_describe(path) for path in files]
         print(json.dumps(facts, indent=2) if as_json else "\n\n".join(map(_table, facts)))
@@ -34,41 +41,55 @@ def info(
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        return _describe_model(path)
     from losatok_ext.formats.latent_files import SUFFIX, describe
+    from losatok_ext.models.storage.folders import RUN_FILE, is_model
 
+    if (path / RUN_FILE).is_file():
+        return _describe_run(path, path / RUN_FILE)
+    if is_model(path):
+        return _describe_model(path)
+    if path.is_dir() or path.suffix.lower() in WEIGHT_SUFFIXES:
+        return _describe_published(path)
     if path.suffix.lower() == SUFFIX:
         return describe(path)
-    from losatok_ext.audio.files import audio_info
+    return _describe_audio(path)
+
+
+def _describe_run(path: Path, file: Path) -> dict[str, Any]:
+    from losatok_ext.errors import CheckpointError
+    from losatok_ext.models.storage.folders import find_folder
 
     try:
-        found = audio_info(path)
-    except AudioFileError as error:
-        raise AudioFileError(f"{error} (losatok info takes latent files, audio files and model folders)") from error
+        stage = json.loads(file.read_text(encoding="utf-8"))["stage"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); it was not written by `losatok train`") from error
+    saved = [folder.name.removeprefix("step-") for folder in file.parent.glob("step-*")]
+    finished = find_folder(path) != path
     return {
         "path": str(path),
-        "format": f"{found.format}, {found.encoding}",
-        "sample_rate": found.sample_rate,
-        "channels": found.channels,
-        "frames": found.frames,
-        "seconds": found.seconds,
-        "bytes": path.stat().st_size,
+        "format": "run",
+        "stage": stage,
+        "last_checkpoint": max((int(step) for step in saved if step.isdecimal()), default=None),
+        "model": _describe_model(path) if finished else None,
     }
 
 
-def _describe_model(folder: Path) -> dict[str, Any]:
-    from losatok_ext.models import LoSATok
+def _describe_model(path: Path) -> dict[str, Any]:
+    from losatok_ext.models import DiT, Generator, LoSATok
+    from losatok_ext.models.storage.folders import DIT, GENERATOR, TOKENIZER, open_folder
     from losatok_ext.models.storage.precision import dtype_name
 
-    model = LoSATok.from_pretrained(folder)
+    folder = open_folder(path)
+    kinds: dict[str, type[LoSATok | Generator | DiT]] = {TOKENIZER: LoSATok, GENERATOR: Generator, DIT: DiT}
+    model = kinds[folder.model_type].from_pretrained(folder.path)
     return {
-        "path": str(folder),
+        "path": str(folder.path),
         "format": "model",
-        "fingerprint": model.fingerprint(),
+        "model_type": folder.model_type,
+        **({"fingerprint": model.fingerprint()} if isinstance(model, LoSATok) else {}),
         "weights": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": dtype_name(model),
-        **_describe_quantizer(model),
+        **(_describe_quantizer(model) if isinstance(model, LoSATok) else {}),
         **model.config.to_dict(),
     }
 
@@ -84,16 +105,54 @@ def _describe_quantizer(model: LoSATok) -> dict[str, Any]:
     }
 
 
+def _describe_published(path: Path) -> dict[str, Any]:
+    from losatok_ext.errors import CheckpointError
+    from losatok_ext.models.tokenizer import published
+
+    try:
+        return {"path": str(path), "format": "published checkpoint", **published.describe(path)}
+    except CheckpointError as error:
+        if path.is_dir():
+            raise CheckpointError(
+                f"{path} is neither a model folder, the folder of a run, nor a published checkpoint ({error})"
+            ) from error
+        raise
+
+
+def _describe_audio(path: Path) -> dict[str, Any]:
+    from losatok_ext.audio.files import audio_info
+
+    try:
+        found = audio_info(path)
+    except AudioFileError as error:
+        raise AudioFileError(
+            f"{error} (losatok info takes latent files, audio files, model folders, folders of runs and published "
+            "checkpoints)"
+        ) from error
+    return {
+        "path": str(path),
+        "format": f"{found.format}, {found.encoding}",
+        "sample_rate": found.sample_rate,
+        "channels": found.channels,
+        "frames": found.frames,
+        "seconds": found.seconds,
+        "bytes": path.stat().st_size,
+    }
+
+
 def _table(facts: dict[str, Any]) -> str:
-    width = max(map(len, facts)) + 2
-    rows = []
-    for name, value in facts.items():
-        text = (
-            ", ".join(map(str, value))
-            if isinstance(value, list)
-            else f"{value:.6g}"
-            if isinstance(value, float)
-            else str(value)
-        )
-        rows.append(f"{name.replace('_', ' '):<{width}}{text}")
-    return "\n".join(rows)
+    rows = list(_rows(facts))
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:<{width}}{text}" for name, text in rows)
+
+
+def _rows(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(name, value) of each fact; a fact within a mapping has the mapping's name before its own."""
+    for key, value in facts.items():
+        name = prefix + key.replace("_", " ")
+        if isinstance(value, dict):
+            yield from _rows(value, f"{name}: ")
+        elif isinstance(value, list):
+            yield name, ", ".join(map(str, value))
+        else:
+            yield name, f"{value:.6g}" if isinstance(value, float) else str(value)

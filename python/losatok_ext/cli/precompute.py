@@ -11,23 +11,15 @@ from typing import Annotated, Literal, cast
 import typer
 
 from losatok_ext.cli.common import DeviceOption, ModelOption, check_folder, pick_device, require_model, stage_bar
+from losatok_ext.cli.training_options import Data
 from losatok_ext.errors import UserError
 from losatok_ext.models import LoSATok
-from losatok_ext.models.storage.folders import model_folder
 from losatok_ext.models.teachers.registry import KINDS, open_teacher
 from losatok_ext.training.precompute.tokens import Storage, precompute_features, precompute_latents
 from losatok_ext.training.precompute.writing import ShardSummary
 
 app = typer.Typer(no_args_is_help=True, help="Run a frozen network once: teacher `features` or `latents` into shards.")
 
-Data = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DATA",
-        help='Folder of audio files (searched through), JSONL manifest of {"path": ...} lines, or shards (.tar).',
-        show_default=False,
-    ),
-]
 Output = Annotated[
     Path,
     typer.Option(
@@ -110,7 +102,7 @@ def latents(
     """
     folder = require_model(model)
     check_folder(output)
-    tokenizer = LoSATok.from_pretrained(model_folder(folder), pick_device(device), precision)
+    tokenizer = LoSATok.from_pretrained(folder, pick_device(device), precision)
     with interruptible(output), stage_bar() as say:
         summary = precompute_latents(
             data,

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from losatok_ext.cli.common import DeviceOption, DtypeOption, ModelOption, load_model, require_model
+from losatok_ext.cli.common import DeviceOption, DtypeOption, ModelOption, OverwriteOption, load_model, require_model
+from losatok_ext.cli.reports import OptionalReportOption, finish
+from losatok_ext.evaluation.reporting.writing import report_places
+from losatok_ext.evaluation.tasks.profiling import profile
+from losatok_ext.evaluation.tasks.profiling_report import profiling_report
 
 if TYPE_CHECKING:
     from losatok_ext.models import LoSATok
 
-app = typer.Typer(help="Time the stages of encoding or decoding a file, beside the machine's matrix ceiling.")
+app = typer.Typer(help="Time the stages of encoding or decoding a file, and compare with the machine's ceiling.")
 
 _Trace = Annotated[
     Path | None,
@@ -30,54 +34,81 @@ _Repeats = Annotated[int, typer.Option(min=1, help="Runs; the fastest is shown."
 @app.command()
 def encode(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording.", show_default=False)],
+    output: OptionalReportOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     trace: _Trace = None,
     repeats: _Repeats = 3,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Time the stages of encoding a recording."""
-    folder = require_model(model)
-    from losatok_ext.audio.files import read_audio_with_info
+    """Time the stages of encoding a recording. With -o, writes profile.json, .md, .html and .png."""
 
-    tokenizer = load_model(folder, device, dtype)
-    audio, info = read_audio_with_info(file, tokenizer.sample_rate)
-    _report(tokenizer, lambda: tokenizer.encode(audio), info.seconds, repeats, trace)
+    def prepare(tokenizer: LoSATok) -> tuple[Callable[[], object], float]:
+        from losatok_ext.audio.files import read_audio_with_info
+
+        audio, info = read_audio_with_info(file, tokenizer.sample_rate)
+        return lambda: tokenizer.encode(audio), info.seconds
+
+    _profile("Encoding", file, prepare, output, model, device, dtype, trace, repeats, overwrite)
 
 
 @app.command()
 def decode(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A latent file (.losatok).", show_default=False)],
+    output: OptionalReportOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     trace: _Trace = None,
     repeats: _Repeats = 3,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Time the stages of decoding a latent file."""
+    """Time the stages of decoding a latent file. With -o, writes profile.json, .md, .html and .png."""
+
+    def prepare(tokenizer: LoSATok) -> tuple[Callable[[], object], float]:
+        from losatok_ext.formats.latent_files import load_latents
+        from losatok_ext.jobs.tokenize import decoder_input
+
+        latents = load_latents(file, tokenizer.fingerprint())
+        z = decoder_input(tokenizer, latents)
+        return lambda: tokenizer.decode(z), latents.header.seconds
+
+    _profile("Decoding", file, prepare, output, model, device, dtype, trace, repeats, overwrite)
+
+
+def _profile(
+    title: str,
+    file: Path,
+    prepare: Callable[[LoSATok], tuple[Callable[[], object], float]],
+    output: Path | None,
+    model: Path | None,
+    device: str,
+    dtype: str | None,
+    trace: Path | None,
+    repeats: int,
+    overwrite: bool,
+) -> None:
+    """Profile what ``prepare`` returns for the model: a call, and its seconds of audio."""
     folder = require_model(model)
-    from losatok_ext.formats.latent_files import load_latents
-    from losatok_ext.jobs.tokenize import decoder_input
-
+    places = None if output is None else report_places(output, "profile", overwrite)
     tokenizer = load_model(folder, device, dtype)
-    latents = load_latents(file, tokenizer.fingerprint())
-    z = decoder_input(tokenizer, latents)
-    _report(tokenizer, lambda: tokenizer.decode(z), latents.header.seconds, repeats, trace)
+    run, audio_seconds = prepare(tokenizer)
+    found = profile(tokenizer, run, repeats)
+    if trace is not None:
+        _write_trace(run, trace)
+    facts = {"model": tokenizer.fingerprint(), "file": file.name, "device": str(tokenizer.device)}
+    finish(profiling_report(found, f"{title}: time by stage", facts, audio_seconds), places)
+    if trace is not None:
+        print(f"trace of one run in {trace}")
 
 
-def _report(model: LoSATok, run: Callable[[], object], audio_seconds: float, repeats: int, trace: Path | None) -> None:
-    from losatok_ext.evaluation.tasks.profiling import profile
+def _write_trace(run: Callable[[], object], path: Path) -> None:
+    import torch
+
     from losatok_ext.files import atomic_path
 
-    found = profile(model, run, repeats)
-    print(found.table())
-    speed = audio_seconds / max(found.seconds, 1e-9)
-    print(f"{audio_seconds:.2f} s of audio in {found.seconds:.3f} s, {speed:.1f}x real time")
-    if trace is not None:
-        import torch
-
-        with torch.profiler.profile() as recorded:
-            run()
-        with atomic_path(trace) as path:
-            recorded.export_chrome_trace(str(path))
-        print(f"trace of one run in {trace}")
+    with torch.profiler.profile() as recorded:
+        run()
+    with atomic_path(path) as temporary:
+        recorded.export_chrome_trace(str(temporary))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import IO, Any, cast
 
+from losatok_ext.cli.bars import make_bar
 from losatok_ext.errors import TrainingError
+from losatok_ext.text import printable
 from losatok_ext.training.data.balance import DomainShare
 from losatok_ext.training.engine.prepared_run import RunStart
 from losatok_ext.training.engine.reports import StepReport
 
 try:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import TaskID, TextColumn
 except ImportError as error:
     raise TrainingError(
         f"the progress bar needs rich ({error}); pip install 'losatok-ext[cli]', or train without it"
@@ -30,6 +37,35 @@ _SMOOTHING = 0.9
 _LINE_SECONDS = 15.0
 
 
+class _Terminal:
+    """Standard error, until its terminal is closed. What is written after that is dropped, so that a run which SIGHUP
+    asks to stop can finish its step and write its checkpoint."""
+
+    def __init__(self) -> None:
+        self._file = sys.stderr
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        with _ignoring_a_closed_terminal():
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _ignoring_a_closed_terminal():
+            self._file.flush()
+
+
+@contextmanager
+def _ignoring_a_closed_terminal() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+
+
 class TrainingProgress:
     """Shows a run: a line about what begins, then a bar; where there is no terminal, a line every 15 seconds.
 
@@ -43,16 +79,8 @@ class TrainingProgress:
 
     def __init__(self, console: Console | None = None, note: str | None = None) -> None:
         self._note = note
-        self.console = console or Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[numbers]}", style="dim"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self.console = console or Console(file=cast(IO[str], _Terminal()))
+        self._bar = make_bar(self.console, TextColumn("{task.fields[numbers]}", style="dim"), keep=True)
         self._task: TaskID | None = None
         self._means: dict[str, float] = {}
         self._printed = time.monotonic()
@@ -71,7 +99,7 @@ class TrainingProgress:
         """Say what is trained on what, and which files were left out."""
         corpus = start.corpus
         for reason in corpus.skipped[:5]:
-            self._say(f"skipped {reason}", style="yellow")
+            self._say(f"skipped {printable(reason)}", style="yellow")
         if len(corpus.skipped) > 5:
             self._say(f"skipped {len(corpus.skipped) - 5} more files", style="yellow")
         length = f"{corpus.seconds / 60:.1f} minutes" if corpus.seconds < 7200 else f"{corpus.seconds / 3600:.1f} hours"
@@ -79,8 +107,9 @@ class TrainingProgress:
         weights = f"{_count(start.trained_parameters)} of {_count(start.parameters)} weights"
         epochs = f"{start.steps} steps ({start.epochs:.1f} epochs)"
         self._say(f"{start.stage}: {clips}, {length}; {weights} train on {start.device} for {epochs}")
-        if self._note is not None:
-            self._say(self._note)
+        for note in (self._note, *start.notes):
+            if note is not None:
+                self._say(note)
         if len(start.domains) > 1:
             self._say(f"domains: {'; '.join(_domain(domain, start.crops) for domain in start.domains)}")
         if start.start:

@@ -1,4 +1,4 @@
-"""``losatok reconstruct``: what a model makes of a recording, to hear and to see."""
+"""``losatok reconstruct``: a recording, encoded and decoded again, as audio and as a picture."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from losatok_ext.cli.common import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    OverwriteFileOption,
     check_outputs,
     load_model,
     require_model,
 )
 from losatok_ext.errors import UserError
+from losatok_ext.text import printable
 
 
 def reconstruct(
@@ -29,15 +31,16 @@ def reconstruct(
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    overwrite: OverwriteFileOption = False,
 ) -> None:
-    """Encode an audio file and decode it again, and draw both beside the latent."""
+    """Encode an audio file and decode it again; --plot draws both and the latent."""
     model = require_model(model)
     from losatok_ext.audio.files import check_writable, read_audio_with_info, write_audio
     from losatok_ext.audio.plots import PICTURES, plot_reconstruction
 
     if plot is not None and plot.suffix.lower() not in PICTURES:
         raise UserError(f"--plot {plot} ends in none of {', '.join(PICTURES)}")
-    check_outputs(source, output, plot)
+    check_outputs(source, output, plot, overwrite=overwrite)
     tokenizer = load_model(model, device, dtype)
     check_writable(output, tokenizer.sample_rate)
     from losatok_ext.jobs.tokenize import decode_clip, encode_clip
@@ -51,10 +54,10 @@ def reconstruct(
     write_audio(output, decoded, tokenizer.sample_rate)
     header = latents.header
     print(
-        f"{output}: {header.seconds:.2f} s, {header.tokens} tokens of {header.latent_dim} dimensions "
+        f"{printable(str(output))}: {header.seconds:.2f} s, {header.tokens} tokens of {header.latent_dim} dimensions "
         f"(encoded in {between - start:.2f} s, decoded in {end - between:.2f} s)"
     )
     if plot is not None:
         title = f"{source.name}: {header.seconds:.2f} s, model {header.fingerprint}"
         plot_reconstruction(plot, audio, decoded, tokenizer.sample_rate, latents.mu, header.frame_rate, title)
-        print(f"{plot}: mel of input and reconstruction, latent")
+        print(f"{printable(str(plot))}: mel of input and reconstruction, latent")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from losatok_ext.cli.bars import make_bar
 from losatok_ext.errors import UserError
 from losatok_ext.generation.sampling import SamplingStep
 
 try:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import TaskID
 except ImportError as error:
     raise UserError(
         f"the progress bar needs rich ({error}); pip install 'losatok-ext[cli]', or sample without it"
@@ -17,7 +18,7 @@ except ImportError as error:
 
 
 class SamplingProgress:
-    """Shows the steps of a sampler on a terminal, and nothing elsewhere.
+    """Shows the steps of a sampler on a terminal; elsewhere it shows nothing.
 
     Use as a context manager, and pass :meth:`on_step` to the sampler.
 
@@ -29,15 +30,7 @@ class SamplingProgress:
     def __init__(self, title: str = "sampling", console: Console | None = None) -> None:
         self.title = title
         self.console = console or Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
+        self._bar = make_bar(self.console)
         self._task: TaskID | None = None
 
     def __enter__(self) -> SamplingProgress:

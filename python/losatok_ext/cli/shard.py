@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from losatok_ext.cli.common import check_folder, stage_bar
-from losatok_ext.cli.precompute import Data, Megabytes, finish, interruptible
+from losatok_ext.cli.precompute import Megabytes, finish, interruptible
+from losatok_ext.cli.training_options import Data
 
 
 def shard(

@@ -1,4 +1,4 @@
-"""Codes as a stream of bits: as many bits each as its codebook needs, frame after frame, without gaps."""
+"""Codes as a stream of bits: each code takes the bits that its codebook needs, frame after frame, without gaps."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_FRAMES = 4096  # at a time, so that the bits of an hour never lie in memory as bytes; a multiple of 8 ends on a byte
+_FRAMES = 4096  # packed at a time, to bound memory (a bit is a byte while it is packed); a multiple of 8
 
 
 def bits_of(size: int) -> int:
-    """Bits that a code of ``size`` values takes; at least one."""
+    """Number of bits of a code with ``size`` possible values; at least one."""
     return max(1, (size - 1).bit_length())
 
 
 def packed_bytes(frames: int, sizes: Sequence[int]) -> int:
-    """Bytes of ``frames`` frames of one code per entry of ``sizes``."""
+    """Number of bytes of ``frames`` frames, each with one code per entry of ``sizes``."""
     return -(-frames * sum(map(bits_of, sizes)) // 8)
 
 
 def pack_codes(codes: Tensor, sizes: Sequence[int]) -> Tensor:
     """Codes [T, Q] int64 to a stream of bits: uint8 [ceil(T bits / 8)].
 
-    Frame by frame, each frame's codes in turn, each code's lowest bit first, and the first bit of a byte its lowest;
-    the last byte is filled with zeros.
+    The stream has the frames in order, in each frame its codes in order, and of each code the lowest bit first. Bytes
+    are filled from the lowest bit up; the last byte is filled with zeros.
 
     Args:
-        codes: code q within 0..sizes[q] - 1.
-        sizes: Q of them, within 1..2^63.
+        codes: code q is within 0..sizes[q] - 1.
+        sizes: Q numbers of possible codes, within 1..2^63.
 
     Raises:
         ValueError: a code out of range.
@@ -46,10 +46,10 @@ def pack_codes(codes: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def unpack_codes(packed: Tensor, frames: int, sizes: Sequence[int]) -> Tensor:
-    """The codes [T, Q] int64 that :func:`pack_codes` packed, T being ``frames``.
+    """The codes [T, Q] int64 that :func:`pack_codes` packed, where T is ``frames``.
 
     Raises:
-        ValueError: a code out of range, or ``packed`` is of another length.
+        ValueError: a code is out of range, or ``packed`` has another length.
     """
     if packed.shape != (packed_bytes(frames, sizes),):
         raise ValueError(f"packed should hold {packed_bytes(frames, sizes)} bytes, got shape {list(packed.shape)}")
@@ -73,7 +73,7 @@ def unpack_codes(packed: Tensor, frames: int, sizes: Sequence[int]) -> Tensor:
 
 
 def check_range(codes: Tensor, sizes: Sequence[int]) -> None:
-    """Raise ValueError unless code q of each frame [T, Q] lies within 0..sizes[q] - 1."""
+    """Raise ValueError where code q of a frame [T, Q] is outside 0..sizes[q] - 1."""
     for q, size in enumerate(sizes):
         low, high = (int(value) for value in codes[:, q].aminmax()) if len(codes) else (0, 0)
         if low < 0 or high >= size:

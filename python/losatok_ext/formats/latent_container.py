@@ -1,4 +1,4 @@
-"""The outer half of a latent file: a safetensors file whose every declared size is checked before anything is read."""
+"""The container of a latent file: a safetensors file. Every declared size is checked before anything is read."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _MAX_HEADER = 1 << 20  # bytes; a header takes one or two thousand
 _BYTES = {"F32": 4, "F16": 2, "U8": 1}
 
 Layout = Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]]
-"""Tensor name -> the dtypes (safetensors' names) that it may have, and its shape."""
+"""Tensor name -> the dtypes that it may have (by safetensors' names), and its shape."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What the beginning of a latent file says.
+    """The header of a latent file, before its fields are checked.
 
     Attributes:
-        entry: the JSON object under ``"losatok"`` in the metadata; nothing but its format and version was checked.
-        tensors: safetensors' own description of each tensor, unchecked.
-        payload: bytes of the file that follow the header.
+        entry: the JSON object under ``"losatok"`` in the metadata; only its format and version were checked.
+        tensors: the description of each tensor by safetensors, unchecked.
+        payload: bytes after the header.
         size: bytes of the file.
     """
 
@@ -47,7 +47,7 @@ class Head:
 
 
 def write(path: Path, version: int, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a file of ``version``, whole or not at all; equal content gives equal bytes.
+    """Write a latent file of ``version``, completely or not at all. Equal content gives equal bytes.
 
     Args:
         path: the file; parent folders are made.
@@ -58,20 +58,20 @@ def write(path: Path, version: int, entry: Mapping[str, Any], tensors: Mapping[s
     Raises:
         LatentFileError: the file cannot be written.
     """
-    whole = {"format": FORMAT, "version": version, **entry}
-    whole["crc32"] = checksum(whole, tensors)
+    metadata = {"format": FORMAT, "version": version, **entry}
+    metadata["crc32"] = checksum(metadata, tensors)
     try:
         with atomic_path(path) as temporary:
-            temporary.write_bytes(save(dict(tensors), {_KEY: json.dumps(whole, sort_keys=True)}))
+            temporary.write_bytes(save(dict(tensors), {_KEY: json.dumps(metadata, sort_keys=True)}))
     except OSError as error:
         raise LatentFileError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def read_head(path: Path) -> Head:
-    """The header of a latent file of a version that can be read.
+    """Read the header of a latent file.
 
     Raises:
-        LatentFileError: the file is missing, truncated, no latent file, or of an unknown version.
+        LatentFileError: the file is missing, truncated, not a latent file, or of an unknown version.
     """
     try:
         size = path.stat().st_size
@@ -111,7 +111,7 @@ def read_head(path: Path) -> Head:
 
 
 def check_tensors(path: Path, head: Head, layout: Layout) -> None:
-    """Raise LatentFileError unless the file's tensors are those of ``layout`` and fill the rest of it exactly."""
+    """Raise LatentFileError unless the tensors are those of ``layout`` and fill the file after its header exactly."""
     problem = None
     if head.entry.get("tensors") != sorted(layout) or sorted(head.tensors) != sorted(layout):
         problem = f"it should hold {', '.join(sorted(layout))}, but lists {', '.join(sorted(head.tensors)[:4])[:80]}"
@@ -138,7 +138,7 @@ def check_tensors(path: Path, head: Head, layout: Layout) -> None:
 
 
 def read_tensors(path: Path, head: Head) -> dict[str, Tensor]:
-    """The tensors of a file whose ``head`` went through :func:`check_tensors`; what they hold matches the checksum.
+    """Read the tensors of a file whose ``head`` was checked by :func:`check_tensors`, and compare the checksum.
 
     Raises:
         LatentFileError: the file cannot be read, or was changed since it was written.
@@ -164,7 +164,7 @@ def checksum(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
 
 
 def shown(value: Any) -> str:
-    """``value`` as a message has it: a hostile header's may be a megabyte long."""
+    """``value`` for a message, shortened: in a malicious header it may be a megabyte long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -177,5 +177,5 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def _is_span(values: Any) -> TypeGuard[list[int]]:
-    """Whether ``values`` are two whole numbers that are not negative."""
+    """Whether ``values`` is a list of two whole numbers of at least 0."""
     return isinstance(values, list) and len(values) == 2 and all(type(value) is int and value >= 0 for value in values)

@@ -1,10 +1,11 @@
-"""The latent file, ``.losatok``: one recording's latents, and what is needed to turn them back into that recording.
+"""The latent file, ``.losatok``: the latents of one recording, and what is needed to decode them.
 
 A safetensors file whose metadata has one entry, ``"losatok"``: a JSON object with the format's name and version, the
-fields of :class:`LatentHeader`, the names of the tensors and a CRC-32 of all of it. Version 2, which is written, stores
-latents as floating point, small integers or codes (:mod:`losatok_ext.formats.latent_storage`), and version 3, which
-is written of nested latents that were cut, their first dimensions alone; version 1 had ``"mu"`` and ``"logvar"`` in
-float32 or float16, and stays readable. docs/latent-files.md describes all in full. Equal latents give equal bytes.
+fields of :class:`LatentHeader`, the names of the tensors and a CRC-32 of everything. Version 2 stores latents as
+floating point, small integers or codes (:mod:`losatok_ext.formats.latent_storage`). Version 3 is written for nested
+latents that were cut, and stores only their first dimensions. Version 1, with ``"mu"`` and ``"logvar"`` in float32 or
+float16, is still read, but no longer written. docs/latent-files.md describes all versions. Equal latents give equal
+bytes.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ SUFFIX = ".losatok"
 
 
 def save_latents(path: str | os.PathLike[str], latents: LatentFile) -> None:
-    """Write a latent file as ``latents.storage`` says, whole or not at all. Parent folders are made.
+    """Write a latent file as ``latents.storage`` says, completely or not at all. Parent folders are made.
 
     Raises:
-        ValueError: there is no such storage, what it stores is missing, not of the shape that the header says, not
-            finite, or a code out of range.
+        ValueError: there is no such storage; or the tensor that it stores is missing, has another shape than the header
+            says, is not finite, or has a code that is out of range.
         LatentFileError: the file cannot be written, or a value is too large for float16.
     """
     header = latents.header
@@ -69,7 +70,7 @@ def _check_written(latents: LatentFile) -> None:
         wanted["logvar"] = (latents.logvar, header.latent_dim)
     for name, (tensor, width) in wanted.items():
         if tensor is None:
-            raise ValueError(f"{name} should be given, for it is what storage {latents.storage!r} stores")
+            raise ValueError(f"{name} should be given: storage {latents.storage!r} stores it")
         if tuple(tensor.shape) != (header.tokens, width):
             meaning = "[T, Q]" if name == "codes" else "[T, d]"
             raise ValueError(
@@ -78,23 +79,23 @@ def _check_written(latents: LatentFile) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values; the model or its input is broken")
         if header.dims is not None and (name == "codes" or tensor[:, header.dims :].any()):
-            raise ValueError(f"{name} should be zero from dimension {header.dims} on, which is what dims says")
+            raise ValueError(f"{name} should be zero from dimension {header.dims} on, since dims is {header.dims}")
 
 
 def load_latents(path: str | os.PathLike[str], fingerprint: str | None = None, force: bool = False) -> LatentFile:
     """Read a latent file of any version and storage.
 
-    Sizes are checked against the file before anything is read, so that a damaged or hostile header costs no memory, and
-    the content against its CRC-32.
+    Sizes are checked against the file before anything is read, so that a damaged or malicious header costs no memory.
+    The content is checked against its CRC-32.
 
     Args:
         path: the file.
         fingerprint: of the model that will decode it; a file of another model is refused. None: any model.
-        force: accept a file of another model all the same.
+        force: accept a file of another model nevertheless.
 
     Raises:
-        LatentFileError: the file is missing, damaged, truncated, no latent file, of an unknown version, or of another
-        model.
+        LatentFileError: the file is missing, damaged, truncated, not a latent file, of an unknown version, or of
+            another model.
     """
     path = Path(path)
     head, header, storage, layout = _read(path)
@@ -113,27 +114,31 @@ def load_latents(path: str | os.PathLike[str], fingerprint: str | None = None, f
 
 
 def read_header(path: str | os.PathLike[str]) -> LatentHeader:
-    """The header of a latent file; the tensors are not read and the checksum is not checked.
+    """The header of a latent file. The tensors are not read, and the checksum is not compared.
 
     Raises:
-        LatentFileError: as :func:`load_latents`.
+        LatentFileError: the file is missing, truncated, not a latent file, or its header is damaged.
     """
     return _read(Path(path))[1]
 
 
 def read_storage(path: str | os.PathLike[str]) -> str:
-    """How a latent file is stored: one of ``latent_storage.STORAGES``. Reads, and raises, as :func:`read_header`."""
+    """How a latent file is stored: one of ``latent_storage.STORAGES``. Only the header is read.
+
+    Raises:
+        LatentFileError: the file is missing, truncated, not a latent file, or its header is damaged.
+    """
     return _read(Path(path))[2]
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a latent file holds, for people and JSON.
+    """A description of a latent file for people and JSON.
 
-    Header fields, storage, tensors, seconds, bytes of the file, and bits per second of the latents alone and of the
-    whole file.
+    It has the fields of the header, storage, names of the tensors, seconds, bytes of the file, and bits per second of
+    the latents alone and of the file.
 
     Raises:
-        LatentFileError: as :func:`load_latents`.
+        LatentFileError: the file is missing, truncated, not a latent file, or its header is damaged.
     """
     path = Path(path)
     head, header, storage, layout = _read(path)
@@ -155,7 +160,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[Head, LatentHeader, str, Layout]:
-    """Everything that can be known without reading a tensor; every declared size was checked."""
+    """Read and check everything except the tensors: head, header, storage and layout."""
     head = container.read_head(path)
     header = _header(path, head.entry)
     with_logvar = isinstance(head.entry.get("tensors"), list) and "logvar" in head.entry["tensors"]
@@ -190,7 +195,7 @@ _KINDS = {
     "tuple[int, ...]": (list,),
 }
 _SINCE = {"quantizer": 2, "quantizer_name": 2, "code_sizes": 2, "dims": 3}
-"""The version that brought a field of the header."""
+"""Header field -> the first version that has it."""
 _LARGEST = 2**63
 
 
@@ -219,7 +224,7 @@ def _header(path: Path, entry: dict[str, Any]) -> LatentHeader:
         header.samples,
         header.source_rate,
     )
-    # A front end encodes whole patches of up to four tokens (at 100 Hz); a clip may end anywhere in the last.
+    # A front end encodes patches of up to four tokens (at 100 Hz); a clip may end anywhere in the last patch.
     off = abs(header.samples - header.tokens * header.samples_per_token)
     if not math.isfinite(header.frame_rate) or min(positive) <= 0 or off > 4 * header.samples_per_token:
         raise LatentFileError(

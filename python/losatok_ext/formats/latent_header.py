@@ -9,24 +9,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LatentHeader:
-    """What a latent file says about itself.
+    """The description of the latents in a latent file.
 
     Attributes:
-        fingerprint: of the model that encoded it (:meth:`LoSATok.fingerprint`), its quantizer included.
+        fingerprint: of the model that encoded it, with its quantizer (:meth:`LoSATok.fingerprint`).
         frame_rate: tokens per second (Hz).
-        samples_per_token: at ``sample_rate``.
+        samples_per_token: samples at ``sample_rate``.
         sample_rate: of the model, Hz.
         tokens: T.
         latent_dim: d.
-        samples: length of the recording at ``sample_rate``; decoding returns exactly that many.
+        samples: length of the recording at ``sample_rate``; decoding returns exactly as many samples.
         source_name: file name of the recording, without folders.
         source_rate: its sample rate, Hz.
         source_samples: its length in samples per channel at ``source_rate``.
         quantizer: 16 hex digits that name the model's quantizer (:meth:`LoSATok.quantizer_fingerprint`), or None.
-        quantizer_name: what people call it, such as ``"rvq 8x1024"``, or None.
-        code_sizes: codes that there are at each of the Q places of a token; empty where the model has no quantizer.
-        dims: how many of the d dimensions were kept, of a model with nested latents; the rest is zero and not stored.
-            None: all.
+        quantizer_name: its kind and sizes, such as ``"rvq 8x1024"``, or None.
+        code_sizes: number of possible codes at each of the Q positions of a token; empty for a model without quantizer.
+        dims: number of the d dimensions that were kept, for a model with nested latents; the rest is zero and not
+            stored. None: all.
     """
 
     fingerprint: str
@@ -46,7 +46,7 @@ class LatentHeader:
 
     @property
     def stored_dims(self) -> int:
-        """Dimensions that a file has of each token."""
+        """Number of dimensions that are stored of each token."""
         return self.latent_dim if self.dims is None else self.dims
 
     @property
@@ -66,11 +66,11 @@ class LatentFile:
     """A latent file in memory, on the CPU.
 
     Attributes:
-        header: what belongs to it.
-        mu: [T, d] float32, mean of the posterior, zero from ``dims`` on; None where codes were stored instead.
-        logvar: [T, d] float32, its log variance, likewise, or None.
+        header: the description.
+        mu: [T, d] float32, mean of the posterior, zero from ``dims`` on; None where only codes were stored.
+        logvar: [T, d] float32, log variance of the posterior, zero from ``dims`` on; or None.
         codes: [T, Q] int64 codes of the model's quantizer (Q = 1 for one code per token), or None.
-        storage: how it is, or is to be, stored.
+        storage: how the file is stored, or will be; one of ``latent_storage.STORAGES``.
     """
 
     header: LatentHeader

@@ -1,27 +1,29 @@
-"""The inner half of a latent file: how latents become tensors of few bytes, and come back.
+"""The tensors of a latent file: how latents are stored in few bytes, and how they are read back.
 
-| storage | tensors | comes back |
+| storage | tensors | read back |
 |---|---|---|
 | ``float32`` | ``mu`` [T, d] | exactly |
 | ``float16`` | ``mu`` [T, d] | to 11 bits of each value |
 | ``int8``, ``int4`` | ``mu``, ``mu.scale``, ``mu.offset`` | within half a scale |
 | ``codes`` | ``codes``, a stream of bits | exactly, through the model's quantizer |
 
-Of latents that were cut to their first dimensions only these are stored, and d is their number.
+Of latents that were cut to their first dimensions only those are stored, and d is their number.
 
-Integers share a scale and an offset per dimension and block of frames: ``mu`` uint8 [ceil(T bits / 8), d], of which a
-row holds one frame, or for 4 bits two (the first in the low half); ``mu.scale`` and ``mu.offset`` float32 [blocks, d].
-The log variance, where it is kept, is float32 beside float32 and float16 beside all else.
+Integers share a scale and an offset per dimension and block of frames: ``mu`` uint8 [ceil(T bits / 8), d], where a row
+holds one frame, or with 4 bits two (the first in the low half); ``mu.scale`` and ``mu.offset`` float32 [blocks, d].
+The log variance, where it is kept, is float32 with storage float32 and float16 with all others.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext import ops
-from losatok_ext.errors import LatentFileError
+from losatok_ext.errors import LatentFileError, UserError
 from losatok_ext.formats.code_bits import pack_codes, packed_bytes, unpack_codes
 from losatok_ext.formats.latent_container import Layout
 from losatok_ext.formats.latent_header import LatentFile, LatentHeader
@@ -30,23 +32,53 @@ STORAGES = ("float32", "float16", "int8", "int4", "codes")
 INTEGER_BITS = {"int8": 8, "int4": 4}
 
 FRAMES_PER_SCALE = 128
-"""Frames of a block. Measured on 3618 frames of 64 dimensions (the demo's model on the bundled recordings), bytes per
+"""Frames per block. Measured on 3618 frames of 64 dimensions (the demo's model on the bundled recordings), bytes per
 frame and error relative to the latents: int8 with one scale per frame 72 and 0.0056, with one per dimension and 64, 128
 or 256 frames 72 and 0.0033, 68 and 0.0039, 66 and 0.0046; int4 40 and 0.096 per frame, 36 and 0.067 with 128 frames.
 Dimensions differ in range by a factor of four, frames hardly; 128 or 256 frames need the fewest bits for one error,
-and 128 do for recordings of a few seconds too."""
+and 128 also suit recordings of a few seconds."""
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How to store the latents of a recording: the options of ``losatok encode``.
+
+    Attributes:
+        storage: one of :data:`STORAGES`; None: codes for a model with a quantizer, else float32.
+        logvar: store the log variance of the posterior too.
+        dims: dimensions to keep, for a model with nested latents; None: all.
+        target_error: keep the fewest dimensions that restore the semantic features with at most this error (mean of
+            1 - cosine), for a model with nested latents; None: ``dims`` decides.
+
+    Raises:
+        UserError: there is no such storage, both ``dims`` and ``target_error`` are given, or an error outside 0..2.
+    """
+
+    storage: str | None = None
+    logvar: bool = False
+    dims: int | None = None
+    target_error: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.storage is not None and self.storage not in STORAGES:
+            raise UserError(f"--store is {self.storage!r}; it takes {', '.join(STORAGES)}")
+        if self.dims is not None and self.target_error is not None:
+            raise UserError("--dims and --target-error were both given; the error decides the dimensions: omit one")
+        if self.target_error is not None and not 0 <= self.target_error <= 2:
+            raise UserError(f"--target-error is {self.target_error:g}; it is 1 - cosine, from 0 to 2")
+
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16"}
 
 
 def layout(header: LatentHeader, storage: str, with_logvar: bool, frames_per_scale: int) -> Layout:
-    """The tensors that a file of version 2 or 3 and ``storage`` holds; sizes only, nothing is allocated.
+    """The names, dtypes and shapes of the tensors in a file of version 2 or 3; nothing is allocated.
 
     Args:
-        header: T, the stored dimensions and the sizes of the codes.
+        header: for T, the stored dimensions and the sizes of the codes.
         storage: one of :data:`STORAGES`.
-        with_logvar: whether it keeps the log variance.
-        frames_per_scale: of integers; a multiple of 2.
+        with_logvar: whether the file has the log variance.
+        frames_per_scale: frames that share a scale, for integers; a multiple of 2.
     """
     tokens, dim = header.tokens, header.stored_dims
     expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
@@ -64,7 +96,7 @@ def layout(header: LatentHeader, storage: str, with_logvar: bool, frames_per_sca
 
 
 def layout_of_version_1(header: LatentHeader, with_logvar: bool) -> Layout:
-    """The tensors that a version 1 file holds."""
+    """The names, dtypes and shapes of the tensors in a file of version 1."""
     names = ("mu", "logvar") if with_logvar else ("mu",)
     return dict.fromkeys(names, (("F32", "F16"), (header.tokens, header.latent_dim)))
 
@@ -73,7 +105,7 @@ def pack(latents: LatentFile, place: str) -> dict[str, Tensor]:
     """The tensors of ``latents`` as ``latents.storage`` stores them, contiguous on the CPU.
 
     Raises:
-        ValueError: a code out of range.
+        ValueError: a code is out of range.
         LatentFileError: a value is too large for float16; ``place`` names the file.
     """
     storage, sizes, kept = latents.storage, latents.header.code_sizes, latents.header.stored_dims
@@ -96,10 +128,10 @@ def pack(latents: LatentFile, place: str) -> dict[str, Tensor]:
 def unpack(
     tensors: dict[str, Tensor], header: LatentHeader, storage: str, frames_per_scale: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """mu, logvar (float32) and codes (int64) of a file's tensors, each None where it was not stored.
+    """mu, logvar (float32) and codes (int64) from a file's tensors; None for what was not stored.
 
     Raises:
-        ValueError: a code out of range, or a value that is not finite.
+        ValueError: a code is out of range, or a value is not finite.
     """
     mu = codes = None
     if storage == "codes":
@@ -139,7 +171,7 @@ def _to_integers(mu: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _from_integers(packed: Tensor, scale: Tensor, offset: Tensor, bits: int, tokens: int, block: int) -> Tensor:
-    """The float32 [T, d] of :func:`_to_integers`."""
+    """The float32 values [T, d] that :func:`_to_integers` stored."""
     block = min(block, tokens + tokens % 2)
     rows = packed.split(block * bits // 8)
     sizes = [min(block, tokens - start) for start in range(0, tokens, block)]

@@ -1,4 +1,4 @@
-"""CUDA graphs: a sampler's evaluations of one shape, recorded once and replayed without the cost of launching them."""
+"""CUDA graphs: the evaluations of a sampler are recorded once and replayed, without the cost of launching kernels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from losatok_ext.errors import UserError
 from losatok_ext.generation.solvers import ModelVelocity
 
-_WARM_UP = 3  # evaluations before recording, so that libraries have chosen their kernels and made their workspaces
+_WARM_UP = 3  # evaluations before recording: libraries choose their kernels and make their workspaces in them
 
 
 def require_cuda_graphs(device: torch.device) -> None:
-    """Raise UserError unless evaluations on ``device`` can be recorded."""
+    """Raise UserError where evaluations on ``device`` cannot be recorded."""
     if device.type != "cuda":
         raise UserError(
             f"cuda_graphs records kernels of a CUDA device, and this model is on {device}; move it to a GPU, or leave "
@@ -21,18 +21,18 @@ def require_cuda_graphs(device: torch.device) -> None:
 
 
 class GraphedVelocity:
-    """``velocity``, recorded as a CUDA graph at its first call and replayed from then on.
+    """``velocity``, recorded as a CUDA graph at its first call and replayed by all later calls.
 
-    Every call has the shape and dtype of the first, and the model must not wait for the device within one. What the
-    model reads besides ``x`` and ``t`` (conditions, lengths) is read where it was at the first call: it should not be
-    replaced, though its values may change in place.
+    Every call must have the shape and dtype of the first, and the model must not wait for the device during a call.
+    Other tensors that the model reads (conditions, lengths) are read from where they were at the first call: they must
+    not be replaced, but their values may change in place.
 
     Args:
         velocity: maps (x [B, T, d], t [B] float32) to [B, T, d].
 
     Raises:
-        UserError: (at the first call) ``x`` is not on a CUDA device.
-        ValueError: a call of another shape, dtype or device.
+        UserError: ``x`` is not on a CUDA device (at the first call).
+        ValueError: a call has another shape, dtype or device.
     """
 
     def __init__(self, velocity: ModelVelocity) -> None:
@@ -54,7 +54,7 @@ class GraphedVelocity:
         self._graph = graph
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """The velocity at ``x`` and ``t``, a tensor of its own."""
+        """The velocity at ``x`` and ``t``, in a new tensor."""
         if self._graph is None:
             self._record(x, t)
         if (x.shape, x.dtype, x.device) != (self._x.shape, self._x.dtype, self._x.device):

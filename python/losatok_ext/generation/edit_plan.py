@@ -1,4 +1,4 @@
-"""What an edit does to a clip's tokens: which stay, which are generated anew, and where each comes to stand."""
+"""The plan of an edit: which tokens of a clip are kept, which are generated, and their positions afterwards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from losatok_ext.errors import UserError
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring tokens of an edited clip, ``start`` to ``stop - 1``, of one kind.
+    """Consecutive tokens of an edited clip, ``start`` to ``stop - 1``, that are all kept or all generated.
 
-    ``source`` is the first one's place in the clip as it was, or None where they are generated.
+    ``source`` is the position of the first one in the original clip, or None where they are generated.
     """
 
     start: int
@@ -29,8 +29,8 @@ class EditPlan:
     """The tokens of an edited clip.
 
     Attributes:
-        source: [T'] int64; for each token its place in the clip as it was, -1 where it is generated.
-        tokens: T, tokens of the clip as it was.
+        source: [T'] int64; for each token its position in the original clip, -1 where it is generated.
+        tokens: T, number of tokens of the original clip.
     """
 
     source: Tensor
@@ -50,12 +50,12 @@ class EditPlan:
         return len(self.source) - 1 - last > behind
 
     def place(self, latents: Tensor) -> Tensor:
-        """``latents`` [T, d] of the clip as it was, where they stand after the edit [T', d]; zeros where generated."""
+        """``latents`` [T, d] of the original clip at their positions after the edit [T', d]; zeros where generated."""
         kept = latents[self.source.clamp(min=0).to(latents.device)]
         return torch.where(self.generated.to(latents.device)[:, None], latents.new_zeros(()), kept)
 
     def runs(self) -> list[Run]:
-        """The edited clip from its beginning to its end, as runs of kept neighbours and of generated tokens."""
+        """The edited clip, divided into runs of kept and of generated tokens, in order."""
         source = self.source.tolist()
         found: list[Run] = []
         start = 0
@@ -75,17 +75,17 @@ def plan_edit(
     insertions: Iterable[Sequence[int]] = (),
     continue_to: int | None = None,
 ) -> EditPlan:
-    """The plan of an edit. All places are those of the clip as it was, however much is inserted before them.
+    """The plan of an edit. All positions refer to the original clip, whatever is inserted before them.
 
     Args:
-        tokens: T of the clip.
+        tokens: T, number of tokens of the clip.
         spans: (start, stop), tokens to generate anew; they may touch or overlap.
-        insertions: (place, count): so many new tokens before the one at ``place`` (``tokens``: at the end).
-        continue_to: new tokens at the end, up to this many in all (insertions not counted).
+        insertions: (place, count): ``count`` new tokens before the token at ``place`` (``tokens``: at the end).
+        continue_to: new tokens are added at the end up to this total (insertions not counted).
 
     Raises:
-        UserError: a span or place outside the clip, an empty span or insertion, ``continue_to`` within the clip, or
-            nothing to do.
+        UserError: a span or place lies outside the clip, a span or insertion is empty, ``continue_to`` lies within the
+            clip, or there is nothing to do.
     """
     if tokens < 1:
         raise UserError("there is nothing to edit: the clip has no tokens")
@@ -119,12 +119,12 @@ def plan_edit(
 
 
 def seconds_to_tokens(start: float, stop: float, frame_rate: float) -> tuple[int, int]:
-    """The tokens that a span of seconds touches: from the one in which it begins to the one in which it ends.
+    """The tokens (start, stop) that a span in seconds touches, the first and last one completely.
 
     Raises:
-        UserError: not two finite times, the earlier first.
+        UserError: the times are not finite, negative, or not in order.
     """
     if not (math.isfinite(start) and math.isfinite(stop) and 0 <= start < stop):
         raise UserError(f"a span should go from an earlier time to a later one, in seconds, got {start}:{stop}")
-    # A time that is meant to be a token's edge must not become its neighbour's by rounding.
+    # A time at the edge of a token must not fall into the token beside it by rounding.
     return math.floor(start * frame_rate + 1e-6), math.ceil(stop * frame_rate - 1e-6)

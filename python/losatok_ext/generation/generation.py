@@ -1,4 +1,4 @@
-"""From text to latents, and from latents to others of which chosen tokens are kept."""
+"""Generating latents from text, and editing latents while chosen tokens are kept."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from losatok_ext.models.generator.generator import Generator
 
 @dataclass(frozen=True)
 class Edited:
-    """What :func:`edit` made.
+    """The result of :func:`edit`.
 
     Attributes:
-        latents: [S, T', d], one take per seed; kept tokens are bit for bit those of the clip.
-        plan: which tokens those are.
+        latents: [S, T', d], one result per seed; kept tokens are bit for bit those of the clip.
+        plan: which tokens were kept.
     """
 
     latents: Tensor
@@ -43,24 +43,24 @@ def generate(
 ) -> Tensor:
     """Generate latents.
 
-    An item is a function of its length, conditions and seed: the same alone and in any batch (to rounding).
+    An item depends only on its length, conditions and seed: it is the same alone and in any batch (to rounding).
 
     Args:
         generator: in eval mode.
-        lengths: tokens of each item.
-        texts: one for each item; ``""`` is none.
+        lengths: number of tokens of each item.
+        texts: one for each item; ``""`` is no text.
         config: of the sampler; None: its defaults.
-        seed: of the first item (those that follow take the numbers that follow), or one for each.
+        seed: of the first item (the next items get the next numbers), or one for each.
         global_: [B, C_global], where the generator takes such conditions.
-        on_step: called after every step; its ``x`` and ``data`` are normalised.
+        on_step: called after every step; its ``x`` and ``data`` are normalised latents.
 
     Returns:
-        [B, T, d] float32 on the generator's device, as the tokenizer has them; T is the longest of ``lengths``, and
-        what lies past an item's is zero.
+        [B, T, d] float32 on the generator's device, in the scale of the tokenizer. T is the longest of ``lengths``;
+        tokens past an item's length are zero.
 
     Raises:
-        UserError: a text is too long or not taken, or CUDA graphs are asked for where there are none.
-        ValueError: a length below 1, or not one text, seed or condition for each item.
+        UserError: a text is too long, the generator takes no text, or CUDA graphs cannot be used here.
+        ValueError: a length is below 1, or there is not one text, seed or condition for each item.
     """
     if not lengths or min(lengths) < 1:
         raise ValueError(f"lengths should hold at least 1 token for each item, got {list(lengths)}")
@@ -91,31 +91,31 @@ def edit(
 ) -> Edited:
     """Generate chosen tokens of a clip anew, and keep all others.
 
-    A generator with context is told the kept tokens, on both sides of every span, by its time-aligned condition, as it
-    was in training. Besides, kept tokens move along their own straight path from the noise they began with: at every
-    step they stand where training would have put them. A generator without context has only that second way (as
-    RePaint, Lugmayr et al. 2022, arXiv 2201.09865, without its jumps back).
+    A generator with context gets the kept tokens, on both sides of every span, by its time-aligned condition, as in
+    training. In addition, kept tokens move along the straight path from their noise to their data: at every step they
+    are where they would be in training. A generator without context uses only this second method (RePaint without
+    resampling; Lugmayr et al. 2022, arXiv 2201.09865).
 
     Args:
         generator: in eval mode.
-        latents: [T, d] of the clip, as the tokenizer has them.
+        latents: [T, d] of the clip, in the scale of the tokenizer.
         spans: (start, stop) in tokens; see :func:`plan_edit`, also for the next two.
-        text: of the clip as it is to be; ``""`` is none.
+        text: for the complete edited clip; ``""`` is no text.
         insertions: (place, count) in tokens.
-        continue_to: tokens.
+        continue_to: total number of tokens.
         config: of the sampler; None: its defaults.
-        seed: of the only take, or one for each of several takes.
-        fingerprint: of the tokenizer that made the latents; latents of another than the generator's are refused.
+        seed: a number, or several for several results.
+        fingerprint: of the tokenizer that made the latents; another one than the generator's is refused.
         global_: [1, C_global], where the generator takes such conditions.
-        on_step: called after every step; its ``x`` and ``data`` are normalised.
+        on_step: called after every step; its ``x`` and ``data`` are normalised latents.
 
     Returns:
-        The takes and the plan.
+        The results and the plan.
 
     Raises:
-        UserError: spans outside the clip, nothing to do, latents of another tokenizer or not finite, a text that is too
-            long or not taken, or CUDA graphs where there are none.
-        ValueError: latents of another shape.
+        UserError: a span lies outside the clip, there is nothing to do, the latents are of another tokenizer or not
+            finite, a text is too long or not taken, or CUDA graphs cannot be used here.
+        ValueError: the latents have another shape.
     """
     if latents.dim() != 2 or latents.shape[1] != generator.latent_dim:
         raise ValueError(f"latents should have shape [T, d] with d = {generator.latent_dim}, got {list(latents.shape)}")
@@ -151,7 +151,7 @@ def edit(
 
 
 def _pinned(velocity: Velocity, along: Tensor, given: Tensor) -> Velocity:
-    """``velocity`` where ``given`` is False; elsewhere ``along``, which does not depend on x or t: a straight path."""
+    """``velocity`` where ``given`` is False; elsewhere the constant ``along``, which is a straight path."""
     return lambda x, t: torch.where(given[..., None], along, velocity(x, t))
 
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: away from what the model predicts without conditions, towards what it predicts with them.
+"""Classifier-free guidance: the prediction is moved away from that without conditions.
 
 Sources: Ho and Salimans 2022 (arXiv 2207.12598); a limited interval: Kynkaanniemi et al. 2024 (arXiv 2404.07724);
 rescaling: Lin et al. 2023 (arXiv 2305.08891, section 3.4).
@@ -6,44 +6,36 @@ rescaling: Lin et al. 2023 (arXiv 2305.08891, section 3.4).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from losatok_ext.errors import ConfigError
+from losatok_ext.configuration import Configuration, NonNegative, Share
 from losatok_ext.generation.solvers import Velocity
 from losatok_ext.masks import keep_valid
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Guidance(Configuration):
     """How strongly a sample follows its conditions: ``v = v_without + scale (v_with - v_without)``.
 
     Raises:
         ConfigError: a value out of its range.
     """
 
-    scale: float = 3.0
+    scale: NonNegative = 3.0
     """1: the conditional model as it is (and half the work); 0: the unconditional one. Code that calls
     ``v_with + s (v_with - v_without)`` a scale of s means s + 1 here."""
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: tuple[Share, Share] = (0.0, 1.0)
     """Noise levels within which guidance acts; outside, the conditional model alone is asked."""
-    rescale: float = 0.0
+    rescale: Share = 0.0
     """0..1: how far the guided velocity's spread is drawn back to the conditional one's, against over-saturation."""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.scale < math.inf:
-            raise ConfigError(f"the guidance scale should be at least 0, got {self.scale}")
+    def _check_fit(self) -> None:
         low, high = self.interval
-        if not 0 <= low <= high <= 1:
-            raise ConfigError(
-                f"the guidance interval should be two noise levels within 0..1, the lower first, got {[low, high]}"
-            )
-        if not 0 <= self.rescale <= 1:
-            raise ConfigError(f"the guidance rescale should lie within 0..1, got {self.rescale}")
+        self._require(low <= high, "interval", "two noise levels, the lower first")
 
     def acts_at(self, level: float) -> bool:
         """Whether guidance changes anything at this noise level."""
@@ -80,11 +72,10 @@ def guided_velocity(
 
     Args:
         conditional: the model with its conditions.
-        joint: the model on [2B, T, d], whose first half has its conditions and whose second half has none: both
-            predictions in one batch.
+        joint: the model on [2B, T, d], with conditions in the first half and without in the second.
         guidance: how to combine them.
         level_at: the noise level at a time (:meth:`FlowMatching.time_at`).
-        lengths: [B] tokens of each item.
+        lengths: [B], number of tokens of each item.
     """
 
     def velocity(x: Tensor, t: float) -> Tensor:

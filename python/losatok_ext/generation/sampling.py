@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from losatok_ext.errors import ConfigError
+from losatok_ext.configuration import Configuration, Range
 from losatok_ext.generation.cuda_graphs import GraphedVelocity, require_cuda_graphs
 from losatok_ext.generation.guidance import Guidance, guided_velocity
 from losatok_ext.generation.schedules import Schedule
@@ -19,26 +20,23 @@ from losatok_ext.nn.flow_matching import FlowMatching
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
+class SamplerConfig(Configuration):
     """How to sample. The defaults are the paper's: 20 Euler steps, guidance 3 (arXiv 2605.27840, training details).
 
     Raises:
         ConfigError: a value out of its range.
     """
 
-    steps: int = 20
-    solver: str = "euler"
-    """``euler``, ``midpoint``, ``heun`` (two evaluations per step) or ``rk4`` (four)."""
+    steps: Annotated[int, Range(1, 100_000)] = 20
+    """Steps from noise to data."""
+    solver: Literal["euler", "midpoint", "heun", "rk4"] = "euler"
+    """``euler``, ``midpoint``, ``heun`` (two evaluations of the model per step) or ``rk4`` (four)."""
     schedule: Schedule = field(default_factory=Schedule)
+    """Noise levels of the steps."""
     guidance: Guidance = field(default_factory=Guidance)
+    """How strongly the conditions are followed."""
     cuda_graphs: bool = False
-    """Record the model's evaluation once and replay it; a CUDA device only."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps should be at least 1, got {self.steps}")
-        if self.solver not in SOLVERS:
-            raise ConfigError(f"solver should be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+    """Record the model's evaluation once and replay it. Needs a CUDA device."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ OnStep = Callable[[SamplingStep], None]
 def item_noise(seeds: Sequence[int], lengths: Sequence[int], dim: int, device: torch.device | str = "cpu") -> Tensor:
     """Unit Gaussian noise [B, T, dim] float32 for items of ``lengths`` tokens, zeros past them.
 
-    An item's noise is a function of its seed and length alone: the same in any batch, at any place in it, on any
+    The noise of an item depends only on its seed and length: it is the same in any batch, at any position, on any
     device.
 
     Raises:
@@ -102,10 +100,10 @@ def integrate(
     """Follow ``velocity`` from ``noise`` to data.
 
     Args:
-        velocity: maps (x [B, T, d], t) to dx/dt; t as ``flow.direction`` has it.
+        velocity: maps (x [B, T, d], t) to dx/dt; t as ``flow.direction`` defines it.
         noise: [B, T, d], the state at noise level 1. It is kept in its dtype from step to step.
         flow: the direction of the model.
-        config: steps, solver and schedule; guidance is the velocity's own matter (:func:`model_velocity`).
+        config: steps, solver and schedule; guidance is part of the velocity (:func:`model_velocity`).
         on_step: called after every step.
 
     Returns:
@@ -132,7 +130,7 @@ def model_velocity(
     device: torch.device,
     lengths: Tensor | None = None,
 ) -> Velocity:
-    """What :func:`integrate` follows for a model with conditions: guided, and recorded as CUDA graphs when asked.
+    """The velocity of a model with conditions for :func:`integrate`: guided, and recorded as CUDA graphs when asked.
 
     Args:
         conditional: the model with its conditions, on [B, T, d].
@@ -141,10 +139,10 @@ def model_velocity(
         flow: the direction of the model.
         config: guidance and CUDA graphs.
         device: where the model is.
-        lengths: [B] tokens of each item; the velocity past them is zero.
+        lengths: [B], number of tokens of each item; the velocity past them is zero.
 
     Raises:
-        UserError: CUDA graphs are asked for and ``device`` is no CUDA device.
+        UserError: CUDA graphs are asked for and ``device`` is not a CUDA device.
     """
     if config.cuda_graphs:
         require_cuda_graphs(device)

@@ -1,21 +1,21 @@
-"""Where a sampler stops on its way from noise to data."""
+"""The noise levels at which a sampler evaluates the model, from noise to data."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 
-from losatok_ext.errors import ConfigError
+from losatok_ext.configuration import Configuration, Positive, Range
 from losatok_ext.nn.flow_matching import shift_noise_level
 
 ScheduleName = Literal["uniform", "sway", "shifted"]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Configuration):
     """Noise levels of a sampler's steps, the same in both directions of flow matching.
 
     ``uniform``: equal steps. ``sway`` (F5-TTS, Chen et al. 2024, arXiv 2410.06885, equation 7): progress u = 1 - s
@@ -27,18 +27,10 @@ class Schedule:
     """
 
     name: ScheduleName = "uniform"
-    sway: float = -1.0
+    sway: Annotated[float, Range(-1, 2 / (math.pi - 2))] = -1.0
     """Of ``sway``: within -1 .. 2 / (pi - 2), where steps go one way."""
-    shift: float = 3.0
+    shift: Positive = 3.0
     """Of ``shifted``: positive."""
-
-    def __post_init__(self) -> None:
-        if self.name not in get_args(ScheduleName):
-            raise ConfigError(f"schedule should be one of {', '.join(get_args(ScheduleName))}, got {self.name!r}")
-        if not -1 <= self.sway <= 2 / (math.pi - 2):
-            raise ConfigError(f"sway should lie within -1..1.75, got {self.sway}")
-        if not 0 < self.shift < math.inf:
-            raise ConfigError(f"shift should be positive, got {self.shift}")
 
     def noise_levels(self, steps: int) -> list[float]:
         """``steps + 1`` falling noise levels, from 1 (noise) to 0 (data) exactly.

@@ -1,9 +1,9 @@
-"""Explicit Runge-Kutta methods, each a table of numbers, and the one step that serves all of them.
+"""Explicit Runge-Kutta methods, each given by its table of numbers, and one function that makes a step of any of them.
 
 The higher-order method is the classical fourth-order one rather than a multi-step (Adams-Bashforth) or adaptive
-(Dormand-Prince) one: a step depends on nothing before it, so guidance may begin and end within a run and a callback may
-look at any step, and every item of a batch takes the same number of evaluations, which an adaptive step would tie to
-the batch's hardest item.
+(Dormand-Prince) one. A step does not depend on earlier steps, so guidance may begin and end within a run and a callback
+may look at any step. Every item of a batch takes the same number of evaluations; with adaptive steps the most difficult
+item of the batch would decide for all.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 Velocity = Callable[[Tensor, float], Tensor]
 """(x [B, T, d], t) -> dx/dt [B, T, d]; t is one number for the whole batch."""
 ModelVelocity = Callable[[Tensor, Tensor], Tensor]
-"""The same as models have it: t is a float32 tensor [B]."""
+"""The same for models: t is a float32 tensor [B]."""
 
 
 def at_number(model: ModelVelocity) -> Velocity:
-    """``model`` as solvers call it."""
+    """``model`` with a number as its time, as solvers call it."""
     return lambda x, t: model(x, x.new_full((len(x),), t, dtype=torch.float32))
 
 
@@ -56,11 +56,11 @@ SOLVERS = {
 
 
 def solver_step(solver: Tableau, velocity: Velocity, x: Tensor, t: float, end: float) -> tuple[Tensor, Tensor]:
-    """One step from time ``t`` to ``end``: (x there, the velocity at its beginning)."""
+    """One step from time ``t`` to ``end``: (x at ``end``, the velocity at ``t``)."""
     size = end - t
     stages: list[Tensor] = []
     for node, row in zip(solver.nodes, solver.matrix, strict=True):
-        # At the end of a step exactly its end: t + size may round past it, and the last step ends where data is.
+        # At the end of a step exactly ``end``: t + size may be larger by rounding, and the last step ends at the data.
         time = end if node == 1.0 else t + node * size
         stages.append(velocity(_move(x, stages, row, size), time))
     return _move(x, stages, solver.weights, size), stages[0]

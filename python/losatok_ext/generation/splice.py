@@ -1,4 +1,4 @@
-"""The waveform of an edited clip: only what the edit reaches is decoded, all else is copied bit for bit."""
+"""The waveform of an edited clip: only the parts that the edit changes are decoded, the rest is copied bit for bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from losatok_ext.generation.edit_plan import EditPlan, Run
 from losatok_ext.models import LoSATok
 
 FADE_TOKENS = 2
-"""Over so many tokens on either side of a span the recording fades into what was decoded (80 ms at 25 Hz)."""
+"""Number of tokens on each side of a span in which the recording fades into the decoded audio (80 ms at 25 Hz)."""
 
 
 @torch.no_grad()
@@ -21,19 +21,19 @@ def splice(
     Args:
         model: the tokenizer, in eval mode.
         plan: of the edit.
-        edited: [T', d], the latents after it.
-        original: [N], the waveform before it at the model's rate; N is within the clip's last tokens.
-        keep: what ``original`` is. ``"decoded"``: what the latents before decode to. The result is what ``edited``
-            decodes to (to rounding): it differs from ``original`` up to ``model.decoder.context_tokens`` (21) tokens
-            beside generated ones, and nowhere else by a bit. ``"recording"``: the recording that was encoded. It is
-            kept bit for bit but for ``fade`` tokens beside generated ones, where it fades into the decoded waveform.
-        fade: tokens.
+        edited: [T', d], the latents after the edit.
+        original: [N], the waveform before the edit at the model's rate; N is within the clip's last tokens.
+        keep: what ``original`` is. ``"decoded"``: the decoded latents before the edit. The result equals the decoded
+            ``edited`` (to rounding): it differs from ``original`` up to ``model.decoder.context_tokens`` (21) tokens
+            beside generated ones, and is equal bit for bit elsewhere. ``"recording"``: the recording that was encoded.
+            It is kept bit for bit except ``fade`` tokens beside generated ones, where it fades into the decoded audio.
+        fade: number of tokens.
 
     Returns:
         [N + samples of the tokens inserted] float32 on the CPU; to the last token's end where some are added there.
 
     Raises:
-        ValueError: shapes that do not belong together, or another ``keep``.
+        ValueError: shapes do not fit together, or ``keep`` is something else.
     """
     size, context = model.samples_per_token, model.decoder.context_tokens
     if keep not in ("decoded", "recording"):
@@ -61,14 +61,14 @@ def splice(
             audio[start * size : stop * size] = decoded
             continue
         weight = _fades(plan.generated[start:stop], fade, size)
-        # Where the recording alone is meant it is copied: 1 * x + 0 * y would lose the sign of a zero.
+        # Where the weight is 0 the recording is copied: 1 * x + 0 * y would lose the sign of a zero.
         mixed = torch.lerp(audio[start * size : stop * size], decoded, weight)
         audio[start * size : stop * size] = torch.where(weight == 0, audio[start * size : stop * size], mixed)
     return audio[:end]
 
 
 def _reached(runs: list[Run], margin: int, tokens: int) -> list[tuple[int, int]]:
-    """Generated tokens and those ``margin`` beside them, as (start, stop) that neither touch nor overlap."""
+    """Generated tokens and ``margin`` tokens beside them, as (start, stop) that neither touch nor overlap."""
     found: list[tuple[int, int]] = []
     for run in runs:
         if run.source is None:
@@ -80,7 +80,7 @@ def _reached(runs: list[Run], margin: int, tokens: int) -> list[tuple[int, int]]
 
 
 def _fades(generated: Tensor, fade: int, size: int) -> Tensor:
-    """Weight of the decoded waveform at each sample: 1 in generated tokens, 0 from ``fade`` tokens beside them on."""
+    """Weight of the decoded waveform at each sample: 1 in generated tokens, falling to 0 over ``fade`` tokens."""
     inside = generated.repeat_interleave(size)
     position = torch.arange(len(inside))
     far = len(inside) + fade * size

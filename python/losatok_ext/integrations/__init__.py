@@ -1,1 +1,1 @@
-"""LoSATok in the tools of others: a module each, which imports nothing of theirs."""
+"""LoSATok for other tools: one module for each, which does not import the tool."""

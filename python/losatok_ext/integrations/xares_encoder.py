@@ -1,12 +1,12 @@
 """LoSATok as an encoder of XARES, the eXtensive Audio Representation and Evaluation Suite (package ``xares``).
 
-XARES is given the path of this file, and makes the one class in it without arguments::
+XARES takes the path of this file, and constructs the one class in it without arguments::
 
     LOSATOK_MODEL=demo/model python -m xares.run losatok_ext/integrations/xares_encoder.py src/tasks/esc50_task.py
 
-``LOSATOK_MODEL`` names the model's folder and ``LOSATOK_FEATURES`` what is evaluated: ``latents`` (the default),
-``semantic``, ``semantic_low``, ``acoustic``, ``acoustic_low``, ``unified`` or ``unified_low``. Its checker takes a file
-with exactly one name that ends in Encoder.
+``LOSATOK_MODEL`` names the model: its folder, the folder of its run, or the name of a bundled model.
+``LOSATOK_FEATURES`` names what is evaluated: ``latents`` (the default), ``semantic``, ``semantic_low``, ``acoustic``,
+``acoustic_low``, ``unified`` or ``unified_low``. XARES requires that exactly one name in the file ends in Encoder.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class LoSATokEncoder(nn.Module):
     """Audio at 16 kHz to frames of features.
 
     Args:
-        model: folder of a model; None: that of the environment variable ``LOSATOK_MODEL``.
-        features: what to give; None: that of ``LOSATOK_FEATURES``, or ``latents``.
+        model: as for ``LoSATok.from_pretrained``; None: the value of the environment variable ``LOSATOK_MODEL``.
+        features: which features to return; None: the value of ``LOSATOK_FEATURES``, or ``latents``.
 
     Attributes:
         output_dim: width of a frame.
@@ -40,7 +40,7 @@ class LoSATokEncoder(nn.Module):
         hop_size_in_ms: milliseconds between frames.
 
     Raises:
-        UserError: no model, or no such features.
+        UserError: no model is named, or there are no such features.
         CheckpointError: the folder holds no usable model.
     """
 
@@ -63,14 +63,18 @@ class LoSATokEncoder(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> LoSATokEncoder:
-        """Stays in eval mode: the encoder is frozen."""
+        """Stay in eval mode: the encoder is frozen."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, audio: Tensor) -> Tensor:
-        """audio [B, N] (or [N]) at ``sampling_rate`` to features [B, T, output_dim] float32 on the model's device.
+        """Features of a batch.
 
-        A batch that is shorter than one token is continued with zeros to one.
+        Args:
+            audio: [B, N] or [N] at ``sampling_rate``. Zeros are added to audio shorter than one token.
+
+        Returns:
+            [B, T, output_dim] float32 on the model's device.
         """
         clips = audio if audio.dim() == 2 else audio[None]
         clips = F.pad(clips.float(), (0, max(self.model.samples_per_token - clips.shape[1], 0)))

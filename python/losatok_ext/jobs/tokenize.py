@@ -1,12 +1,14 @@
-"""Files in, files out: encoding, decoding and reconstructing recordings, one bad file never stopping the others."""
+"""Encoding and decoding many files. A file that cannot be used does not stop the others."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,7 +26,7 @@ from losatok_ext.formats.latent_files import (
     read_storage,
     save_latents,
 )
-from losatok_ext.formats.latent_storage import STORAGES
+from losatok_ext.formats.latent_storage import StoreOptions
 from losatok_ext.models.tokenizer.nested import require_nested
 from losatok_ext.ops.dispatch import BackendUnavailableError
 from losatok_ext.recordings.find import Failure, Source
@@ -33,19 +35,21 @@ if TYPE_CHECKING:
     from losatok_ext.models import LoSATok
 
 Result = TypeVar("Result")
-Progress = Callable[[Source], None]
+Item = TypeVar("Item")
+OnSource = Callable[[Source], None]
+"""Called after each source, whether it was written, kept or failed."""
 
 
 @dataclass
-class Summary:
-    """What a job over many files did.
+class JobSummary:
+    """The result of a job over many files.
 
     Attributes:
         written: outputs written.
-        kept: outputs that were there already and were left alone.
+        kept: outputs that existed and were left alone.
         failures: inputs that failed, each with one sentence.
-        audio_seconds: duration of what was written, in seconds.
-        wall_seconds: time it took, reading and writing included.
+        audio_seconds: duration of the written outputs, in seconds.
+        wall_seconds: time that the job took, reading and writing included.
     """
 
     written: list[Path] = field(default_factory=list)
@@ -55,31 +59,33 @@ class Summary:
     wall_seconds: float = 0.0
 
 
-def encode_clip(
-    model: LoSATok,
-    audio: Tensor,
-    info: AudioInfo,
-    logvar: bool = False,
-    storage: str = "float32",
-    dims: int | None = None,
-    target_error: float | None = None,
-) -> LatentFile:
-    """Encode a recording to what its latent file holds.
+class JobInterrupted(KeyboardInterrupt):
+    """A job was stopped from the keyboard; ``summary`` says what was done until then."""
 
-    It is continued with zeros to the end of its last token, so that all of it is decoded.
+    def __init__(self, summary: JobSummary) -> None:
+        super().__init__()
+        self.summary = summary
+
+
+def encode_clip(model: LoSATok, audio: Tensor, info: AudioInfo, store: StoreOptions | None = None) -> LatentFile:
+    """Encode a recording to the content of its latent file.
+
+    The recording is padded with zeros to the end of its last token, so that all of it can be decoded.
 
     Args:
         model: the tokenizer, in eval mode.
         audio: [N] float32 at ``model.sample_rate``.
-        info: of the file it was read from.
-        logvar: keep the posterior's log variance too.
-        storage: how it is to be stored, one of ``latent_storage.STORAGES``.
-        dims: dimensions to keep, of a model with nested latents; see :meth:`LoSATok.encode`.
-        target_error: keep the fewest dimensions that restore the semantic features with at most this error; likewise.
+        info: of the file that it was read from.
+        store: how it is to be stored; None: the defaults of :class:`StoreOptions`.
+
+    Raises:
+        UserError: the model cannot store latents in that way (:func:`check_store`).
     """
+    store = check_store(model, store or StoreOptions())
     samples = audio.shape[-1]
     padded = F.pad(audio, (0, model.config.covering_samples(samples) - samples))
-    latents = model.encode(padded[None], sample_rate=model.sample_rate, dims=dims, target_error=target_error)
+    cut = {"dims": store.dims, "target_error": store.target_error}
+    latents = model.encode(padded[None], sample_rate=model.sample_rate, **cut)  # type: ignore[arg-type]
     kept = None if latents.dims is None else int(latents.dims[0])
     mu = latents.mu[0].float().cpu()
     codes = None if latents.codes is None else latents.codes[0].cpu().reshape(mu.shape[0], -1)
@@ -91,7 +97,7 @@ def encode_clip(
         tokens=mu.shape[0],
         latent_dim=mu.shape[1],
         samples=samples,
-        source_name=os.fsencode(info.path.name).decode("utf-8", "replace"),
+        source_name=_as_text(info.path.name),
         source_rate=info.sample_rate,
         source_samples=info.frames,
         quantizer=model.quantizer_fingerprint(),
@@ -99,13 +105,41 @@ def encode_clip(
         code_sizes=model.code_sizes,
         dims=None if kept == mu.shape[1] else kept,
     )
-    return LatentFile(header, mu, latents.logvar[0].float().cpu() if logvar else None, codes, storage)
+    logvar = latents.logvar[0].float().cpu() if store.logvar else None
+    assert store.storage is not None
+    return LatentFile(header, mu, logvar, codes, store.storage)
+
+
+def _as_text(name: str) -> str:
+    """A file name as text: bytes that are not UTF-8 are replaced."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def check_store(model: LoSATok, store: StoreOptions) -> StoreOptions:
+    """``store`` with the storage that it stands for with ``model``.
+
+    Raises:
+        UserError: codes of a model without a quantizer, dimensions that the model's latents cannot be cut to, or a
+            model without nested latents.
+    """
+    storage = store.storage or ("float32" if model.quantizer is None else "codes")
+    if storage == "codes" and model.quantizer is None:
+        raise UserError(
+            "--store codes: this model has no quantizer; `losatok fit-quantizer` makes a copy of it that has one"
+        )
+    if store.dims is not None or store.target_error is not None:
+        sizes = require_nested(model.config, "--dims" if store.target_error is None else "--target-error")
+        if store.dims is not None and store.dims not in sizes:
+            raise UserError(
+                f"--dims is {store.dims}; this model has latents of {', '.join(map(str, sizes))} dimensions"
+            )
+    return dataclasses.replace(store, storage=storage)
 
 
 def decoder_input(model: LoSATok, latents: LatentFile) -> Tensor:
-    """What the model's decoder hears of a latent file: z [1, T, d] on the model's device.
+    """The input of the model's decoder for a latent file: z [1, T, d] on the model's device.
 
-    A model with a quantizer decodes the codes where there are any, else those that it finds for ``mu``.
+    A model with a quantizer decodes the codes of the file; where the file has none, it quantizes ``mu`` first.
 
     Raises:
         LatentFileError: the latents are of another width or token rate than the model's, or codes that its quantizer
@@ -139,108 +173,67 @@ def decode_clip(model: LoSATok, latents: LatentFile) -> Tensor:
     """The audio [N] (float32, CPU, at the model's rate) of a latent file, as long as the recording was.
 
     Raises:
-        LatentFileError: as :func:`decoder_input`.
+        LatentFileError: the latents do not fit the model (:func:`decoder_input`).
     """
     header = latents.header
     audio = model.decode(decoder_input(model, latents))[0].float().cpu()
     return F.pad(audio, (0, max(0, header.samples - audio.shape[0])))[: header.samples]
 
 
-def choose_storage(model: LoSATok, storage: str | None) -> str:
-    """``storage``, or where it is None codes for a model with a quantizer and float32 for one without.
-
-    Raises:
-        UserError: there is no such storage, or codes are wanted of a model without a quantizer.
-    """
-    if storage is None:
-        return "float32" if model.quantizer is None else "codes"
-    if storage not in STORAGES:
-        raise UserError(f"--store is {storage!r}; it takes {', '.join(STORAGES)}")
-    if storage == "codes" and model.quantizer is None:
-        raise UserError(
-            "--store codes: this model has no quantizer; `losatok fit-quantizer` makes a copy of it that has one"
-        )
-    return storage
-
-
-def check_cut(model: LoSATok, dims: int | None, target_error: float | None) -> None:
-    """Raise UserError unless latents of ``model`` can be cut as asked (None and None: not at all)."""
-    if dims is not None and target_error is not None:
-        raise UserError(
-            "--dims and --target-error were both given, and the error decides the dimensions: leave one out"
-        )
-    if dims is None and target_error is None:
-        return
-    sizes = require_nested(model, "--dims" if target_error is None else "--target-error")
-    if dims is not None and dims not in sizes:
-        raise UserError(f"--dims is {dims}; this model has latents of {', '.join(map(str, sizes))} dimensions")
-    if target_error is not None and not 0 <= target_error <= 2:
-        raise UserError(f"--target-error is {target_error:g}; it is 1 - cosine, from 0 to 2")
-
-
 def encode_files(
     model: LoSATok,
     sources: Sequence[Source],
     outputs: Sequence[Path],
+    store: StoreOptions | None = None,
     *,
     overwrite: bool = False,
-    logvar: bool = False,
-    storage: str | None = None,
-    dims: int | None = None,
-    target_error: float | None = None,
-    progress: Progress | None = None,
+    on_source: OnSource | None = None,
     debug: bool = False,
-) -> Summary:
+) -> JobSummary:
     """Encode each source to its output, a latent file. The next file is read while one is encoded.
 
-    An output that exists is kept (and must be this model's latents of a file of that name, stored as asked), unless
-    ``overwrite``.
+    An output that exists is kept, unless ``overwrite``. It must be this model's latents of a file of that name, stored
+    as asked; otherwise the source counts as failed.
 
     Args:
         model: in eval mode.
         sources: what to read.
-        outputs: where to write each, as :func:`~losatok_ext.recordings.find.place_outputs` gives them.
+        outputs: where to write each, from :func:`~losatok_ext.recordings.place_outputs`.
+        store: how to store the latents; None: the defaults of :class:`StoreOptions`.
         overwrite: encode again what exists.
-        logvar: store the log variance too.
-        storage: how to store latents; None as :func:`choose_storage` does.
-        dims: dimensions to keep of each, as for :func:`encode_clip`.
-        target_error: what decides them for each file, likewise.
-        progress: called after each source.
+        on_source: called after each source.
         debug: let the first error through instead of collecting it.
 
     Raises:
         BackendUnavailableError: an op cannot run here, so no file could be encoded.
-        UserError: there is no such storage, or the model cannot store so, or has no latents of ``dims``.
+        UserError: the model cannot store latents in that way.
+        JobInterrupted: stopped from the keyboard.
     """
-    store = choose_storage(model, storage)
-    check_cut(model, dims, target_error)
+    store = check_store(model, store or StoreOptions())
     fingerprint = model.fingerprint()
 
-    def kept(source: Source, output: Path) -> None:
-        header = read_header(output)
+    def check_kept(source: Source, output: Path) -> None:
+        header, storage = read_header(output), read_storage(output)
         if header.fingerprint != fingerprint:
-            raise LatentFileError(
-                f"{output} exists, written by another model ({header.fingerprint}); pass --overwrite or another folder"
-            )
-        if header.source_name != os.fsencode(source.path.name).decode("utf-8", "replace"):
-            raise LatentFileError(f"{output} exists and holds {header.source_name}; pass --overwrite or another folder")
-        if read_storage(output) != store:
-            raise LatentFileError(
-                f"{output} exists and stores {read_storage(output)}; pass --overwrite or another folder"
-            )
-        if target_error is None and header.stored_dims != (dims or header.latent_dim):
-            raise LatentFileError(
-                f"{output} exists and stores {header.stored_dims} dimensions; pass --overwrite or another folder"
-            )
+            problem = f"exists, written by another model ({header.fingerprint})"
+        elif header.source_name != _as_text(source.path.name):
+            problem = f"exists and holds {header.source_name}"
+        elif storage != store.storage:
+            problem = f"exists and stores {storage}"
+        elif store.target_error is None and header.stored_dims != (store.dims or header.latent_dim):
+            problem = f"exists and stores {header.stored_dims} dimensions"
+        else:
+            return
+        raise LatentFileError(f"{output} {problem}; pass --overwrite or another folder")
 
     def work(output: Path, loaded: tuple[Tensor, AudioInfo]) -> float:
-        save_latents(output, encode_clip(model, *loaded, logvar, store, dims, target_error))
+        save_latents(output, encode_clip(model, *loaded, store))
         return loaded[1].seconds
 
     def read(source: Source) -> tuple[Tensor, AudioInfo]:
         return read_audio_with_info(source.path, model.sample_rate)
 
-    return _run(sources, outputs, read, work, kept, overwrite, progress, debug)
+    return _run(sources, outputs, read, work, check_kept, overwrite, on_source, debug)
 
 
 def decode_files(
@@ -250,15 +243,21 @@ def decode_files(
     *,
     overwrite: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    on_source: OnSource | None = None,
     debug: bool = False,
-) -> Summary:
+) -> JobSummary:
     """Decode each source, a latent file, to its output, an audio file at the model's rate.
 
-    ``force`` decodes latents of another model too. The other arguments, and what raises, are those of
-    :func:`encode_files`.
-    """
+    An output that exists is kept, unless ``overwrite``.
 
+    Args:
+        model, sources, outputs, overwrite, on_source, debug: as for :func:`encode_files`.
+        force: decode latents of another model too.
+
+    Raises:
+        BackendUnavailableError: an op cannot run here, so no file could be decoded.
+        JobInterrupted: stopped from the keyboard.
+    """
     fingerprint = model.fingerprint()
 
     def work(output: Path, latents: LatentFile) -> float:
@@ -268,7 +267,7 @@ def decode_files(
     def read(source: Source) -> LatentFile:
         return load_latents(source.path, fingerprint, force)
 
-    return _run(sources, outputs, read, work, None, overwrite, progress, debug)
+    return _run(sources, outputs, read, work, None, overwrite, on_source, debug)
 
 
 def _run(
@@ -276,45 +275,50 @@ def _run(
     outputs: Sequence[Path],
     read: Callable[[Source], Result],
     work: Callable[[Path, Result], float],
-    kept: Callable[[Source, Path], None] | None,
+    check_kept: Callable[[Source, Path], None] | None,
     overwrite: bool,
-    progress: Progress | None,
+    on_source: OnSource | None,
     debug: bool,
-) -> Summary:
-    summary = Summary()
+) -> JobSummary:
+    """``read`` and ``work`` for each source whose output does not exist, ``check_kept`` for the others."""
+    summary = JobSummary()
     start = time.perf_counter()
     todo: list[tuple[Source, Path]] = []
-    for source, output in zip(sources, outputs, strict=True):
-        if overwrite or not os.path.lexists(output):
-            todo.append((source, output))
-            continue
+
+    def attempt(source: Source, function: Callable[[], None]) -> None:
         try:
-            if kept is not None:
-                kept(source, output)
-            summary.kept.append(output)
-        except UserError as error:
-            if debug:
-                raise
-            summary.failures.append(Failure(source.path, str(error)))
-        if progress is not None:
-            progress(source)
-    for (source, output), loaded in read_ahead(todo, lambda item: read(item[0])):
-        try:
-            summary.audio_seconds += work(output, loaded.result())
-            summary.written.append(output)
+            function()
         except BackendUnavailableError:
             raise  # it would be the same for every file
         except Exception as error:
             if debug:
                 raise
             summary.failures.append(Failure(source.path, sentence(source.path, error)))
-        if progress is not None:
-            progress(source)
-    summary.wall_seconds = time.perf_counter() - start
+        if on_source is not None:
+            on_source(source)
+
+    def keep(source: Source, output: Path) -> None:
+        if check_kept is not None:
+            check_kept(source, output)
+        summary.kept.append(output)
+
+    def write(output: Path, loaded: Future[Result]) -> None:
+        summary.audio_seconds += work(output, loaded.result())
+        summary.written.append(output)
+
+    try:
+        for source, output in zip(sources, outputs, strict=True):
+            if overwrite or not os.path.lexists(output):
+                todo.append((source, output))
+            else:
+                attempt(source, partial(keep, source, output))
+        for (source, output), loaded in read_ahead(todo, lambda item: read(item[0])):
+            attempt(source, partial(write, output, loaded))
+    except KeyboardInterrupt:
+        raise JobInterrupted(summary) from None
+    finally:
+        summary.wall_seconds = time.perf_counter() - start
     return summary
-
-
-Item = TypeVar("Item")
 
 
 def read_ahead(items: Sequence[Item], read: Callable[[Item], Result]) -> Iterator[tuple[Item, Future[Result]]]:
@@ -329,7 +333,7 @@ def read_ahead(items: Sequence[Item], read: Callable[[Item], Result]) -> Iterato
 
 
 def sentence(path: Path, error: Exception) -> str:
-    """One sentence for ``error`` that names ``path``, for the user of a command over many files."""
+    """One sentence about ``error`` that names ``path``, for commands over many files."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return f"{path} does not fit in memory; cut it into shorter files, or pass --device cpu"
     text = " ".join(str(error).split())

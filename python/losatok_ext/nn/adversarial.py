@@ -1,7 +1,7 @@
 """Adversarial losses over the scores of discriminators, and feature matching.
 
-Each view of the audio counts the same, as does each frame of it that lies within a clip: adding a discriminator, or
-padding, changes no weight. Computed in float32 (float64 for float64), under autocast too.
+A loss is the mean over views of the mean over the frames within clips: neither the number of discriminators nor padding
+changes its scale. Computed in float32 (float64 for float64), under autocast too.
 
 Sources: hinge: Lim and Ye 2017 (arXiv 1705.02894); least squares: Mao et al. 2017 (arXiv 1611.04076); feature matching:
 Larsen et al. 2016 (arXiv 1512.09300), as an L1 distance in MelGAN (Kumar et al. 2019), normalised in EnCodec (Défossez
@@ -22,55 +22,65 @@ _TERMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], 
     "hinge": (lambda fake: -fake, lambda real: (1 - real).relu(), lambda fake: (1 + fake).relu()),
     "least_squares": (lambda fake: (1 - fake).square(), lambda real: (1 - real).square(), lambda fake: fake.square()),
 }
-"""Of each loss: what the generator pays for a logit of its audio, and the discriminator for one of real and fake."""
+"""The terms of each loss, as functions of a logit: the generator's for decoded audio, and the discriminator's for
+recorded and for decoded audio."""
 
 ADVERSARIAL_LOSSES = tuple(_TERMS)
 """Names of the adversarial losses."""
 
 
 def generator_loss(fakes: Sequence[Scores], kind: str = "hinge") -> Tensor:
-    """What decoded audio pays for being told from recorded audio: a scalar.
+    """The adversarial loss of the generator: low where discriminators take decoded audio for recorded audio.
 
     Args:
-        fakes: scores of the decoded audio, of each view.
+        fakes: scores of the decoded audio, one for each view.
         kind: ``"hinge"``: the mean of ``-logit``; ``"least_squares"``: of ``(1 - logit)^2``.
+
+    Returns:
+        A scalar, float32 (float64 for float64).
 
     Raises:
         ValueError: an unknown kind, or no scores.
     """
-    pay, _, _ = _terms(kind, fakes)
-    return _mean([_masked_mean(pay(_logits(scores)), _last(scores)) for scores in fakes])
+    term, _, _ = _terms(kind, fakes)
+    return _mean([_masked_mean(term(_logits(scores)), _last(scores)) for scores in fakes])
 
 
 def discriminator_loss(reals: Sequence[Scores], fakes: Sequence[Scores], kind: str = "hinge") -> Tensor:
-    """What the discriminators pay for their mistakes: a scalar.
+    """The loss of the discriminators: low where they tell decoded from recorded audio.
 
     Args:
-        reals: scores of the recorded audio, of each view.
-        fakes: of the decoded audio, which should be detached.
+        reals: scores of the recorded audio, one for each view.
+        fakes: scores of the decoded audio, which should be detached.
         kind: ``"hinge"``: the means of ``max(1 - real, 0)`` and ``max(1 + fake, 0)``, added; ``"least_squares"``: of
             ``(1 - real)^2`` and ``fake^2``.
+
+    Returns:
+        A scalar, float32 (float64 for float64).
 
     Raises:
         ValueError: an unknown kind, or scores that do not belong together.
     """
-    _, real_pays, fake_pays = _terms(kind, reals)
+    _, real_term, fake_term = _terms(kind, reals)
     return _mean(
         [
-            _masked_mean(real_pays(_logits(real)), _last(real)) + _masked_mean(fake_pays(_logits(fake)), _last(fake))
+            _masked_mean(real_term(_logits(real)), _last(real)) + _masked_mean(fake_term(_logits(fake)), _last(fake))
             for real, fake in zip(reals, fakes, strict=True)
         ]
     )
 
 
 def feature_matching_loss(reals: Sequence[Scores], fakes: Sequence[Scores], normalize: bool = False) -> Tensor:
-    """Mean absolute difference of what the discriminators' layers make of recorded and of decoded audio: a scalar.
+    """Mean absolute difference between the feature maps of the discriminators for recorded and for decoded audio.
 
     Args:
-        reals: scores of the recorded audio, of each view; no gradient goes to them.
-        fakes: of the decoded audio.
-        normalize: divide the distance of each layer by the mean magnitude of its map of the recorded audio, so that
-            layers count alike however large their values are.
+        reals: scores of the recorded audio, one for each view; no gradient goes to them.
+        fakes: scores of the decoded audio.
+        normalize: divide the difference of each layer by the mean magnitude of its map for the recorded audio, so that
+            layers with large values do not dominate.
+
+    Returns:
+        A scalar, float32 (float64 for float64).
 
     Raises:
         ValueError: no scores, or scores that do not belong together.
@@ -115,7 +125,7 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
 
 
 def _masked_mean(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Mean of ``x`` [B, C, T, W] over T below ``lengths`` [B] (None: all); 0 where there is none."""
+    """Mean of ``x`` [B, C, T, W] over the frames below ``lengths`` [B] (None: all T); 0 where there are no frames."""
     if lengths is None:
         return x.mean()
     valid = valid_mask(lengths, x.shape[2])

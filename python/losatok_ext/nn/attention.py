@@ -9,7 +9,7 @@ from losatok_ext.nn.linear import Linear
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention through ``ops.dit_attention``: no [heads, T, T] in memory, heads read where they lie.
+    """Multi-head self-attention through ``ops.dit_attention``, which stores no [heads, T, T] and copies no heads.
 
     Args:
         dim: width of the input and output.
@@ -23,7 +23,7 @@ class Attention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """x [B, T, dim] to [B, T, dim]; keys below ``lengths`` [B] (None: all T) are attended to."""
+        """x [B, T, dim] to [B, T, dim]; ``lengths`` [B] is where the valid keys of each clip end (None: all T)."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).unbind(2)
         return self.proj(ops.dit_attention(q, k, v, lengths=lengths, norm=None).flatten(2))
 

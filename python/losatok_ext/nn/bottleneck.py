@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from losatok_ext import ops
 
 FACTORED_FRAMES = 128
-"""Beyond so many frames the time relation may be factored, which has a use for the teacher's energy."""
+"""Above this number of frames the time relation may use its factored form, which needs the teacher's energy."""
 
 
 class Projection(nn.Module):
@@ -45,7 +45,7 @@ class Bottleneck(nn.Module):
         return self.down(features)
 
     def restore(self, low: Tensor) -> Tensor:
-        """low [..., k] to restored features [..., D]; k below d are the first of d, as if the rest were zero."""
+        """low [..., k] to restored features [..., D]; k < d: the first k dimensions, the others zero."""
         up = self.up
         return ops.bottleneck_project(low, up.fc1.weight[:, : low.shape[-1]], up.fc1.bias, up.fc2.weight, up.fc2.bias)
 
@@ -63,9 +63,8 @@ class Bottleneck(nn.Module):
             features: teacher features [B, T, D]; they take no gradient.
             lengths: [B] int64 tokens, or None when all T are valid.
             window: keep only pairs of frames at most this far apart in the time relation (None: all pairs).
-            high_energy: what ``ops.gram_energy(features, lengths, window)`` gave, if it is at hand.
-            prefixes: numbers of dimensions, each of which should do by itself: both losses are means over them. Empty:
-                all d.
+            high_energy: ``ops.gram_energy(features, lengths, window)``, if it is already known.
+            prefixes: numbers of dimensions that should be usable alone; both losses are means over them. Empty: all d.
 
         Returns:
             ``sembo_reconstruction``: mean squared difference of the L2-normalised restored and teacher features
@@ -79,7 +78,7 @@ class Bottleneck(nn.Module):
             high_energy = ops.gram_energy(features, lengths)  # the same for every prefix
         reconstruction, relation = [], []
         for size in sizes:
-            # The first columns of the weight do what zeros in the rest of the features would, in fewer products.
+            # The same as zeros in the other dimensions, with smaller matrix products.
             part = low[..., :size]
             weights = up.fc1.weight[:, :size], up.fc1.bias, up.fc2.weight, up.fc2.bias
             reconstruction.append(ops.normalized_reconstruction_loss(part, features, *weights, lengths=lengths))

@@ -12,11 +12,11 @@ from losatok_ext.nn.linear import Linear
 
 KERNEL = 7
 BLOCK_FRAMES = 512
-"""Frames of all clips whose neighbourhoods are laid side by side at once: 18 MB at 1280 channels in float32."""
+"""Frames (of all clips together) in one matrix product: their neighbourhoods take 18 MB at 1280 channels in float32."""
 
 
 class TimeConv(nn.Conv1d):
-    """A convolution over the time of [B, T, C], zeros beyond both ends, as long as its input."""
+    """A convolution over time of [B, T, C], padded with zeros at both ends; the output is as long as the input."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, KERNEL, padding=KERNEL // 2, groups=groups)
@@ -56,8 +56,8 @@ class ConvNeXtBlock(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), layer_scale))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """x [B, T, dim] to the same. What lies past ``lengths`` [B] (None: all T) is not read; there it stays finite
-        if it was."""
+        """x [B, T, dim] to [B, T, dim]. Values past ``lengths`` [B] (None: all T) are not read; they stay finite if
+        they were."""
         conv, norm = self.conv, self.norm
         convolved = ops.depthwise_conv_norm(
             x, conv.weight, conv.bias, norm.weight, norm.bias, eps=norm.eps, lengths=lengths
@@ -68,8 +68,8 @@ class ConvNeXtBlock(nn.Module):
 class ConvNeXtBackbone(nn.Module):
     """conv k7 -> LN -> ConvNeXt blocks -> LN, all over [B, T, C].
 
-    A frame sees ``3 (1 + depth)`` frames either side. Every convolution finds zeros past a clip's length, as it finds
-    them past the end of a clip alone.
+    The context of a frame is ``3 (1 + depth)`` frames on each side. Convolutions use zeros past a clip's length, as
+    they do past the end of a single clip.
 
     Args:
         in_dim: channels of the input.
@@ -86,8 +86,8 @@ class ConvNeXtBackbone(nn.Module):
         self.final_norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """x [B, T, in_dim] to [B, T, dim]. What lies past ``lengths`` [B] (None: all T) is not read, even NaN; what
-        comes out there is finite and means nothing."""
+        """x [B, T, in_dim] to [B, T, dim]. Values past ``lengths`` [B] (None: all T), even NaN, are not read; there the
+        output is finite and undefined."""
         x = self.norm(self.embed(keep_valid(x, lengths)))
         for block in self.blocks:
             x = block(x, lengths)

@@ -15,7 +15,7 @@ Rope = tuple[Tensor, Tensor]
 
 
 class _Attention(nn.Module):
-    """What self- and cross-attention share: heads, the norm of queries and keys, and the output map."""
+    """Base of self- and cross-attention: heads, the norm of queries and keys, and the output map."""
 
     def __init__(
         self, heads: int, head_dim: int, out_dim: int, out_bias: bool, qk_norm: QKNorm, qk_bias: bool, eps: float
@@ -42,7 +42,7 @@ class _Attention(nn.Module):
         """Attention of q [B, T, H, h] to k, v [B, S, H, h]: [B, T, H, h]."""
         norm = None if self.qk_norm == "none" else self.qk_norm
         q_weight, k_weight = self.q_weight, self.k_weight
-        if self.q_bias is not None:  # the fused norm has weights alone
+        if self.q_bias is not None:  # the fused norm has weights and no biases
             q = F.layer_norm(q, (self.head_dim,), q_weight, self.q_bias, self.eps)
             k = F.layer_norm(k, (self.head_dim,), k_weight, self.k_bias, self.eps)
             norm = q_weight = k_weight = None
@@ -62,10 +62,10 @@ class SelfAttention(_Attention):
         qkv_bias: of the projection to queries, keys and values.
         out_bias: of the output map.
         qk_norm: norm of queries and keys over each head: ``"rms"``, ``"layer"`` or ``"none"``.
-        qk_bias: ``"layer"`` has biases besides weights. The norm is then a pass of its own before the attention.
+        qk_bias: ``"layer"`` has biases too. The norm is then computed before the attention op instead of inside it.
         eps: of that norm.
         interleaved: rotary pairs are neighbours (2i, 2i + 1) instead of halves (i, i + n / 2).
-        rotary_heads: only the first so many heads turn; 0: all.
+        rotary_heads: number of heads (the first ones) that get rotary embedding; 0: all.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class SelfAttention(_Attention):
         """x [B, T, dim] to [B, T, dim].
 
         Args:
-            x: what lies past a length reaches nothing below it.
+            x: values past a length do not affect those below it.
             lengths: [B] int64, or None for all T.
             rope: (cos, sin), each [T, n / 2], of the first n features of each head.
         """
@@ -106,7 +106,7 @@ class SelfAttention(_Attention):
 
 
 class CrossAttention(_Attention):
-    """Multi-head attention to a context, the tokens of a text say.
+    """Multi-head attention to a context, such as the tokens of a text.
 
     Args:
         dim: width of the input and output.
@@ -115,11 +115,11 @@ class CrossAttention(_Attention):
         head_dim: their size.
         context_heads: heads of keys and values, a divisor of ``heads``; each serves ``heads / context_heads`` heads in
             a row. 0: as many as ``heads``.
-        qkv_bias: as in :class:`SelfAttention`, as all that follow.
-        out_bias: see there.
-        qk_norm: see there.
-        qk_bias: see there.
-        eps: see there.
+        qkv_bias: as in :class:`SelfAttention`.
+        out_bias: as in :class:`SelfAttention`.
+        qk_norm: as in :class:`SelfAttention`.
+        qk_bias: as in :class:`SelfAttention`.
+        eps: as in :class:`SelfAttention`.
     """
 
     def __init__(
@@ -152,6 +152,6 @@ class CrossAttention(_Attention):
         k, v = self.kv(context).unflatten(-1, (2, self.context_heads, self.head_dim)).unbind(2)
         if self.context_heads != self.heads:
             k, v = (t.repeat_interleave(self.heads // self.context_heads, dim=2) for t in (k, v))
-        if context_lengths is None and lengths is not None:  # None would mean the lengths of the queries
+        if context_lengths is None and lengths is not None:  # None would mean that the lengths of the queries apply
             context_lengths = torch.full_like(lengths, context.shape[1])
         return self.out(self.attend(q, k, v, lengths, context_lengths).flatten(2))

@@ -1,43 +1,46 @@
-"""The block of a diffusion transformer on fused ops, one module for the blocks of many published models."""
+"""The block of a diffusion transformer on fused ops, with options for the blocks of many published models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from losatok_ext import ops
+from losatok_ext.configuration import Configuration, Multiple, NonNegative, Positive, Range
 from losatok_ext.nn.dit_attention import CrossAttention, QKNorm, Rope, SelfAttention
 from losatok_ext.nn.feed_forward import Activation, FeedForward
-from losatok_ext.nn.fields import check_kinds, require
 from losatok_ext.nn.modulation import GATES, Gate, ModulatedNorm, Modulation, NormWeights
 
 Order = Literal["shift scale gate", "scale shift gate", "gate shift scale", "gate scale shift"]
 
+Width = Annotated[int, Range(1, 65536)]
+OptionalWidth = Annotated[int, Range(0, 65537)]  # 0: the part is left out
+
 
 @dataclass(frozen=True)
-class DiTBlockConfig:
-    """What a :class:`DiTBlock` is made of. The defaults are DiT's (arXiv 2212.09748); docs/dit.md names others.
+class DiTBlockConfig(Configuration):
+    """The configuration of a :class:`DiTBlock`. The defaults are DiT's (arXiv 2212.09748); docs/dit.md names others.
 
     Raises:
         ConfigError: a value of the wrong kind, or values that do not fit together.
     """
 
-    width: int = 512
+    width: Width = 512
     """C, features of a frame."""
-    heads: int = 8
+    heads: Width = 8
     """Attention heads."""
-    head_dim: int | None = None
+    head_dim: Width | None = None
     """Size of a head; None: ``width / heads``."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Range(above=0, most=64)] = 4.0
     """Hidden width of the feed-forward part over ``width``; ``int(width * mlp_ratio)``."""
     activation: Activation = "gelu_tanh"
     """``gelu`` (erf), ``gelu_tanh``; gated: ``geglu``, ``geglu_tanh``, ``swiglu``. See :class:`FeedForward`."""
     norm_weights: NormWeights = "none"
     """Learned weights of the layer norms besides the modulation: ``none``, ``scale`` or ``affine``."""
-    norm_eps: float = 1e-6
+    norm_eps: Positive = 1e-6
     """Added to the variance in every layer norm but that of queries and keys."""
     qkv_bias: bool = True
     """Biases of the projections to queries, keys and values."""
@@ -47,64 +50,58 @@ class DiTBlockConfig:
     """Norm of queries and keys over each head: ``none``, ``rms``, ``layer``; with learned weights."""
     qk_bias: bool = False
     """``layer`` has biases too."""
-    qk_eps: float = 1e-6
+    qk_eps: NonNegative = 1e-6
     """Added to mean square or variance there."""
-    rotary_dim: int = 0
-    """Features of each head that rotary embedding turns, even: 0 none, ``head_dim`` all."""
+    rotary_dim: Annotated[int, Range(0, 65536), Multiple(2)] = 0
+    """Features of each head that get rotary embedding, even; 0: none, ``head_dim``: all."""
     rotary_interleaved: bool = False
     """Pairs are neighbours (2i, 2i + 1) instead of halves (i, i + rotary_dim / 2)."""
-    rotary_heads: int = 0
-    """Only the first so many heads turn; 0: all."""
+    rotary_heads: OptionalWidth = 0
+    """Number of heads (the first ones) that get rotary embedding; 0: all."""
     modulation: Literal["block", "shared", "none"] = "block"
-    """``block``: its own linear map from the condition; ``shared``: what all blocks share plus a learned table
-    (adaLN-single); ``none``: plain norms and residuals."""
+    """``block``: each block has a linear map from the condition; ``shared``: one linear map for all blocks, and a
+    learned table for each (adaLN-single); ``none``: plain norms and residuals."""
     modulation_order: Order = "shift scale gate"
     """Order within the linear map's (table's) rows, first for attention, then for the feed-forward part."""
     modulation_bias: bool = True
     """Bias of the linear map."""
-    modulation_rank: int = 0
-    """With ``shared``, and above 0: also two linear maps through so many features for each part (adaLN-SOLA)."""
-    condition_dim: int | None = None
+    modulation_rank: OptionalWidth = 0
+    """With ``shared``: features of two more linear maps for each part (adaLN-SOLA); 0: none."""
+    condition_dim: Width | None = None
     """Width of the condition; None: ``width``."""
     gate: Gate = "g"
-    """What multiplies the attention branch: ``g``, ``1-g``, ``tanh(1-g)``, ``sigmoid(1-g)``."""
+    """Factor of the attention branch: ``g``, ``1-g``, ``tanh(1-g)``, ``sigmoid(1-g)``."""
     mlp_gate: Gate | None = None
     """The same for the feed-forward branch; None: as ``gate``."""
-    aligned_dim: int = 0
+    aligned_dim: OptionalWidth = 0
     """Width of time-aligned conditions, added to the frames after self-attention; 0: none."""
     aligned_norm: bool = False
-    """They pass a layer norm first."""
-    context_dim: int = 0
+    """Apply a layer norm to them first."""
+    context_dim: OptionalWidth = 0
     """Width of a context for cross-attention (text); 0: none."""
     context_norm: bool = False
-    """It passes a layer norm first."""
-    context_heads: int = 0
+    """Apply a layer norm to it first."""
+    context_heads: OptionalWidth = 0
     """Heads of its keys and values, a divisor of ``heads``; 0: as many."""
     skip: bool = False
     """The block takes the output of an earlier block and merges it in by a linear map of both (U-shaped long skip)."""
     skip_norm: bool = False
-    """Both pass a common layer norm first."""
+    """Apply one layer norm to both first."""
     skip_bias: bool = True
     """Bias of that map."""
     zero_init: bool = True
-    """A new block is the identity (adaLN-zero), but for its skip."""
+    """A new block is the identity (adaLN-zero), except for its skip."""
 
-    def __post_init__(self) -> None:
-        check_kinds(self)
-        for name in ("width", "heads", "head_dim", "condition_dim", "mlp_ratio", "norm_eps"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, "positive", value)
+    def _check_fit(self) -> None:
         fits = self.head_dim is not None or self.width % self.heads == 0
-        require(fits, "heads", f"a divisor of width ({self.width}), or head_dim be given", self.heads)
-        size = self.head_size
-        fits = self.rotary_dim % 2 == 0 and self.rotary_dim <= size
-        require(fits, "rotary_dim", f"an even number up to the head size ({size})", self.rotary_dim)
-        require(self.rotary_heads <= self.heads, "rotary_heads", f"at most heads ({self.heads})", self.rotary_heads)
+        self._require(fits, "heads", f"a divisor of width ({self.width}) where head_dim is not given")
+        self._require(self.rotary_dim <= self.head_size, "rotary_dim", f"at most the head size ({self.head_size})")
+        self._require(self.rotary_heads <= self.heads, "rotary_heads", f"at most heads ({self.heads})")
         fits = self.context_heads == 0 or self.heads % self.context_heads == 0
-        require(fits, "context_heads", f"a divisor of heads ({self.heads})", self.context_heads)
-        require(not self.qk_bias or self.qk_norm == "layer", "qk_norm", "'layer' with qk_bias", self.qk_norm)
+        self._require(fits, "context_heads", f"a divisor of heads ({self.heads})")
+        self._require(not self.qk_bias or self.qk_norm == "layer", "qk_norm", "'layer' with qk_bias")
         shared = self.modulation == "shared" or self.modulation_rank == 0
-        require(shared, "modulation", "'shared' with modulation_rank", self.modulation)
+        self._require(shared, "modulation", "'shared' with modulation_rank")
 
     @property
     def head_size(self) -> int:
@@ -113,10 +110,10 @@ class DiTBlockConfig:
 
 
 class DiTBlock(nn.Module):
-    """Norm, attention, norm, feed-forward, each branch gated; conditions come in by five doors.
+    """A transformer block with conditions.
 
-    In this order: the long skip is merged in; self-attention with adaLN; time-aligned conditions are added;
-    cross-attention to a context; feed-forward with adaLN. Which of them there are, :class:`DiTBlockConfig` says.
+    Its steps, in this order: merge a long skip; self-attention with adaLN; add time-aligned conditions; cross-attention
+    to a context; feed-forward with adaLN. :class:`DiTBlockConfig` says which of them a block has.
 
     Args:
         config: what to build.
@@ -163,7 +160,7 @@ class DiTBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Linear maps as Glorot and Bengio have them, zero biases; with ``zero_init`` every branch ends in a zero."""
+        """Xavier initialization of linear maps, zero biases; with ``zero_init`` every branch gives zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -175,7 +172,9 @@ class DiTBlock(nn.Module):
         if self.modulation is not None:
             self.modulation.reset_to_zero()
         for part, gate in ((self.attention.out, self.config.gate), (self.mlp.fc2, self.config.mlp_gate)):
-            if self.modulation is None or (gate or self.config.gate) != "g":  # else its gate is zero, which is enough
+            if (
+                self.modulation is None or (gate or self.config.gate) != "g"
+            ):  # otherwise its gate is zero, which is enough
                 ends.append(part)
         ends += [self.aligned] if self.aligned is not None else []
         ends += [self.cross_attention.out] if self.cross_attention is not None else []
@@ -216,7 +215,7 @@ class DiTBlock(nn.Module):
             [B, T, C].
 
         Raises:
-            ValueError: an input that the configuration asks for is missing, or one is given that it has no use for.
+            ValueError: an input that the configuration asks for is missing, or one is given that it does not use.
         """
         c = self.config
         self._check("rope", rope, c.rotary_dim, f"rotary_dim={c.rotary_dim}")

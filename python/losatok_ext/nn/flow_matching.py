@@ -1,4 +1,4 @@
-"""Flow matching on straight paths between data and noise: what a generator learns, and what its samplers integrate.
+"""Flow matching on straight paths between data and noise: a generator learns the velocity, and samplers integrate it.
 
 Source: Lipman et al. 2023 (arXiv 2210.02747) and Liu et al. 2023 (rectified flow, arXiv 2209.03003). A point of the
 path with *noise level* s in 0..1 is ``x = (1 - s) data + s noise``. Published models differ in what they call time and
@@ -17,18 +17,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from losatok_ext.errors import ConfigError
+from losatok_ext.configuration import Configuration, Positive, Range, Share
 from losatok_ext.masks import keep_valid, valid_mask
 from losatok_ext.nn.losses import masked_mean
 from losatok_ext.nn.noise import normal, uniform
 
 Direction = Literal["noise - data", "data - noise"]
 TimeDistribution = Literal["uniform", "logit_normal", "mode", "cosmap"]
+Fraction = Annotated[float, Range(above=0, most=1)]
 
 
 def shift_noise_level(level: Tensor, shift: float) -> Tensor:
@@ -40,7 +41,7 @@ def shift_noise_level(level: Tensor, shift: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FlowMatching:
+class FlowMatching(Configuration):
     """The path, the prediction and the training distribution of a flow-matching model.
 
     Time distributions are those of Esser et al. 2024 (arXiv 2403.03206, section 3.1). They are distributions of the
@@ -53,37 +54,25 @@ class FlowMatching:
     direction: Direction = "noise - data"
     """What the model predicts; decides what t means (see the module)."""
     time: TimeDistribution = "logit_normal"
-    """Of the noise levels in training: ``uniform``; ``logit_normal``, whose logit is normal; ``mode``, heavy-tailed
-    around the middle; ``cosmap``, the cosine schedule's."""
+    """Distribution of the noise levels in training: ``uniform``; ``logit_normal``, whose logit is normal; ``mode``,
+    heavy-tailed around the middle; ``cosmap``, that of the cosine schedule."""
     time_mean: float = 0.0
     """``logit_normal``: mean of the logit; above 0 more steps see much noise."""
-    time_std: float = 1.0
+    time_std: Positive = 1.0
     """``logit_normal``: standard deviation of the logit."""
-    mode_scale: float = 1.29
+    mode_scale: Annotated[float, Range(-1, 2 / (math.pi - 2))] = 1.29
     """``mode``: above 0 favours the middle, below it the ends; within -1 .. 2 / (pi - 2)."""
-    time_shift: float = 1.0
+    time_shift: Positive = 1.0
     """Moves noise levels towards noise (> 1); see :func:`shift_noise_level`."""
 
-    def __post_init__(self) -> None:
-        def require(holds: bool, name: str, should: str) -> None:
-            if not holds:
-                raise ConfigError(f"{name} should be {should}, got {getattr(self, name)!r}")
-
-        require(self.direction in get_args(Direction), "direction", " or ".join(map(repr, get_args(Direction))))
-        require(self.time in get_args(TimeDistribution), "time", "one of " + ", ".join(get_args(TimeDistribution)))
-        require(math.isfinite(self.time_mean), "time_mean", "finite")
-        require(0 < self.time_std < math.inf, "time_std", "positive")
-        require(-1 <= self.mode_scale <= 2 / (math.pi - 2), "mode_scale", "within -1..1.75")
-        require(0 < self.time_shift < math.inf, "time_shift", "positive")
-
     def time_at(self, level: float) -> float:
-        """The model's t at a noise level, and the other way round: the map is its own inverse."""
+        """The model's t at a noise level, or the noise level at a t: the map is its own inverse."""
         return level if self.direction == "noise - data" else 1.0 - level
 
     def draw_time(
         self, batch: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Tensor:
-        """Times t [B] float32 of a training batch, in the direction's own convention. No host sync."""
+        """Times t [B] float32 of a training batch, by the convention of the direction. A GPU is not waited for."""
         if self.time == "logit_normal":
             level = torch.sigmoid(self.time_mean + self.time_std * normal((batch,), device=device, generator=generator))
         else:
@@ -104,7 +93,7 @@ class FlowMatching:
         return (1 - weight) * behind + weight * ahead
 
     def velocity(self, data: Tensor, noise: Tensor) -> Tensor:
-        """dx/dt along the path, which is what the model predicts."""
+        """dx/dt along the path, the target of the model."""
         return noise - data if self.direction == "noise - data" else data - noise
 
     def estimate(self, x: Tensor, velocity: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -123,17 +112,17 @@ class FlowMatching:
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Mean squared error of the predicted velocity at a random time per item and fresh noise: a float32 scalar.
+        """Mean squared error of the predicted velocity, with a random time for each item and random noise.
 
         Args:
             model: maps (x [B, T, d], t [B]) to a velocity [B, T, d].
-            data: [B, T, d] latents, normalised; no gradient goes to it.
-            lengths: [B] int64 tokens; what lies past a length is not read, even NaN, and noise there is zero.
-            mask: [B, T] bool, True at the tokens that count (None: all below ``lengths``).
+            data: [B, T, d] normalized latents; they take no gradient.
+            lengths: [B] int64 tokens; values past a length, even NaN, are not read, and noise there is zero.
+            mask: [B, T] bool, True at the tokens of which the loss is the mean (None: all below ``lengths``).
             generator: of times and noise.
 
         Returns:
-            The mean over counted tokens of the whole batch and over d; 0 where none counts.
+            A float32 scalar, the mean over these tokens of the batch and over d; 0 if there are none.
         """
         data = keep_valid(data.detach(), lengths)
         t = self.draw_time(len(data), data.device, generator)
@@ -147,45 +136,43 @@ class FlowMatching:
         error = predicted.float() - self.velocity(data, noise).float()
         if counted is None:
             return masked_mean(error.square().mean(-1), None)
-        # Before the square: what a model leaves past a length may be NaN, and 0 * NaN would reach the gradient.
+        # Before the square: the prediction past a length may be NaN, and the gradient would be 0 * NaN.
         error = torch.where(counted[..., None], error, 0.0)
         return error.square().mean(-1).sum() / counted.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
-class ConditionDropout:
+class ConditionDropout(Configuration):
     """How often training hides conditions from the model, so that it can be sampled with classifier-free guidance.
 
-    Source: Ho and Salimans 2022 (arXiv 2207.12598). An item loses everything at once with probability ``joint``, and
-    each condition alone with its own.
+    Source: Ho and Salimans 2022 (arXiv 2207.12598). All conditions of an item are hidden with probability ``joint``,
+    and each condition alone with its own probability.
 
     Raises:
         ConfigError: a probability outside 0..1.
     """
 
-    joint: float = 0.1
-    text: float = 0.0
-    aligned: float = 0.0
-    global_: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("joint", "text", "aligned", "global_"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} should lie within 0..1, got {value}")
+    joint: Share = 0.1
+    """Probability that an item loses all conditions."""
+    text: Share = 0.0
+    """Probability that it loses its text."""
+    aligned: Share = 0.0
+    """Probability that it loses its time-aligned condition."""
+    global_: Share = 0.0
+    """Probability that it loses the condition of the whole clip."""
 
     def draw(
         self, batch: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """``{"joint", "text", "aligned", "global_"}``: [B] bool, True where an item is to see nothing at all, or not
-        that condition. Independent of each other. No host sync."""
+        """``{"joint", "text", "aligned", "global_"}``: [B] bool each; True hides all conditions of an item, or one.
+        The draws are independent. A GPU is not waited for."""
         names = ("joint", "text", "aligned", "global_")
         u = uniform((len(names), batch), rows=1, device=device, generator=generator)
         return {name: row < getattr(self, name) for name, row in zip(names, u, strict=True)}
 
 
 @dataclass(frozen=True)
-class SpanMasking:
+class SpanMasking(Configuration):
     """Which tokens of a training clip are to be generated, and which it sees as context: the whole clip (generation
     from nothing), or spans of it (editing), one of them sometimes at its end (continuation).
 
@@ -195,30 +182,23 @@ class SpanMasking:
         ConfigError: a value out of its range.
     """
 
-    whole: float = 0.5
-    """Probability that nothing is given."""
-    continuation: float = 0.2
+    whole: Share = 0.5
+    """Probability that nothing of a clip is given, and the whole clip is generated."""
+    continuation: Share = 0.2
     """Of the other clips, the share whose first span reaches the end."""
-    fraction: tuple[float, float] = (0.1, 0.7)
+    fraction: tuple[Fraction, Fraction] = (0.1, 0.7)
     """Length of a span relative to the clip, drawn uniformly between these."""
-    spans: int = 2
-    """A clip has 1 up to so many spans; they may overlap."""
+    spans: Annotated[int, Range(1, 1024)] = 2
+    """Largest number of spans of a clip, which may overlap. The number is drawn uniformly from 1 up to it."""
 
-    def __post_init__(self) -> None:
-        for name in ("whole", "continuation"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} should lie within 0..1, got {value}")
+    def _check_fit(self) -> None:
         low, high = self.fraction
-        if not 0 < low <= high <= 1:
-            raise ConfigError(f"fraction should be two numbers within 0..1, the smaller first, got {[low, high]}")
-        if self.spans < 1:
-            raise ConfigError(f"spans should be at least 1, got {self.spans}")
+        self._require(low <= high, "fraction", "two numbers, the smaller first")
 
     def draw(self, lengths: Tensor, time: int, generator: torch.Generator | None = None) -> Tensor:
         """[B, T] bool, True at the tokens to generate, for clips of ``lengths`` [B] in rows of ``time`` tokens.
 
-        At least one token of a clip that is not empty. No host sync.
+        At least one token of a clip that is not empty is generated. A GPU is not waited for.
         """
         batch, device = len(lengths), lengths.device
         u = uniform((3, self.spans, batch), rows=2, device=device, generator=generator)

@@ -1,4 +1,4 @@
-"""The decoder's head: frames of log magnitude and phase to a waveform."""
+"""The last layers of the decoder: frames of log magnitude and phase to a waveform."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ISTFTHead(Constants):
     Magnitude is ``min(exp(m), 100)``; the spectrum ``magnitude (cos p + i sin p)``; each windowed inverse FFT is
     overlapped and divided by the overlapped squared window; ``(n_fft - hop) / 2`` samples are trimmed on either side,
     so that L frames give ``hop L`` samples: :func:`losatok_ext.ops.polar_istft`. The envelope ends at each clip's own
-    end; nothing waits for the device.
+    end. A GPU is not waited for.
 
     Args:
         dim: channels of the input.
@@ -35,7 +35,7 @@ class ISTFTHead(Constants):
         self.add_constant("window", partial(hann_window, n_fft))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """x [B, L, dim] to audio [B, hop L] float32; clips end at ``lengths`` [B] frames (None: L), zeros from there.
+        """x [B, L, dim] to audio [B, hop L] float32; clips end at ``lengths`` [B] frames (None: L), zeros after that.
 
         The linear layer computes in the dtype of its weights, under autocast too: a bfloat16 phase of many turns is no
         phase.

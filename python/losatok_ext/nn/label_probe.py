@@ -1,4 +1,4 @@
-"""A linear probe that tells a clip's label from its features, to supervise them."""
+"""A linear classifier of a clip's features, whose loss supervises the features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class LabelProbe(nn.Module):
 
     Args:
         dim: features of a frame.
-        classes: labels that there are.
+        classes: number of different labels.
     """
 
     def __init__(self, dim: int, classes: int) -> None:
@@ -22,11 +22,11 @@ class LabelProbe(nn.Module):
         self.linear = nn.Linear(dim, classes)
 
     def forward(self, features: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
-        """The cross-entropy in nats, mean over the labelled clips with frames: a float32 scalar, 0 where there is none.
+        """The cross-entropy in nats, mean over the labelled clips with frames: a float32 scalar; 0 if there are none.
 
         Args:
-            features: [B, T, dim]; computed in float32, under autocast too.
-            lengths: [B] int64 frames (None: all T). What lies past is not read, even NaN.
+            features: [B, T, dim]; computed in float32, also under autocast.
+            lengths: [B] int64 frames (None: all T). Values past a length, even NaN, are not read.
             labels: [B] int64 class of each clip; -1 where it has none.
         """
         with torch.autocast(features.device.type, enabled=False):

@@ -18,13 +18,13 @@ from losatok_ext.masks import keep_valid, valid_mask
 def masked_mean(per_frame: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean of ``per_frame`` [B, T] over the frames below ``lengths`` [B] (None: all); 0 where there is none.
 
-    A float32 (float64) scalar. What lies past a length never reaches it, even NaN. For gradients to be finite there,
-    ``per_frame`` should be computed from finite values (``keep_valid``).
+    A float32 (float64) scalar. Values past a length, even NaN, do not affect it. For finite gradients ``per_frame``
+    should be computed from finite values there (``keep_valid``).
     """
     per_frame = per_frame if per_frame.dtype == torch.float64 else per_frame.float()
     if lengths is None:
         return per_frame.sum() / max(per_frame.numel(), 1)
-    valid = valid_mask(lengths.to(per_frame.device), per_frame.shape[1])
+    valid = valid_mask(lengths, per_frame.shape[1])
     return torch.where(valid, per_frame, 0.0).sum() / valid.sum().clamp(min=1)
 
 
@@ -41,7 +41,7 @@ def masked_cosine(x: Tensor, target: Tensor, lengths: Tensor | None = None) -> T
 
 
 SEMANTIC_DISTANCES = {"mse": masked_mse, "cosine": masked_cosine}
-"""What can be asked for as the distance of acoustic from semantic features."""
+"""The distances of acoustic from semantic features, by name."""
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor, lengths: Tensor | None = None, clamp: float = 0.0) -> Tensor:
@@ -51,7 +51,7 @@ def kl_divergence(mu: Tensor, logvar: Tensor, lengths: Tensor | None = None, cla
         mu: [B, T, d].
         logvar: [B, T, d].
         lengths: [B] int64 tokens (None: all valid).
-        clamp: each dimension of each frame counts at least this many nats, and below it takes no gradient.
+        clamp: least value in nats of each dimension of each frame; below it there is no gradient.
 
     Formula: ``(mu^2 + exp(logvar) - 1 - logvar) / 2`` (Kingma and Welling 2014, appendix B).
     """

@@ -20,8 +20,8 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh(1-g)": lambda g: torch.tanh(1 - g),
     "sigmoid(1-g)": lambda g: torch.sigmoid(1 - g),
 }
-"""What a branch is multiplied by, from its part g of the modulation: DiT and F5-TTS take g, which a zero turns off;
-EzAudio 1 - g; UniFlow-Audio tanh(1 - g) for attention; stable-audio sigmoid(1 - g)."""
+"""The factor of a branch as a function of its part g of the modulation. DiT and F5-TTS use g (zero turns the branch
+off); EzAudio uses 1 - g; UniFlow-Audio tanh(1 - g) for attention; stable-audio sigmoid(1 - g)."""
 
 
 class Modulation(nn.Module):
@@ -29,8 +29,8 @@ class Modulation(nn.Module):
 
     Args:
         width: of each vector.
-        parts: how many.
-        condition_dim: width of the condition; 0: none is taken, only what the blocks share.
+        parts: number of vectors.
+        condition_dim: width of the condition; 0: the block takes no condition, only the shared modulation.
         bias: of the linear map from the condition.
         shared: add a learned table [parts, width] to what all blocks share (adaLN-single, PixArt-alpha, arXiv
             2310.00426). Without it the block has a linear map of its own (adaLN, DiT, arXiv 2212.09748).
@@ -49,7 +49,7 @@ class Modulation(nn.Module):
         self.up = nn.Linear(parts * rank, parts * width, bias=False) if rank else None
 
     def reset_to_zero(self) -> None:
-        """Let every part be zero, whatever the condition is."""
+        """Make every part zero for any condition."""
         for layer in (self.linear, self.up):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
@@ -67,7 +67,7 @@ class Modulation(nn.Module):
             shared: [B, parts * width] or [B, T, parts * width]: what all blocks share.
 
         Raises:
-            ValueError: the one that this modulation needs is not given.
+            ValueError: an input that this modulation needs is missing.
         """
         if self.linear is not None:
             if condition is None:
@@ -91,7 +91,7 @@ class Modulation(nn.Module):
 class ModulatedNorm(nn.Module):
     """``LN(x) * (1 + scale) + shift``, LN with or without learned weights; without modulation ``LN(x)``.
 
-    Learned weights w and b fold into the modulation, so that one fused pass serves all kinds:
+    Learned weights w and b are merged into the modulation, so that all kinds are one fused pass:
     ``(w n + b)(1 + scale) + shift = n (1 + (w (1 + scale) - 1)) + (b (1 + scale) + shift)``.
 
     Args:

@@ -1,9 +1,8 @@
-"""Random numbers for a batch of which only some rows are at hand.
+"""Random numbers for a part of a batch, the same as in the whole batch.
 
 Gradient accumulation and training by several processes cut a batch into parts. Inside :func:`rows_of` each part draws
-what the whole batch would have drawn for its rows, so that the parts together are the batch: what is learned does not
-depend on how it was cut. Elsewhere, and in compiled graphs, these functions are ``torch.randn``, ``torch.rand`` and
-``torch.randint``.
+the numbers that the whole batch would draw for these rows, so that training does not depend on how the batch was cut.
+Elsewhere, and in compiled graphs, these functions are ``torch.randn``, ``torch.rand`` and ``torch.randint``.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ _rows: ContextVar[_Rows | None] = ContextVar("rows", default=None)
 
 @contextmanager
 def rows_of(first: int, size: int, total: int, seed: int) -> Iterator[None]:
-    """Let what is drawn here be that of rows ``first`` to ``first + size - 1`` of a batch of ``total``.
+    """Draw the numbers of rows ``first`` to ``first + size - 1`` of a batch of ``total`` rows.
 
     Args:
-        first: from 0.
-        size: rows at hand.
+        first: first row of the part, from 0.
+        size: rows of the part.
         total: rows of the whole batch.
-        seed: of the whole batch's numbers, the same for all its parts.
+        seed: the same for all parts of the batch.
     """
     token = _rows.set(_Rows(first, size, total, seed))
     try:
@@ -53,7 +52,7 @@ def rows_of(first: int, size: int, total: int, seed: int) -> Iterator[None]:
 
 @contextmanager
 def whole_batch() -> Iterator[slice]:
-    """Draw here for all rows of the batch; yields which of them are at hand (all, outside of :func:`rows_of`)."""
+    """Draw for all rows of the batch. Yields the rows of this part (all rows, outside of :func:`rows_of`)."""
     part = _rows.get()
     if part is None:
         yield slice(None)
@@ -73,9 +72,14 @@ def normal(
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Standard normal numbers of ``shape``, of which dimension ``rows`` counts the batch.
+    """Standard normal numbers of ``shape``.
 
-    With a ``generator`` they come from it, as they are.
+    Args:
+        shape: of the result.
+        rows: its dimension that is the batch.
+        dtype: of the result.
+        device: of the result.
+        generator: if given, the numbers are drawn from it, and the rest of the batch plays no role.
     """
     return _draw(
         lambda size, **source: torch.randn(size, dtype=dtype, device=device, **source),
@@ -94,7 +98,7 @@ def uniform(
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Numbers from 0 up to 1, otherwise as :func:`normal`."""
+    """Numbers that are uniform in [0, 1); for the arguments see :func:`normal`."""
     return _draw(
         lambda size, **source: torch.rand(size, dtype=dtype, device=device, **source),
         shape,
@@ -105,7 +109,7 @@ def uniform(
 
 
 def integers(low: int, high: int, shape: Sequence[int], *, rows: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """int64 numbers from ``low`` to ``high - 1``, otherwise as :func:`normal`."""
+    """Uniform int64 numbers from ``low`` to ``high - 1``; for the other arguments see :func:`normal`."""
     return _draw(
         lambda size, **source: torch.randint(low, high, size, device=device, **source), shape, rows, device, None
     )
@@ -118,7 +122,7 @@ def _draw(
     device: torch.device | str,
     generator: torch.Generator | None,
 ) -> Tensor:
-    # A compiled graph knows no context; it draws from torch's global generator.
+    # Compiled graphs cannot read the context variable; they draw from torch's global generator.
     part = None if torch.compiler.is_compiling() else _rows.get()
     size = list(shape)
     if generator is not None:
@@ -126,6 +130,8 @@ def _draw(
     if part is None:
         return make(size)  # without the argument: with it a compiled randint takes no size that varies
     if size[rows] != part.size:
-        raise ValueError(f"dimension {rows} of the numbers should be the {part.size} rows at hand, got {size}")
+        raise ValueError(
+            f"dimension {rows} of the numbers should be the {part.size} rows of this part of the batch, got {size}"
+        )
     size[rows] = part.total
     return make(size, generator=part.generator(torch.device(device))).narrow(rows, part.first, part.size)

@@ -18,11 +18,11 @@ def _frequencies(dim: int, base: float) -> Tensor:
 class RotaryEmbedding(Constants):
     """Cosines and sines of rotary position embedding (RoFormer, arXiv 2104.09864).
 
-    Pair i of a head turns by ``position * base ** (-2 i / dim)``. Angles are computed in float64: in float32
+    Pair i of a head is rotated by ``position * base ** (-2 i / dim)``. Angles are computed in float64: in float32
     those of an hour's positions would be wrong in their third digit.
 
     Args:
-        dim: features of a head that turn, even; fewer than the head has is partial rotary embedding.
+        dim: features of a head that are rotated, even; may be fewer than the head has.
         base: of the frequencies.
     """
 

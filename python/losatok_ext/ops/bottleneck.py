@@ -230,6 +230,9 @@ def bottleneck_project(
     values before the activation are kept ([N, H] in x's dtype, H/D of the size of x), because computing them again
     would cost the larger of the two products once more.
 
+    On the CPU the rows are divided into as many parts as there are threads: repeated runs on the same number of threads
+    give the same bits, another number gives the same values up to rounding.
+
     Raises:
         TypeError: an argument of the wrong type or dtype; the message names it.
         ValueError: shapes or devices that do not fit, or an unknown activation.
@@ -281,6 +284,7 @@ def normalized_reconstruction_loss(
     Value and gradients are computed in one pass over blocks of frames; neither the restored features [N, D] nor the
     hidden activations [N, H] are stored. Gradients are float32 (float64 for float64) until they are multiplied by the
     gradient of the loss.
+    On the CPU, repeated runs on the same number of threads give the same bits, as for :func:`bottleneck_project`.
 
     Raises:
         TypeError: an argument of the wrong type or dtype; the message names it.

@@ -37,7 +37,8 @@ def int8_linear(
         activation: ``"gelu"`` (by the error function), ``"gelu_tanh"``, ``"silu"``, ``"relu"`` or ``"none"``.
 
     Returns:
-        y [..., M] in x's dtype. Under autocast x is cast to its dtype, as ``F.linear`` casts it (float64 stays).
+        y [..., M] in x's dtype. Under autocast x is cast to its dtype, as ``F.linear`` casts it (float64 stays). On the
+        CPU the same bits on any number of threads; float64, which is torch's own product, on the same number.
 
     Where x, scale or bias needs gradients, and on a GPU, it runs as the reference: PyTorch's own product with a copy of
     the weight in x's dtype.

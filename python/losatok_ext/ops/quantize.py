@@ -197,7 +197,8 @@ def vq_nearest(
 
     A row with a NaN, or so large that every distance is infinite, gets index 0 and the distance to that code (NaN or
     infinity). A code with a NaN or an infinity is never chosen while another has a finite distance. Autocast changes
-    nothing here. Memory beyond inputs and outputs is O(N + K d): the [N, K] distances are never stored.
+    nothing here. Memory beyond inputs and outputs is O(N + K d): the [N, K] distances are never stored. On the CPU the
+    result, gradients included, has the same bits on any number of threads.
 
     Raises:
         TypeError: an argument of the wrong type or dtype; the message names it.
@@ -237,7 +238,8 @@ def rvq_encode(
             estimate, such as the straight-through x + (quantized - x).detach().
 
     The residual is kept in float32 (float64) and in cache for all stages, on a GPU on the chip. Sums run in the order
-    of the stages, as in :func:`rvq_decode`: in float32 the two agree bit for bit.
+    of the stages, as in :func:`rvq_decode`: in float32 the two agree bit for bit. On the CPU the same bits on any
+    number of threads, gradients included.
 
     Raises:
         TypeError: an argument of the wrong type or dtype; the message names it.

@@ -121,7 +121,8 @@ def time_relation_loss(
             constant in training, and saves *factored* its largest product; the other algorithms ignore it.
 
     Returns:
-        [] in the dtype of ``low``; float32 under autocast, where the products are taken in autocast's dtype.
+        [] in the dtype of ``low``; float32 under autocast, where the products are taken in autocast's dtype. On the
+        CPU the same bits again on the same number of threads, and the same value to rounding on another number.
 
     Raises:
         TypeError: a dtype that is not floating or differs between ``low`` and ``high``; a window that is no int.
@@ -179,7 +180,8 @@ def gram_energy(high: Tensor, lengths: Tensor | None = None, window: int | None 
         window: keep pairs with |i - j| <= window (frames, at least 0), or None for all.
 
     Returns:
-        [B], float32 (float64 for float64); 0 for a clip without frames.
+        [B], float32 (float64 for float64); 0 for a clip without frames. On the CPU the same bits again on the same
+        number of threads.
 
     Raises:
         TypeError: a dtype that is not floating; a window that is no int.

@@ -1,188 +1,182 @@
-"""What there is to train on: the files of a folder, the lines of a JSONL manifest, or the clips in shards."""
+"""Manifests: text files that list recordings, and say what is known about each.
+
+A manifest is a JSON lines file: one JSON object per line, in UTF-8 with or without a byte order mark, with the line
+ends of any system. Every command reads the same keys:
+
+=============  =======================================================================================================
+``path``       The file; relative to the manifest's folder, or absolute. Required.
+``text``       What the recording is described as to a generator. Where it is missing, ``label`` serves, then the values
+               of ``labels``.
+``label``      The class of the recording: text or a number.
+``labels``     An object of further labels by name.
+``domain``     Speech, music or whatever the data is divided into.
+``seconds``    Length of the recording. Training then need not open the file to learn it.
+``segments``   A list of ``[start, end, label]``: labelled parts, in seconds.
+=============  =======================================================================================================
+
+Other keys with plain values (text, numbers, true and false) can be grouped by in evaluations.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from losatok_ext.audio.files import READABLE_SUFFIXES
-from losatok_ext.errors import TrainingError
+from losatok_ext.errors import InputError
 from losatok_ext.recordings.shard_files import Member
-from losatok_ext.recordings.shard_index import RECORDINGS, is_shards, open_shards
 
-UNKNOWN_SECONDS = 1e9
+MANIFEST_SUFFIXES = (".jsonl", ".ndjson")
+MAX_SECONDS = 1e9
+"""No recording is as long as this."""
+
 _EXAMPLE = 'each line should be an object such as {"path": "a.wav"}'
 
 
-class Entry(NamedTuple):
-    """What a folder, manifest or shard says of a clip; ``seconds`` is None where it says nothing."""
+@dataclass(frozen=True)
+class Segment:
+    """A labelled part of a recording, from ``start`` up to ``end`` in seconds."""
+
+    start: float
+    end: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One recording (or file of features or latents), and what is known about it.
+
+    Attributes:
+        path: the file. Of a recording in a shard: the shard and the recording's key, for messages.
+        name: the file's name in its manifest, folder or shard.
+        values: everything that is known by name, as text: the plain values of the manifest line and those of its
+            ``"labels"``. A file found in a folder has at most ``"domain"``.
+        segments: labelled parts.
+        text: what the recording is described as to a generator; ``""`` where nothing is known.
+        label: its class; ``""`` where nothing is known.
+        seconds: its length, where the manifest says it.
+        line: the line of the manifest, from 1; 0 for a file that no manifest names.
+        member: where the recording is in a shard.
+    """
 
     path: Path
     name: str
-    seconds: float | None
-    text: str
-    domain: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
+    segments: tuple[Segment, ...] = ()
+    text: str = ""
+    label: str = ""
+    seconds: float | None = None
+    line: int = 0
     member: Member | None = None
-    """Where the clip is in a shard; ``path`` is then its name for messages."""
 
+    @property
+    def domain(self) -> str:
+        """Speech, music or whatever the data is divided into; ``""`` where nothing is known."""
+        return self.values.get("domain", "")
 
-class Found(NamedTuple):
-    """The clips that there are, sentences on what is left out, and how many clips are named altogether."""
-
-    entries: list[Entry]
-    left_out: list[str]
-    named: int
-
-
-def find_entries(data: Path, suffixes: Sequence[str] = READABLE_SUFFIXES, kind: str = "audio") -> Found:
-    """The files of a folder (searched through for ``suffixes``) or JSONL manifest, or the recordings in shards.
-
-    A manifest line gives a clip's text as ``"text"``, else as ``"label"``, else as the values of the object
-    ``"labels"``, and its domain as ``"domain"``. In a folder the text is the name of the folder that the file lies in,
-    and the domain that of the first folder on the way to it; both are ``""`` at the top. A file may have several lines
-    with a text each; of lines that say the same the first counts. Files that do not exist are left out, and told in one
-    sentence.
-
-    Raises:
-        TrainingError: ``data`` is missing, empty or of another kind, or a manifest line is broken (named by file and
-            line).
-    """
-    if is_shards(data):
-        return _in_shards(data, kind)
-    if data.is_dir():
-        entries = _in_folder(data, suffixes, kind)
-        return Found(entries, [], len(entries))
-    if not data.exists():
-        raise TrainingError(
-            f"{data}: no such folder or manifest; give a folder of {kind} files, a JSONL manifest or shards (.tar)"
-        )
-    if data.suffix.lower() in suffixes:
-        article = "an" if kind[0] in "aeiou" else "a"
-        raise TrainingError(f"{data} is {article} {kind} file; give the folder that holds it, or a JSONL manifest")
-    return _in_manifest(data)
-
-
-def _in_folder(data: Path, suffixes: Sequence[str], kind: str) -> list[Entry]:
-    found = sorted(p for p in data.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    entries = [
-        Entry(path, name.as_posix(), None, name.parent.name, name.parts[0] if len(name.parts) > 1 else "")
-        for path, name in ((path, path.relative_to(data)) for path in found)
-        if not path.name.startswith(".")
-    ]
-    if not entries:
-        raise TrainingError(
-            f"{data}: the folder holds no {kind} files ({', '.join(suffixes)}), nor do the folders in it"
-        )
-    return entries
-
-
-def _in_shards(data: Path, kind: str) -> Found:
-    shards = open_shards(data)
-    if shards.kind != RECORDINGS:
-        raise TrainingError(f"{data} holds {shards.kind}, and {kind} files are needed here; give recordings")
-    entries, left_out = [], list(shards.left_out)
-    for sample in shards.samples:
-        values, path = sample.values, sample.member.shard / sample.key
-        name = values.get("path")
-        if not isinstance(name, str) or not name:
-            name = f"{sample.member.shard.name}/{sample.key}"
+    def key(self) -> str:
+        """A name for the file with its present content: it changes with the file's size and time."""
         try:
-            told = (_seconds(values, str(path)), _text(values, str(path)), _domain(values, str(path)))
-            entries.append(Entry(path, name, *told, sample.member))
-        except TrainingError as error:  # whoever trains cannot put a shard right as he can a manifest
-            left_out.append(str(error))
-    if not entries:
-        reason = f"; the first problem: {left_out[0]}" if left_out else ""
-        raise TrainingError(f"{data}: the shards hold no recordings{reason}")
-    return Found(entries, left_out, len(shards.samples))
+            status = self.path.stat()
+        except OSError:  # reading it will say why
+            return self.name
+        return f"{self.name}|{status.st_size}|{status.st_mtime_ns}"
 
 
-def manifest_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, values) of each line of a JSONL manifest that is not empty. UTF-8, with or without a byte order mark;
-    lines end as on any system.
+def is_manifest(path: Path) -> bool:
+    """Whether ``path`` is taken for a manifest because of its suffix."""
+    return path.suffix.lower() in MANIFEST_SUFFIXES
+
+
+def read_manifest(path: Path) -> list[Item]:
+    """The lines of a manifest, in their order. Whether the files exist is not checked.
 
     Raises:
-        TrainingError: the file cannot be read, or a line holds no ``"path"``; file and line are named.
+        InputError: the manifest cannot be read or is empty, or a line is broken (file and line are named).
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: U+2028 may stand within a text
     except UnicodeDecodeError as error:
-        raise TrainingError(f"{path}: cannot read the manifest: {error}; save it as UTF-8") from None
+        raise InputError(f"{path}: cannot read the manifest: {error}; save it as UTF-8") from None
     except OSError as error:
-        raise TrainingError(f"{path}: cannot read the manifest: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problem = getattr(error, "msg", None) or str(error)
-            raise TrainingError(f"{path}:{number}: not valid JSON ({problem}); {_EXAMPLE}") from None
-        name = values.get("path") if isinstance(values, dict) else None
-        if not isinstance(name, str) or not name:
-            raise TrainingError(f'{path}:{number}: the line has no "path"; {_EXAMPLE}')
-        yield number, values
+        raise InputError(f"{path}: cannot read the manifest: {error.strerror or error}") from None
+    items = [_read_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not items:
+        raise InputError(f"{path}: the manifest is empty; {_EXAMPLE}")
+    return items
 
 
-def _in_manifest(path: Path) -> Found:
-    entries: list[Entry] = []
-    lines: dict[tuple[str, str, str], int] = {}
-    missing: list[tuple[int, str]] = []
-    repeated: list[tuple[int, str, int]] = []
-    for number, values in manifest_lines(path):
-        place, name = f"{path}:{number}", values["path"]
-        entry = Entry(path.parent / name, name, _seconds(values, place), _text(values, place), _domain(values, place))
-        first = lines.setdefault((os.path.normpath(entry.path), entry.text, entry.domain), number)
-        if first != number:
-            repeated.append((number, name, first))
-        elif os.path.exists(entry.path):
-            entries.append(entry)
-        else:
-            missing.append((number, name))
-    if not lines:
-        raise TrainingError(f"{path}: the manifest is empty; {_EXAMPLE}")
-    left_out = []
-    if missing:
-        number, name = missing[0]
-        left_out.append(
-            f"{path}: {len(missing)} of its {len(lines)} files {'does' if len(missing) == 1 else 'do'} not exist, the "
-            f"first: {name} (line {number}), looked for as {path.parent / name}"
-        )
-    if repeated:
-        number, name, first = repeated[0]
-        left_out.append(
-            f"{path}: {len(repeated)} lines say again what another does, the first: {name} (line {number}, as line "
-            f"{first}); each counts once"
-        )
-    return Found(entries, left_out, len(lines))
+def _read_line(manifest: Path, number: int, line: str) -> Item:
+    place = f"{manifest}:{number}"
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        problem = getattr(error, "msg", None) or str(error)
+        raise InputError(f"{place}: not valid JSON ({problem}); {_EXAMPLE}") from None
+    name = values.get("path") if isinstance(values, dict) else None
+    if not isinstance(name, str) or not name:
+        raise InputError(f'{place}: the line has no "path"; {_EXAMPLE}')
+    return describe(manifest.parent / name, name, values, place, line=number)
+
+
+def describe(
+    path: Path, name: str, values: Mapping[str, Any], place: str, line: int = 0, member: Member | None = None
+) -> Item:
+    """The item that ``values``, the object of a manifest's line or of a shard, describe.
+
+    Args:
+        path, name, line, member: those of the item.
+        values: by the keys of a manifest.
+        place: where they were read, for messages.
+
+    Raises:
+        InputError: a value is of the wrong kind.
+    """
+    labels = values.get("labels", {})
+    if not isinstance(labels, dict):
+        raise InputError(f'{place}: "labels" should be an object of names and values, got {labels!r:.80}')
+    domain, text = (_as_text(values, key, place) for key in ("domain", "text"))
+    label = values.get("label", "")
+    if not isinstance(label, str | int | float):
+        raise InputError(f'{place}: "label" should be text or a number, got {label!r:.80}')
+    label = _shown(label)
+    if text is None:
+        text = label if "label" in values else " ".join(str(value) for value in labels.values())
+    plain = {key: _shown(value) for key, value in {**labels, **values}.items() if isinstance(value, str | int | float)}
+    if domain is None:
+        plain.pop("domain", None)
+    segments = _segments(values.get("segments", []), place)
+    return Item(path, name, plain, segments, text, label, _seconds(values, place), line, member)
+
+
+def _as_text(values: Mapping[str, Any], key: str, place: str) -> str | None:
+    text = values.get(key)
+    if key in values and not isinstance(text, str):
+        raise InputError(f'{place}: "{key}" should be text, got {text!r:.80}')
+    return text
 
 
 def _seconds(values: Mapping[str, Any], place: str) -> float | None:
     seconds = values.get("seconds")
     if seconds is not None and (
-        isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < UNKNOWN_SECONDS
+        isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < MAX_SECONDS
     ):
-        raise TrainingError(f'{place}: "seconds" should be the length of the clip in seconds, got {seconds!r}')
+        raise InputError(f'{place}: "seconds" should be the length of the recording in seconds, got {seconds!r:.80}')
     return seconds
 
 
-def _domain(values: Mapping[str, Any], place: str) -> str:
-    domain = values.get("domain", "")
-    if not isinstance(domain, str):
-        raise TrainingError(f'{place}: "domain" should be text, got {domain!r}')
-    return domain
+def _segments(values: Any, place: str) -> tuple[Segment, ...]:
+    segments = []
+    for entry in values if isinstance(values, list) else [values]:
+        fits = isinstance(entry, list) and len(entry) == 3
+        times = entry[:2] if fits else []
+        if not fits or not all(isinstance(t, int | float) and not isinstance(t, bool) for t in times):
+            raise InputError(f'{place}: "segments" should be a list of [start, end, label], got {entry!r:.80}')
+        segments.append(Segment(float(times[0]), float(times[1]), _shown(entry[2])))
+    return tuple(segments)
 
 
-def _text(values: Mapping[str, Any], place: str) -> str:
-    for key in ("text", "label"):
-        if key in values:
-            if not isinstance(values[key], str):
-                raise TrainingError(f'{place}: "{key}" should be text, got {values[key]!r}')
-            return values[key]
-    labels = values.get("labels", {})
-    if not isinstance(labels, dict):
-        raise TrainingError(f'{place}: "labels" should be an object of names and values, got {labels!r}')
-    return " ".join(str(value) for value in labels.values())
+def _shown(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)

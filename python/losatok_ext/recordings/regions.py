@@ -1,4 +1,4 @@
-"""A few seconds out of a long recording, without decoding the rest."""
+"""Reads a part of a long recording without decoding the rest."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from losatok_ext.audio.files import audio_info
 from losatok_ext.audio.resample import resample
 from losatok_ext.errors import AudioFileError
 
-_MARGIN_SECONDS = 0.1  # read on either side and cut off again: the resampler's filter is far shorter
+_MARGIN_SECONDS = 0.1  # read on each side and cut off again; the filter of the resampler is far shorter
 
 
 def read_region(path: Path, start: int, samples: int, sample_rate: int, content: BinaryIO | None = None) -> Tensor:
     """Samples ``start`` to ``start + samples`` of an audio file, counted at ``sample_rate`` (Hz), as float32 mono [N].
 
-    What :func:`~losatok_ext.audio.files.read_audio` would return there: exactly at the file's own rate, to resampler
-    accuracy at others.
-    N is smaller where the file ends earlier. ``content`` as there.
+    The samples are those that :func:`~losatok_ext.audio.files.read_audio` returns there: exactly at the file's own
+    rate, to the accuracy of the resampler at other rates. N is smaller where the file ends earlier.
+
+    Args:
+        path: the file.
+        start, samples: first sample and number of samples, at ``sample_rate``.
+        sample_rate: Hz.
+        content: the file's bytes as an open, seekable file; ``path`` then only names them.
 
     Raises:
         AudioFileError: the file cannot be read there, or holds NaN or infinite samples there.
         UserError: soundfile or soxr is not installed.
     """
-    info = audio_info(
-        path, content
-    )  # every reason why the file cannot be opened, and soundfile's absence, is told apart there
+    info = audio_info(path, content)  # raises an error of its own for each reason why the file cannot be opened
     import soundfile
 
     rate = info.sample_rate
-    # Begin where a sample of the file and one of the result coincide.
+    # Begin where a sample of the file and a sample of the result are at the same time.
     unit = math.gcd(rate, sample_rate)
     native_step, step = rate // unit, sample_rate // unit
     units = max(start // step - math.ceil(_MARGIN_SECONDS * unit), 0)

@@ -1,6 +1,6 @@
-"""Shards, tar files in WebDataset's layout: what lies where in one, and reading any part of it at once.
+"""Shards, tar files in the layout of WebDataset: finding their clips, and reading any part of them directly.
 
-A clip is the files of one key that stand together: ``KEY.flac`` (or another audio file) and ``KEY.json``, or
+A clip is the files of one key that follow each other: ``KEY.flac`` (or another audio file) and ``KEY.json``, or
 ``KEY.safetensors`` and ``KEY.json``, where ``KEY.flac`` may hold the audio that the tokens were computed from;
 ``KEY.txt`` may give its text.
 """
@@ -25,7 +25,7 @@ _MAX_JSON = 1 << 20  # bytes; a clip's takes a few hundred
 
 @dataclass(frozen=True)
 class Member:
-    """A file within a shard: ``size`` bytes from ``offset`` on, and their CRC-32 where it is known."""
+    """A file in a shard: ``size`` bytes from byte ``offset`` on, and their CRC-32 where it is known."""
 
     shard: Path
     name: str
@@ -34,10 +34,10 @@ class Member:
     crc32: int | None = None
 
     def read(self) -> bytes:
-        """The whole content, checked against its CRC-32.
+        """The complete content, checked against its CRC-32.
 
         Raises:
-            ShardError: the shard cannot be read, ends too early, or holds something else.
+            ShardError: the shard cannot be read, ends too early, or the CRC-32 does not match.
         """
         with self.open() as file:
             content = file.read()
@@ -48,7 +48,7 @@ class Member:
         return content
 
     def open(self) -> BinaryIO:
-        """A seekable file of the content; only what is asked for is read, and nothing is checked but its size.
+        """The content as a seekable file. Only the parts that are asked for are read, and only the size is checked.
 
         Raises:
             ShardError: the shard cannot be read or ends too early.
@@ -61,7 +61,7 @@ class Member:
 
 
 class _Window(io.RawIOBase):
-    """The bytes ``offset`` to ``offset + size`` of a file, as a file."""
+    """The bytes ``offset`` to ``offset + size`` of a file, as a file of their own."""
 
     def __init__(self, path: Path, offset: int, size: int) -> None:
         super().__init__()
@@ -103,25 +103,25 @@ class _Window(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip of a shard: its audio or tokens, and what its JSON file says of it (and ``"text"`` by a text file)."""
+    """A clip of a shard: its audio or tokens, and the values of its JSON file (and ``"text"`` from a text file)."""
 
     key: str
     member: Member
     values: dict[str, Any] = field(default_factory=dict)
     audio: Member | None = None
-    """Of tokens: the audio that they were computed from, where it is kept."""
+    """For tokens: the audio that they were computed from, where it is kept."""
 
 
 @dataclass(frozen=True)
 class ShardContent:
-    """The clips of one shard, and sentences on what in it cannot be used."""
+    """The clips of one shard, and sentences about the parts of it that cannot be used."""
 
     samples: list[Sample]
     left_out: list[str]
 
 
 def scan_shard(path: Path) -> ShardContent:
-    """Go through the headers of a shard; what is damaged is left out, and the rest is found again after it.
+    """Find the clips of a shard by its headers. Damaged parts are left out, and the clips after them are found.
 
     Raises:
         UserError: webdataset is not installed.
@@ -147,7 +147,7 @@ def scan_shard(path: Path) -> ShardContent:
     for member in _members(path, left_out):
         key, suffix = base_plus_ext(member.name)
         if key is None:
-            continue  # as WebDataset does: a file without a suffix belongs to no clip
+            continue  # like WebDataset: a file without a suffix belongs to no clip
         if key != current:
             finish()
             current = key
@@ -157,7 +157,7 @@ def scan_shard(path: Path) -> ShardContent:
 
 
 def _members(path: Path, left_out: list[str]) -> Iterator[Member]:
-    """The regular files in a tar file. Headers that are damaged are skipped, and where the file goes on is searched."""
+    """The regular files in a tar file. Damaged headers are skipped, and the next valid header is searched for."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
@@ -170,7 +170,7 @@ def _members(path: Path, left_out: list[str]) -> Iterator[Member]:
                     break
                 start = size if info is None else info.offset
                 if start > expected and _holds_data(file, expected, start):
-                    left_out.append(f"{path} is damaged at byte {expected}: {start - expected} bytes are passed over")
+                    left_out.append(f"{path} is damaged at byte {expected}: {start - expected} bytes are skipped")
                 if info is None:
                     break
                 end = info.offset_data + info.size
@@ -180,13 +180,13 @@ def _members(path: Path, left_out: list[str]) -> Iterator[Member]:
                 if info.isfile():
                     yield Member(path, info.name, info.offset_data, info.size)
                 expected = tar.offset
-                tar.members.clear()  # type: ignore[attr-defined]  # kept for looking them up by name
+                tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps all of them in memory
     except (OSError, tarfile.TarError) as error:
         left_out.append(f"{path} cannot be read as a tar file: {getattr(error, 'strerror', None) or error}")
 
 
 def _holds_data(file: BinaryIO, start: int, stop: int) -> bool:
-    """Whether anything but zeros, which end a tar file, lies there."""
+    """Whether there is anything but zeros between these bytes; zeros end a tar file."""
     place = file.tell()
     file.seek(start)
     left = stop - start
@@ -200,7 +200,7 @@ def _holds_data(file: BinaryIO, start: int, stop: int) -> bool:
 
 
 def _sample(path: Path, key: str, group: dict[str, Member], left_out: list[str]) -> Sample | None:
-    """The clip of the files of one key, or None: with a sentence where it should have been one."""
+    """The clip that the files of one key make, or None; a sentence in ``left_out`` says why."""
     audio, tokens = (
         [member for name, member in sorted(group.items()) if f".{name.lower()}".endswith(suffixes)]
         for suffixes in (READABLE_SUFFIXES, TOKEN_SUFFIX)
@@ -213,16 +213,16 @@ def _sample(path: Path, key: str, group: dict[str, Member], left_out: list[str])
         if "txt" in group and not {"text", "label", "labels"} & values.keys():
             values["text"] = group["txt"].read().decode().strip()
     except (ShardError, ValueError, RecursionError) as error:
-        left_out.append(f"{path}: what is said of {_shown(key)} cannot be read: {error}")
+        left_out.append(f"{path}: the description of {_shown(key)} cannot be read: {error}")
         return None
-    if tokens and (not audio or isinstance(values.get("facts"), dict)):  # which say what computed the tokens
+    if tokens and (not audio or isinstance(values.get("facts"), dict)):  # the facts say what computed the tokens
         return Sample(key, tokens[0], values, audio[0] if audio else None)
     return Sample(key, audio[0], values)
 
 
 def _json(member: Member) -> dict[str, Any]:
     if member.size > _MAX_JSON:
-        raise ValueError(f"{member.name} takes {member.size} bytes")
+        raise ValueError(f"{member.name} has {member.size} bytes, too many for a description")
     values = json.loads(member.read())
     if not isinstance(values, dict):
         raise ValueError(f"{member.name} holds no object")

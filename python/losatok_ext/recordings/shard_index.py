@@ -1,12 +1,13 @@
-"""Which shards there are, and the index beside them: with it any clip is read at once, else they are gone through.
+"""Finds shards and reads the index beside them. With an index any clip is read at once; without one the headers of the
+shards are read from beginning to end.
 
 ``index.json`` is one object: ``"format"``, ``"version"``, ``"kind"``; ``"facts"``, what all clips have in common (of
 tokens the fingerprint of what computed them, their width and rate); ``"shards"``, a list of objects with ``"name"``,
 ``"bytes"``, ``"left_out"`` (sentences on recordings that are not in it) and ``"clips"``, a list of objects with
-``"key"``, ``"file"``, ``"offset"``, ``"size"``, ``"crc32"`` and ``"values"``, which the clip's JSON file holds;
-of tokens whose audio is kept also ``"audio"``, an object with that file's ``"file"``, ``"offset"``, ``"size"`` and
-``"crc32"``.
-``"left_out"``, ``"megabytes"``, ``"digest"`` and ``"count"`` tell whoever writes the shards whether they are the same.
+``"key"``, ``"file"``, ``"offset"``, ``"size"``, ``"crc32"`` and ``"values"``, what the clip's JSON file holds. A clip
+of tokens whose audio is kept also has ``"audio"``, an object with that file's ``"file"``, ``"offset"``, ``"size"`` and
+``"crc32"``. ``"left_out"``, ``"megabytes"``, ``"digest"`` and ``"count"`` tell the writer of the shards whether it
+would write the same ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, TypeGuard
 from losatok_ext.audio.files import READABLE_SUFFIXES
 from losatok_ext.errors import TrainingError, UserError
 from losatok_ext.formats.latent_files import SUFFIX as LATENT_SUFFIX
+from losatok_ext.recordings.find import search_folder
 from losatok_ext.recordings.shard_files import Member, Sample, ShardContent, scan_shard
 
 SUFFIX = ".tar"
@@ -30,7 +32,7 @@ FORMAT, VERSION = "losatok-shards", 1
 RECORDINGS, FEATURES, LATENTS = "recordings", "teacher features", "latents"
 KINDS = (RECORDINGS, FEATURES, LATENTS)
 AUDIO_RATE = "audio_rate"
-"""The fact that tokens have the audio they were computed from beside them, and its rate in Hz."""
+"""A fact of tokens that are stored with the audio they were computed from: the rate of that audio in Hz."""
 
 _BEGIN = re.compile(
     f'{{"format":"{FORMAT}","version":{VERSION},"kind":"({"|".join(KINDS)})"'.encode()
@@ -52,7 +54,7 @@ class Shards:
 
 
 def is_shards(data: Path) -> bool:
-    """Whether ``data`` is a shard, a folder with shards in it, or names several such as ``shards-{000..012}.tar``."""
+    """Whether ``data`` is a shard, a folder with shards in it, or a pattern of shards, ``shards-{000..012}.tar``."""
     if data.is_dir():
         return any(_visible(path) for path in data.glob(f"*{SUFFIX}")) or (data / PLAN).is_file()
     return data.suffix.lower() == SUFFIX and (data.is_file() or bool(_BRACES.search(str(data))))
@@ -62,7 +64,8 @@ def shards_kind(data: Path) -> str | None:
     """What the shards of ``data`` hold, one of :data:`KINDS`; None where ``data`` is something else.
 
     Raises:
-        TrainingError: as :func:`open_shards`.
+        TrainingError: there is no shard, an index is damaged, or the shards are not finished.
+        UserError: webdataset is needed, and not installed.
     """
     if not is_shards(data):
         return None
@@ -72,7 +75,7 @@ def shards_kind(data: Path) -> str | None:
             begin = _BEGIN.match(file.read(200))
     except OSError:
         begin = None
-    if begin is not None:  # as this module writes it: an index may be long, and is read whole later
+    if begin is not None:  # an index may be long: its beginning is enough here
         return begin[1].decode()
     paths, indices = _find(data)
     index = indices[folder]
@@ -86,14 +89,14 @@ def shards_kind(data: Path) -> str | None:
 
 
 def open_shards(data: Path) -> Shards:
-    """The clips in shards, in the order of the shards' names and as they lie in each.
+    """The clips in shards, ordered by the shards' names and their place in each.
 
     Raises:
-        TrainingError: there is no shard, or the folder holds other files to train on; shards hold different kinds of
-            things; an index is damaged; or whoever writes the shards has not finished.
+        TrainingError: there is no shard, the folder also holds single files to train on, the shards hold different
+            kinds of things, an index is damaged, or the shards are not finished.
         UserError: webdataset is needed, and not installed.
     """
-    if data.is_dir() and any(path.suffix.lower() in (*READABLE_SUFFIXES, LATENT_SUFFIX) for path in data.rglob("*")):
+    if data.is_dir() and search_folder(data, (*READABLE_SUFFIXES, LATENT_SUFFIX))[0]:
         raise TrainingError(
             f"{data} holds both shards (.tar) and single files to train on; keep them in folders of their own, or name "
             f"the shards: {data}/NAME-{{000000..000012}}.tar"
@@ -120,7 +123,7 @@ def open_shards(data: Path) -> Shards:
             return ShardContent([_listed_sample(path, clip) for clip in listed["clips"]], listed["left_out"]), True
         return scan_shard(path), False
 
-    with ThreadPoolExecutor() as pool:  # which waits for slow disks together
+    with ThreadPoolExecutor() as pool:  # several waits for a slow disk at once
         contents = list(pool.map(read, paths))
     for path, (content, listed) in zip(paths, contents, strict=True):
         for sample in () if listed else content.samples:
@@ -142,7 +145,7 @@ def _check_alike(data: Path, place: Path, one: tuple[str, dict], other: tuple[st
 
 
 def _facts(sample: Sample) -> tuple[str, dict[str, Any]]:
-    """Kind and facts as the clip's own JSON file has them, which is what there is without an index."""
+    """The kind and the facts in the clip's own JSON file, for shards without an index."""
     facts = sample.values.get("facts")
     facts = dict(facts) if isinstance(facts, Mapping) else {}
     kind = facts.pop("kind", RECORDINGS)
@@ -154,8 +157,8 @@ def _visible(path: Path) -> bool:
 
 
 def _find(data: Path) -> tuple[list[Path], dict[Path, dict[str, Any] | None]]:
-    """The shards that ``data`` names, of a folder sorted, and those that its index lists, even where they are missing;
-    and the index of each folder that they lie in."""
+    """The shards that ``data`` names, and the index of each folder that they lie in. The shards of a folder are sorted,
+    and include those that its index lists but that do not exist."""
     if not data.is_dir():
         paths = _expanded(data)
         return paths, {folder: read_index(folder) for folder in dict.fromkeys(path.parent for path in paths)}
@@ -171,7 +174,7 @@ def _find(data: Path) -> tuple[list[Path], dict[Path, dict[str, Any] | None]]:
 
 
 def _expanded(data: Path) -> list[Path]:
-    """The shard ``data``, or those that it names in braces."""
+    """The shard ``data``, or the shards that its braces stand for."""
     if not _BRACES.search(str(data)) or data.is_file():
         return [data]
     try:
@@ -215,11 +218,11 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        return None  # somebody else's file of that name
+        return None  # a file of another program
     if index.get("version") != VERSION:
         raise TrainingError(
             f"{path} is of version {index.get('version')!r}, and this losatok_ext reads version {VERSION}: upgrade "
-            "losatok_ext, or remove the file to have the shards gone through"
+            "losatok_ext, or remove the file to have the shards read without it"
         )
     problem = _problem(index)
     if problem is not None:
@@ -228,29 +231,29 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 
 
 def _damaged(path: Path, problem: str) -> TrainingError:
-    return TrainingError(f"{path} is damaged ({problem}); remove it, and the shards are gone through instead")
+    return TrainingError(f"{path} is damaged ({problem}); remove it to have the shards read without it")
 
 
 def _problem(index: dict[str, Any]) -> str | None:
     """What is wrong with an index, or None."""
     shards = index.get("shards")
     if index.get("kind") not in KINDS or not isinstance(index.get("facts"), dict):
-        return "its kind or its facts are none"
+        return "it has no valid kind or facts"
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
-        return "shards is no list"
+        return "shards is not a list"
     for part in (index, *shards):
         left_out = part.get("left_out")
         if not isinstance(left_out, list) or not all(isinstance(sentence, str) for sentence in left_out):
-            return "left_out is no list of sentences"
+            return "left_out is not a list of sentences"
     for shard in shards:
         name, size, clips = shard.get("name"), shard.get("bytes"), shard.get("clips")
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(SUFFIX):
-            return f"{name!r:.60} is no name of a shard"
+            return f"{name!r:.60} is not the name of a shard"
         if not _count(size) or not isinstance(clips, list):
-            return f"{name} has no size or no clips"
+            return f"{name} has no valid size or list of clips"
         for clip in clips:
             if not isinstance(clip, dict) or not _clip_fits(clip, size):
-                return f"a clip of {name} is not within it"
+                return f"a clip of {name} lies outside it"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Sequences of vectors, teacher features or latents, as shards hold them: a safetensors file of one tensor [T, d]."""
+"""Sequences of vectors (teacher features or latents) in shards: a safetensors file with one tensor [T, d]."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from losatok_ext.recordings.shard_files import Member
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TENSOR = "tokens"
 _NAMES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_MAX_HEADER = 1 << 16  # bytes; one tensor's takes about a hundred
+_MAX_HEADER = 1 << 16  # bytes; the header of one tensor takes about a hundred
 
 
 def pack_tokens(tokens: Tensor, dtype: torch.dtype, place: str) -> bytes:
     """``tokens`` [T, d] as a safetensors file of ``dtype``.
 
     Raises:
-        ShardError: a value is not finite, or too large for ``dtype``; ``place`` names the recording.
+        ShardError: a value is not finite, or too large for ``dtype``; ``place`` names the recording in the message.
     """
     stored = tokens.detach().to("cpu", dtype).contiguous()
     if not torch.isfinite(stored).all():
@@ -35,13 +35,12 @@ def pack_tokens(tokens: Tensor, dtype: torch.dtype, place: str) -> bytes:
 
 
 def read_tokens(member: Member, width: int, start: int = 0, count: int | None = None) -> Tensor:
-    """Tokens ``start`` to ``start + count`` (None: to the end) of a shard's file, [n, width] in the dtype it is stored
-    in.
+    """Tokens ``start`` to ``start + count`` (None: to the end) of a file in a shard, [n, width] in the stored dtype.
 
-    Only these are read; a file read whole is checked against its CRC-32.
+    Only these are read. A file that is read completely is checked against its CRC-32.
 
     Raises:
-        ShardError: the file is damaged, or of another width.
+        ShardError: the file is damaged, or has another width.
     """
     if start == 0 and count is None:
         content = member.read()
@@ -61,7 +60,7 @@ def read_tokens(member: Member, width: int, start: int = 0, count: int | None = 
 
 
 def _head(member: Member, source: bytes | BinaryIO, width: int) -> tuple[torch.dtype, int, int]:
-    """(dtype, T, where the values begin) of a file whose sizes were checked."""
+    """(dtype, T, first byte of the values) from the header of a file, whose sizes are checked."""
     problem = None
     head = source[:8] if isinstance(source, bytes) else source.read(8)
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
@@ -74,7 +73,7 @@ def _head(member: Member, source: bytes | BinaryIO, width: int) -> tuple[torch.d
             dtype, (tokens, found), (begin, end) = _NAMES[entry["dtype"]], entry["shape"], entry["data_offsets"]
             sizes = (tokens, found, begin, end)
             if not all(type(size) is int and size >= 0 for size in sizes) or begin != 0:
-                problem = "its header holds sizes that are none"
+                problem = "its header has sizes that are not whole numbers"
             elif found != width:
                 problem = f"its vectors have {found} values, the index says {width}"
             elif end != tokens * found * dtype.itemsize or 8 + length + end != member.size:

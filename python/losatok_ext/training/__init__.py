@@ -1,4 +1,4 @@
-"""Training: one shared loop, and a small module per stage."""
+"""Training: one loop that all stages share, and one module for each stage."""
 
 from losatok_ext.training.config.train import TrainConfig
 from losatok_ext.training.engine.log import read_log

@@ -14,8 +14,9 @@ from losatok_ext.training.config.train import TrainConfig
 from losatok_ext.training.engine.checkpoint import CheckpointStore, keep_random
 from losatok_ext.training.engine.distributed import open_processes
 from losatok_ext.training.engine.log import TrainingLog
-from losatok_ext.training.engine.prepared_run import PreparedRun, RunStage, RunStart
+from losatok_ext.training.engine.prepared_run import PreparedRun, RunStart
 from losatok_ext.training.engine.reports import Best, OnStep, StepReport
+from losatok_ext.training.stages.base import Stage
 from losatok_ext.training.stages.generator import GeneratorStage
 from losatok_ext.training.stages.sembo import SemBoStage
 from losatok_ext.training.stages.teacher import TeacherStage
@@ -24,7 +25,7 @@ from losatok_ext.training.stages.tokenizer import TokenizerStage
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run leaves."""
+    """The results of a finished run."""
 
     model: Path
     """The model folder, for ``LoSATok.from_pretrained`` and ``losatok encode --model``; of a generator for
@@ -37,10 +38,77 @@ class TrainResult:
     best: Best | None
     """The validation with the lowest total; None without any."""
     unreadable: tuple[str, ...]
-    """One sentence per file that was found unreadable on the way, and replaced by another."""
+    """One sentence per file that could not be read during training; the crop was taken from another clip instead."""
 
 
 OnStart = Callable[[RunStart], None]
+
+
+StageClass = Callable[[str | Path, TrainConfig, torch.device], Stage]
+
+STAGES: dict[str, StageClass] = {
+    stage.name: stage for stage in (TeacherStage, SemBoStage, TokenizerStage, GeneratorStage)
+}
+"""The stages by name, in the order in which a model goes through them."""
+
+
+def train(
+    stage: str | StageClass,
+    data: str | Path,
+    output: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    on_start: OnStart | None = None,
+    on_step: OnStep | None = None,
+) -> TrainResult:
+    """Train one stage on ``data``, and leave a model folder ``output/model``.
+
+    The same call again goes on from the last checkpoint in ``output``: on the CPU the weights come out bit for bit as
+    from a run that was never interrupted. A finished run returns at once. Global random generators are left as they
+    were found.
+
+    Where a launcher started several processes, all of them call this with the same arguments; only the first one
+    writes files and calls ``on_start`` and ``on_step``.
+
+    Args:
+        stage: a name in :data:`STAGES`, or the class of a stage.
+        data: folder of audio files (searched through), JSONL manifest, or shards; what the stage can learn from.
+        output: the run's folder, on a file system that all processes see: ``model``, ``checkpoints``, ``log.jsonl``,
+            ``tensorboard``.
+        config: the run's configuration; None takes the defaults (the published model, the paper's settings).
+        on_start: called once, before the first step.
+        on_step: called after every step.
+
+    Raises:
+        ConfigError: the configuration does not fit the stage, the model or the data.
+        TrainingError: the data cannot be used, another process trains in ``output``, it holds another run, or it cannot
+            be written; or too many steps in a row were not finite.
+        CheckpointError: a model or checkpoint cannot be read.
+        KeyboardInterrupt: after SIGINT, SIGTERM or SIGHUP, when the step was finished and a checkpoint written.
+    """
+    output, config = Path(output), config or TrainConfig()
+    make = STAGES[stage] if isinstance(stage, str) else stage
+    with open_processes(config) as processes, keep_random(processes.device), ExitStack() as stack:
+        opened, store = make(data, config, processes.device), CheckpointStore(output, config.checkpoint.keep)
+        processes.agree(lambda: stack.enter_context(store))
+        run = PreparedRun(opened, store, config, processes)
+        log = None
+        if processes.first:
+            log = stack.enter_context(TrainingLog(output, config.log, run.trainer.step))
+            if on_start is not None:
+                on_start(run.described())
+        last = run.trainer.run(log, on_step if processes.first else None)
+        run.save_model(output / MODEL)
+        result = TrainResult(
+            model=output / MODEL,
+            steps=run.trainer.step,
+            skipped=run.trainer.skipped,
+            last=last,
+            best=run.trainer.best,
+            unreadable=tuple(run.source.unreadable.values()),
+        )
+        del run  # before the connection to other processes ends
+    return result
 
 
 def train_teacher(
@@ -51,14 +119,12 @@ def train_teacher(
     on_start: OnStart | None = None,
     on_step: OnStep | None = None,
 ) -> TrainResult:
-    """Train a semantic encoder as a masked autoencoder on the recordings of ``data``, without labels, and leave a model
-    folder ``output/model``.
+    """Train a semantic encoder on recordings without labels, as a masked autoencoder; see :func:`train`.
 
-    Of that model the semantic encoder is trained and all else new: :func:`train_sembo` takes it as ``config.init``. All
-    else is as there.
+    Only the semantic encoder of the model in ``output/model`` is trained. :func:`train_sembo` takes it as
+    ``config.init``.
     """
-    config = config or TrainConfig()
-    return train(lambda device: TeacherStage(data, config), output, config, on_start, on_step)
+    return train("teacher", data, output, config, on_start=on_start, on_step=on_step)
 
 
 def train_sembo(
@@ -69,26 +135,11 @@ def train_sembo(
     on_start: OnStart | None = None,
     on_step: OnStep | None = None,
 ) -> TrainResult:
-    """Train the semantic bottleneck on the recordings of ``data``, and leave a model folder ``output/model``.
+    """Train the semantic bottleneck (SemBo) under a frozen teacher; see :func:`train`.
 
-    The same call again goes on from the last checkpoint in ``output``: on the CPU the weights come out bit for bit as
-    from a run that was never interrupted. A finished run returns at once. Global random generators are left as they
-    were found.
-
-    Args:
-        data: folder of audio files (searched through), JSONL manifest, or shards; the shards may hold features of the
-            teacher (``losatok precompute features``) instead of recordings.
-        output: the run's folder: ``model``, ``checkpoints``, ``log.jsonl``, ``tensorboard``.
-        config: the run's configuration; None takes the defaults (the published model, the paper's settings).
-        on_start: called once, before the first step.
-        on_step: called after every step.
-
-    Raises:
-        ConfigError, TrainingError, CheckpointError: what cannot be used, in one sentence.
-        KeyboardInterrupt: after SIGINT or SIGTERM, when the step was finished and a checkpoint written.
+    ``data`` may be shards of the teacher's features (``losatok precompute features``) in place of recordings.
     """
-    config = config or TrainConfig()
-    return train(lambda device: SemBoStage(data, config), output, config, on_start, on_step)
+    return train("sembo", data, output, config, on_start=on_start, on_step=on_step)
 
 
 def train_tokenizer(
@@ -99,13 +150,12 @@ def train_tokenizer(
     on_start: OnStart | None = None,
     on_step: OnStep | None = None,
 ) -> TrainResult:
-    """Train acoustic encoder, latent and decoder on the recordings of ``data``, and leave a model folder
-    ``output/model``.
+    """Train the acoustic encoder, the latent and the decoder; see :func:`train`.
 
-    ``config.init`` names the folder that :func:`train_sembo` wrote. ``data`` may be shards of teacher features with
-    their audio (``losatok precompute features --audio``); the teacher does not run then. All else is as there.
+    ``config.init`` names the folder that :func:`train_sembo` wrote. ``data`` may be shards of the teacher's features
+    with their audio (``losatok precompute features --audio``); the teacher does not run then.
     """
-    return train(lambda device: TokenizerStage(data, config), output, config, on_start, on_step)
+    return train("tokenizer", data, output, config, on_start=on_start, on_step=on_step)
 
 
 def train_generator(
@@ -116,54 +166,11 @@ def train_generator(
     on_start: OnStart | None = None,
     on_step: OnStep | None = None,
 ) -> TrainResult:
-    """Train a generator on recordings, or on latent files that ``losatok encode`` wrote, and leave a generator folder
-    ``output/model``.
+    """Train a generator of a frozen tokenizer's latents; see :func:`train`.
 
-    ``config.generator.tokenizer`` names the tokenizer's folder, None the bundled one; latent files do without. All else
-    is as for :func:`train_sembo`.
-
-    Args:
-        data: folder, manifest or shards of recordings or of latents; texts come from the manifest (``"text"``, else
-            ``"label"``, else ``"labels"``), or from the names of the folders that files lie in.
-        output: the run's folder.
-        config: the run's configuration.
-        on_start: called once, before the first step.
-        on_step: called after every step.
+    ``data`` is recordings or latents: files that ``losatok encode`` wrote, or shards of ``losatok precompute latents``.
+    ``config.generator.tokenizer`` names the tokenizer's folder; None takes the bundled one for recordings, and none for
+    latents. The text of a clip is ``"text"`` in the manifest, else ``"label"``, else ``"labels"``; in a folder the name
+    of the folder that the file lies in.
     """
-    return train(lambda device: GeneratorStage(data, config, device), output, config, on_start, on_step)
-
-
-def train(
-    make: Callable[[torch.device], RunStage],
-    output: str | Path,
-    config: TrainConfig,
-    on_start: OnStart | None = None,
-    on_step: OnStep | None = None,
-) -> TrainResult:
-    """Train any stage; see :func:`train_sembo`.
-
-    Where a launcher started several processes, all of them call this with the same arguments, and the first one alone
-    writes and calls ``on_start`` and ``on_step``.
-
-    Args:
-        make: the stage, for the device that this process trains on.
-        output: the run's folder, on a file system that all processes see.
-        config: the run's configuration.
-        on_start: called once, before the first step.
-        on_step: called after every step.
-    """
-    output = Path(output)
-    with open_processes(config) as processes, keep_random(processes.device), ExitStack() as stack:
-        stage, store = make(processes.device), CheckpointStore(output, config.checkpoint.keep)
-        processes.agree(lambda: stack.enter_context(store))
-        run = PreparedRun(stage, store, config, processes)
-        log = None
-        if processes.first:
-            log = stack.enter_context(TrainingLog(output, config.log, run.trainer.step))
-            if on_start is not None:
-                on_start(run.described())
-        progress = run.trainer.run(log, on_step if processes.first else None)
-        run.save_model(output / MODEL)
-        unreadable = tuple(run.source.unreadable.values())
-        del run  # before the connection to other processes ends
-    return TrainResult(output / MODEL, progress.step, progress.skipped, progress.last, progress.best, unreadable)
+    return train("generator", data, output, config, on_start=on_start, on_step=on_step)

@@ -11,7 +11,7 @@ from losatok_ext.audio.files import write_audio
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.metrics.baselines import PCA
 from losatok_ext.evaluation.tasks.analysis import analyze
-from losatok_ext.evaluation.tasks.analysis_report import analysis_report, plot_analysis
+from losatok_ext.evaluation.tasks.analysis_report import analysis_report
 from losatok_ext.evaluation.tasks.features import GIVEN, SUFFIXES, extract
 from losatok_ext.models import LoSATok
 from losatok_ext.recordings.labelled import find_items
@@ -94,7 +94,7 @@ def test_one_clip_is_fitted_and_measured_and_one_frame_is_too_few(tmp_path):
         analyze(frame, [GIVEN])
 
 
-def test_the_report_and_the_picture(given, tmp_path):
+def test_the_report(given):
     found = analyze(given, [GIVEN], dims=(2, 4), reduced=GIVEN)
     report = analysis_report(found, given, {"model": "m"})
     assert [table.title for table in report.tables] == [
@@ -104,12 +104,12 @@ def test_the_report_and_the_picture(given, tmp_path):
     values = json.loads(json.dumps(report.to_dict()))
     assert values["spectra"][0]["axes_for"]["0.9"] == found.spectra[0].axes_for[0.9]
     assert values["reductions"][0]["method"] == "pca"
-    assert report.charts[0].lines["flat"][-1] == (12.0, pytest.approx(1))
-    plot_analysis(tmp_path / "p.png", found)
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    plot_analysis(tmp_path / "q.svg", analyze(given, [GIVEN]))
-    with pytest.raises(UserError, match="cannot be drawn"):
-        plot_analysis(tmp_path / "p.bmp", found)
+    assert report.charts[0].lines["flat"].points[-1] == (12.0, pytest.approx(1))
+    assert [chart.title for chart in report.charts[-2:]] == [
+        "given: explained variance, restored",
+        "given: time-relation loss",
+    ]
+    assert [point[0] for point in report.charts[-1].lines["pca"].points] == [2, 4]
 
 
 def test_few_frames_are_noted(tmp_path):

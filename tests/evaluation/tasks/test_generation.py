@@ -42,7 +42,7 @@ def test_sets_that_are_too_small_are_warned_of():
     assert "3 clips are few" in row.warnings[1]
     assert (row.extrapolated, row.halves_frechet) == (None, None)
     assert "12 rows are few for 3 dimensions" in compare("f", clips(3), clips(9), 5).warnings[0]
-    with pytest.raises(UserError, match="GENERATED has 1 clips that can be used"):
+    with pytest.raises(UserError, match="GENERATED has 1 usable clips"):
         compare("f", clips(3), clips(1))
 
 
@@ -70,7 +70,7 @@ def test_rows_of_clips_and_of_frames(model, folder, tmp_path, monkeypatch):
     thinned = clip_rows(features, Spec("semantic"), "frame")
     assert [len(rows) for rows in thinned] == [6, 7, 7, 8]
     assert torch.equal(thinned[0], frames[0][::2])
-    with pytest.raises(UserError, match="distances are taken of whole features"):
+    with pytest.raises(UserError, match="distances are computed on complete features"):
         clip_rows(FeatureSet(), Spec("semantic", "pca", 4), "clip")
 
 

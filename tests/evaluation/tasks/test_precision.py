@@ -8,33 +8,28 @@ import torch
 
 from losatok_ext.audio.files import read_audio, write_audio
 from losatok_ext.errors import UserError
+from losatok_ext.evaluation.reporting.markdown import document
 from losatok_ext.evaluation.tasks import precision, side_by_side
-from losatok_ext.evaluation.tasks.precision import PrecisionReport, evaluate_precision, in_each_precision
-from losatok_ext.models import LoSATok
+from losatok_ext.evaluation.tasks.precision import PrecisionResult, evaluate_precision, in_each_precision
+from losatok_ext.evaluation.tasks.precision_report import precision_report
 from losatok_ext.models.storage.precision import DTYPES, dtype_name
-from losatok_ext.recordings.find import Source
-from small_models import lively, small_config, tone
-
-SAMPLES = (16_000, 9_001)
+from losatok_ext.recordings.labelled import Item
+from small_models import tone
 
 
 @pytest.fixture(scope="module")
-def models():
-    torch.manual_seed(0)
-    return in_each_precision(lively(LoSATok(small_config())))
+def models(model):
+    return in_each_precision(model)
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recordings")
-    for index, samples in enumerate(SAMPLES):
-        write_audio(folder / f"{index}.wav", tone(samples, index), 16_000)
-    return [Source(path, path.relative_to(folder)) for path in sorted(folder.iterdir())]
+def items(tones):
+    return tones[:2]
 
 
 @pytest.fixture(scope="module")
-def report(models, sources):
-    return evaluate_precision(models, sources, "A model", "2026-11-25", budget=0.0)
+def report(models, items):
+    return evaluate_precision(models, items, "A model", "2026-11-25", budget=0.0)
 
 
 def test_each_precision_is_what_it_says(models):
@@ -44,10 +39,10 @@ def test_each_precision_is_what_it_says(models):
     assert models["bfloat16"].fc_mu.weight.data_ptr() == models["float32"].fc_mu.weight.data_ptr()
 
 
-def test_errors_are_those_of_the_definitions(models, sources, report):
+def test_errors_are_those_of_the_definitions(models, items, report):
     assert [row.dtype for row in report.rows] == list(DTYPES)
     exact = models["float32"]
-    clips = [read_audio(source.path, 16_000) for source in sources]
+    clips = [read_audio(item.path, 16_000) for item in items]
     for row, model in zip(report.rows, models.values(), strict=True):
         pairs = [(model.encode(clip).mu[0], exact.encode(clip).mu[0]) for clip in clips]
         errors = [float((ours - z).norm() / z.norm()) for ours, z in pairs]
@@ -63,10 +58,10 @@ def test_errors_are_those_of_the_definitions(models, sources, report):
             expected = 10 * math.log10(float(wanted.square().sum()) / noise) if noise else math.inf
             assert measured == pytest.approx(expected, rel=1e-3)
     exact, half, int8 = report.rows
-    assert (exact.token_error, exact.cosine, exact.mel_distance) == (0, pytest.approx(1), 0)
+    assert (exact.token_error, exact.cosine, exact.mel_loss) == (0, pytest.approx(1), 0)
     assert 0 < half.token_error < int8.token_error
     assert half.snr > int8.snr
-    assert 0 < half.mel_distance < int8.mel_distance
+    assert 0 < half.mel_loss < int8.mel_loss
 
 
 def test_size_speed_and_memory(models, report, tmp_path):
@@ -81,23 +76,24 @@ def test_size_speed_and_memory(models, report, tmp_path):
 
 
 def test_json_and_markdown(report):
-    values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    written = precision_report(report)
+    values = json.loads(json.dumps(written.to_dict(), allow_nan=False))
     assert values["report"] == "precision"
     assert values["rows"][0]["snr"] is None
-    assert PrecisionReport.from_dict(values) == report
-    lines = report.markdown().splitlines()
-    assert lines[2].startswith("| float32 | 0 | 0 | 1.00000 | exact | exact | 0.000 |")
-    assert {line.count("|") for line in lines[:5]} == {12}
-    assert "A model; 2 recordings, 1.6 s." in lines[-1]
+    assert PrecisionResult.from_dict(values) == report
+    text = document(written)
+    assert "\n| float32 | 0 | 0 | 1.00000 | exact | exact | 0.000 | " in text
+    assert "\nA model; 2 recordings, 1.6 s. " in text
+    assert [bar.label for bar in written.charts[0].bars] == list(DTYPES)
 
 
-def test_bad_recordings_stop_nothing(models, sources, tmp_path):
+def test_bad_recordings_stop_nothing(models, items, tmp_path):
     short, broken = tmp_path / "short.wav", tmp_path / "broken.wav"
     write_audio(short, tone(300), 16_000)
     broken.write_bytes(b"no audio")
-    bad = [Source(path, path.relative_to(tmp_path)) for path in (short, broken)]
+    bad = [Item(path, path.name) for path in (short, broken)]
     seen = []
-    report = evaluate_precision(models, [*bad, sources[1]], "A model", "today", 0.0, seen.append)
+    report = evaluate_precision(models, [*bad, items[1]], "A model", "today", 0.0, seen.append)
     assert report.recordings == 1
     assert [failure.path for failure in report.failures] == [short, broken]
     assert "shorter than a token" in report.failures[0].message
@@ -108,8 +104,8 @@ def test_bad_recordings_stop_nothing(models, sources, tmp_path):
         evaluate_precision(models, bad, "A model", "today", debug=True)
 
 
-def test_a_recording_that_fails_half_way_adds_nothing(models, sources, monkeypatch):
-    whole = evaluate_precision(models, sources[:1], "m", "d", budget=0.0)
+def test_a_recording_that_fails_half_way_adds_nothing(models, items, monkeypatch):
+    whole = evaluate_precision(models, items[:1], "m", "d", budget=0.0)
     lowest = list(models)[-1]
     encode, calls = models[lowest].encode, []
 
@@ -120,19 +116,19 @@ def test_a_recording_that_fails_half_way_adds_nothing(models, sources, monkeypat
         return encode(audio, *more, **options)
 
     monkeypatch.setattr(models[lowest], "encode", fails_the_second_time)
-    found = evaluate_precision(models, sources, "m", "d", budget=0.0)
+    found = evaluate_precision(models, items, "m", "d", budget=0.0)
     assert (found.recordings, len(found.failures)) == (1, 1)
     for ours, theirs in zip(found.rows, whole.rows, strict=True):
-        assert (ours.token_error, ours.cosine, ours.mel_distance) == (
-            theirs.token_error, theirs.cosine, theirs.mel_distance
+        assert (ours.token_error, ours.cosine, ours.mel_loss) == (
+            theirs.token_error, theirs.cosine, theirs.mel_loss
         )  # fmt: skip
 
 
-def test_a_system_that_does_not_tell_its_peak_is_said_so(models, sources, monkeypatch):
+def test_a_system_that_does_not_tell_its_peak_is_said_so(models, items, monkeypatch):
     def unknown(*_):
         raise side_by_side.PeakUnknownError("no VmHWM")
 
     monkeypatch.setattr(precision, "peak_memory", unknown)
-    report = evaluate_precision(models, sources[:1], "m", "d", budget=0.0)
+    report = evaluate_precision(models, items[:1], "m", "d", budget=0.0)
     assert {row.peak_bytes for row in report.rows} == {None}
-    assert "| not known |" in report.markdown()
+    assert "| not known |" in document(precision_report(report))

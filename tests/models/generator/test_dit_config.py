@@ -27,7 +27,7 @@ def test_presets_and_overrides():
     assert DiTConfig.preset("wide").latent_dim == 1280
     with pytest.raises(ConfigError, match="no preset 'huge'; it is one of base, tiny, wide"):
         DiTConfig.preset("huge")
-    with pytest.raises(ConfigError, match="unknown key 'layers'"):
+    with pytest.raises(ConfigError, match="layers is not a key; did you mean text_layers\\?"):
         DiTConfig.preset("tiny", layers=3)
 
 
@@ -56,7 +56,8 @@ def test_rotary_embedding_turns_an_even_share():
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"depth": 0}, "depth should be positive, got 0"),
+        ({"depth": 0}, "depth should be a whole number within 1..1024, got 0"),
+        ({"depth": 2**20}, r"depth should be a whole number within 1\.\.1024, got 1048576"),
         ({"depth": 2.0}, "depth should be a whole number"),
         ({"depth": True}, "depth"),
         ({"width": "512"}, "width"),
@@ -65,15 +66,15 @@ def test_rotary_embedding_turns_an_even_share():
         ({"gate": "2-g"}, r"gate should be one of 'g', '1-g', 'tanh\(1-g\)'"),
         ({"modulation": "none"}, "modulation should be one of 'block', 'shared'"),
         ({"modulation_rank": 4}, "modulation should be 'shared' with modulation_rank"),
-        ({"rotary": 1.5}, r"rotary should be within 0\.\.1"),
+        ({"rotary": 1.5}, r"rotary should be a number within 0\.\.1"),
         ({"rotary": float("nan")}, "rotary should be a number"),
-        ({"time_features": 7}, "time_features should be even"),
+        ({"time_features": 7}, "time_features should be a whole number within 2..65536 that is even"),
         ({"text_encoder": "t5"}, "text_encoder should be 'bytes', 'none' or 'hf:NAME_OR_PATH', got 't5'"),
         ({"text_encoder": "hf:"}, "text_encoder"),
         ({"text_dim": 100}, "text_dim should be a multiple of 32"),
-        ({"text_layers": 0}, "text_layers should be positive"),
-        ({"long_skip": 1}, "long_skip should be True or False"),
-        ({"tokenizer": 3}, "tokenizer should be a word or None"),
+        ({"text_layers": 0}, "text_layers should be above 0 for the 'bytes' encoder"),
+        ({"long_skip": 1}, "long_skip should be true or false"),
+        ({"tokenizer": 3}, "tokenizer should be text or null"),
         ({"mlp_ratio": -1}, "mlp_ratio"),
     ],
 )

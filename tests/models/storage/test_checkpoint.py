@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from losatok_ext.errors import CheckpointError
 from losatok_ext.models import LoSATok, LoSATokConfig
-from small_models import lively, small_config, tone
+from small_models import lively, losses_of, small_config, tone
+
+FILE = "model.safetensors"
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_round_trip(model, folder):
     assert loaded.fingerprint() == model.fingerprint()
     assert not any(p.requires_grad for p in loaded.semantic_encoder.parameters())
     assert all(p.requires_grad for p in loaded.decoder.parameters())
-    loaded.train()(audio)["mel"].backward()
+    losses_of(loaded.train(), audio)["mel"].backward()
 
 
 def test_a_low_precision_model_comes_back_as_it_was(model, tmp_path):
@@ -63,7 +65,7 @@ def test_the_fingerprint_follows_the_weights():
     second = model.fingerprint()
     assert second != first
     optimizer = torch.optim.SGD(model.train_only("tokenizer"), lr=0.1)
-    model(tone(3200))["kl"].backward()
+    losses_of(model, tone(3200))["kl"].backward()
     optimizer.step()
     assert model.fingerprint() not in (first, second)
     # How it runs is not what it is.
@@ -122,14 +124,28 @@ def add_tensor(folder):
     save_file({**state, "extra.weight": torch.zeros(1)}, folder / "model.safetensors")
 
 
+def spoil(value, dtype=torch.float32):
+    def damage(folder):
+        state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(folder / FILE).items()}
+        state["decoder.backbone.blocks.1.fc1.weight"][3, 2] = value
+        save_file(state, folder / FILE)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
+        *(
+            (spoil(float(value), dtype), r"the tensor decoder\.backbone\.blocks\.1\.fc1\.weight holds NaN or infinity")
+            for value in ("nan", "inf", "-inf")
+            for dtype in (torch.float32, torch.bfloat16)
+        ),
         (lambda folder: (folder / "config.json").unlink(), r"is no model folder: it has no config\.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors does not exist"),
         (break_json, r"config\.json is not readable JSON"),
-        (break_config, r"config\.json: unknown key 'n_layer'"),
-        (foreign_config, "does not describe a losatok model"),
+        (break_config, r"config\.json: n_layer is not a key; the keys here are sample_rate"),
+        (foreign_config, "does not describe a model of losatok_ext"),
         (break_shape, r"bottleneck\.down\.fc2\.weight has shape \[8, 16\].*\[12, 16\]"),
         (truncate, "not a whole safetensors file"),
         (empty, "not a whole safetensors file"),

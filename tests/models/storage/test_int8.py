@@ -11,7 +11,8 @@ from torch import nn
 from losatok_ext.errors import CheckpointError, UserError
 from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.storage.checkpoint import CONFIG_FILE, WEIGHTS_FILE
-from losatok_ext.models.storage.precision import KEPT, cast, dtype_name
+from losatok_ext.models.storage.precision import dtype_name
+from losatok_ext.models.tokenizer.stored_tokenizer import KEPT_IN_FLOAT32
 from losatok_ext.nn.linear import Int8Linear, Linear
 from losatok_ext.nn.quantizers import ResidualVQConfig
 from models.storage.precision_cases import check_that_a_clip_is_its_own, relative
@@ -39,7 +40,7 @@ def test_what_is_int8(model, int8):
     assert len(small) == 4 * model.config.depth + 2 * model.config.decoder_depth
     for name, parameter in int8.named_parameters():
         owner = name.removesuffix(".weight")
-        wanted = torch.int8 if owner in small else torch.float32 if name.startswith(KEPT) else torch.bfloat16
+        wanted = torch.int8 if owner in small else torch.float32 if name.startswith(KEPT_IN_FLOAT32) else torch.bfloat16
         assert parameter.dtype == wanted, name
     assert all(int8.get_submodule(name).scale.dtype == torch.float32 for name in small)
     assert (dtype_name(model), dtype_name(int8)) == ("float32", "int8")
@@ -89,7 +90,7 @@ def test_a_quarter_of_the_size():
         return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
     whole = size()
-    assert cast(model, torch.int8) is model
+    assert model.cast(torch.int8) is model
     assert size() / whole < 0.32
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from losatok_ext.models import LoSATok
-from losatok_ext.models.storage.precision import KEPT, cast
+from losatok_ext.models.tokenizer.stored_tokenizer import KEPT_IN_FLOAT32
 from losatok_ext.nn.linear import Linear
 from models.storage.precision_cases import check_that_a_clip_is_its_own, relative
 from small_models import tone
@@ -28,8 +28,8 @@ def half(folder):
 def test_what_stays_in_float32(half):
     dtypes = {name: p.dtype for name, p in half.named_parameters()}
     for name, dtype in dtypes.items():
-        assert dtype == (torch.float32 if name.startswith(KEPT) else torch.bfloat16), name
-    assert all(any(name.startswith(kept) for name in dtypes) for kept in KEPT if kept != "quantizer.")
+        assert dtype == (torch.float32 if name.startswith(KEPT_IN_FLOAT32) else torch.bfloat16), name
+    assert all(any(name.startswith(kept) for name in dtypes) for kept in KEPT_IN_FLOAT32 if kept != "quantizer.")
     assert all(buffer.dtype in (torch.float32, torch.int64) for buffer in half.buffers())
 
 
@@ -120,13 +120,13 @@ def test_nothing_grows_over_calls(half):
 
 def test_cast_is_in_place(model):
     twin = copy.deepcopy(model)
-    assert cast(twin, torch.bfloat16) is twin
+    assert twin.cast(torch.bfloat16) is twin
     assert model.fc_mu.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_decoder_and_encoder_compile_without_graph_breaks(model, dtype):
-    twin = cast(copy.deepcopy(model), dtype)
+    twin = copy.deepcopy(model).cast(dtype)
     z, lengths = torch.randn(2, 9, model.config.latent_dim).to(dtype), torch.tensor([9, 4])
     patches = torch.randn(2, 9, model.config.semantic_mels, 4)
     torch.compiler.reset()

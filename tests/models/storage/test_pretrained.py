@@ -12,7 +12,7 @@ from losatok_ext.audio.samples import sample_folder
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.metrics.spectra import log_band_score
 from losatok_ext.models import LoSATok
-from losatok_ext.models.storage.folders import model_folder
+from losatok_ext.models.storage.folders import find_folder
 
 FOLDER = pretrained.resolve("tiny")
 
@@ -37,7 +37,7 @@ def test_it_is_small_and_complete(tiny):
 
 def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert pretrained.resolve("tiny") == FOLDER == model_folder("tiny")
+    assert pretrained.resolve("tiny") == FOLDER == find_folder("tiny")
     assert pretrained.resolve("other") != FOLDER
     (tmp_path / "tiny").mkdir()
     assert pretrained.resolve("tiny").resolve() == tmp_path / "tiny"

@@ -8,7 +8,7 @@ import torch
 
 from losatok_ext.errors import UserError
 from losatok_ext.models import Latents, LoSATok, LoSATokConfig
-from small_models import lively, small_config, tone
+from small_models import lively, losses_of, small_config, tone
 
 
 def test_shapes_and_dtypes(model):
@@ -113,7 +113,7 @@ def test_gradients_reach_what_trains_and_nothing_else():
     model = lively(LoSATok(small_config()))
     model.train()
     audio = torch.stack([tone(6400, 1), tone(6400, 2)])
-    losses = model(audio, lengths=torch.tensor([6400, 5000]), sembo=True)
+    losses = losses_of(model, audio, lengths=torch.tensor([6400, 5000]), sembo=True)
     assert set(losses) == {"mel", "semantic_high", "semantic_low", "kl", "sembo_reconstruction", "sembo_relation"}
     for name, loss in losses.items():
         assert loss.dim() == 0, name
@@ -141,7 +141,7 @@ def test_gradients_reach_what_trains_and_nothing_else():
 )
 def test_each_loss_trains_its_parts(model, loss, parts):
     model = copy.deepcopy(model)
-    model(tone(6400), sembo=True)[loss].backward()
+    losses_of(model, tone(6400), sembo=True)[loss].backward()
     moved = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == parts
 
@@ -151,7 +151,7 @@ def test_train_only(model):
     sembo = model.train_only("sembo")
     assert {id(p) for p in sembo} == {id(p) for p in model.bottleneck.parameters()}
     model.train_only("tokenizer")
-    model(tone(6400))["mel"].backward()
+    losses_of(model, tone(6400))["mel"].backward()
     assert all(p.grad is None for p in model.bottleneck.parameters())
     assert all(p.grad is not None for p in model.decoder.parameters())
     with pytest.raises(ValueError, match="stage"):
@@ -172,12 +172,12 @@ def test_the_semantic_encoder_never_trains(model):
 
 def test_given_teacher_features_are_used(model):
     audio = torch.stack([tone(6400, 1), tone(6400, 2)])
-    plain = model(audio, sample=False)
-    given = model(audio, sample=False, features=model.teacher(audio))
+    plain = losses_of(model, audio, sample=False)
+    given = losses_of(model, audio, sample=False, features=model.teacher(audio))
     for name, loss in plain.items():
         torch.testing.assert_close(given[name], loss)
     features, lengths = model.teacher(audio)
-    other = model(audio, sample=False, features=(features.flip(0), lengths))
+    other = losses_of(model, audio, sample=False, features=(features.flip(0), lengths))
     assert abs((other["semantic_high"] - plain["semantic_high"]).item()) > 1e-3
 
 
@@ -188,7 +188,7 @@ def test_a_few_steps_lower_the_losses():
     optimizer = torch.optim.AdamW(model.train_only("tokenizer"), lr=1e-2)
     history = []
     for _ in range(10):
-        losses = model(audio, sample=True)
+        losses = losses_of(model, audio, sample=True)
         optimizer.zero_grad()
         (45 * (losses["mel"] + losses["semantic_high"] + losses["semantic_low"]) + 0.01 * losses["kl"]).backward()
         optimizer.step()
@@ -231,9 +231,9 @@ def test_low_precision(model, dtype):
 def test_training_under_autocast(model):
     model = copy.deepcopy(model).train()
     audio = torch.stack([tone(6400, 1), tone(6400, 2)])
-    exact = model(audio, sample=False, sembo=True)
+    exact = losses_of(model, audio, sample=False, sembo=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model(audio, sample=False, sembo=True)
+        losses = losses_of(model, audio, sample=False, sembo=True)
     for name, loss in losses.items():
         assert loss.dtype == torch.float32, name
         torch.testing.assert_close(loss, exact[name], rtol=0.1, atol=0.02, msg=lambda m, n=name: f"{n}: {m}")

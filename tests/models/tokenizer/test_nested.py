@@ -9,9 +9,10 @@ import torch
 from losatok_ext import ops
 from losatok_ext.errors import ConfigError, UserError
 from losatok_ext.models import LoSATok
-from losatok_ext.models.tokenizer.nested import PrefixErrors, least_dims
+from losatok_ext.models.tokenizer.nested import least_dims, prefix_errors
 from losatok_ext.nn import Bottleneck, FSQConfig
 from losatok_ext.training import train_sembo, train_tokenizer
+from losatok_ext.training.stages.losses import tokenizer_losses
 from small_models import lively, small_config, tone
 from training_runs import SPEECH, small_run, tokenizer_config
 
@@ -102,13 +103,12 @@ def test_the_error_decides_the_size_of_each_clip(model, clips, features):
 
 def test_prefix_errors_are_those_of_restored_features(model):
     features = torch.randn(3, 5, 32)
-    both = PrefixErrors(model.bottleneck, DIMS)(features)
-    assert both.shape == (3, 5, 8 + 3)
     low = model.bottleneck.down(features)
-    torch.testing.assert_close(both[..., :8], low)
+    errors = prefix_errors(model.bottleneck, features, low, DIMS)
+    assert errors.shape == (3, 5, 3)
     for index, size in enumerate(DIMS):
         restored = model.bottleneck.restore(low[..., :size])
-        torch.testing.assert_close(both[..., 8 + index], 1 - torch.cosine_similarity(restored, features, dim=-1))
+        torch.testing.assert_close(errors[..., index], 1 - torch.cosine_similarity(restored, features, dim=-1))
 
 
 def test_the_least_size_is_the_first_that_is_good_enough():
@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_named(model, clips):
     with pytest.raises(UserError, match=r"target_error: this model has a quantizer \(fsq"):
         quantized.encode(*_audio(clips), target_error=0.1)
     for wrong in ((4, 2, 8), (2, 4), (2, 2, 8)):
-        with pytest.raises(ConfigError, match=r"nested_dims should be empty, or ascend to latent_dim \(8\)"):
+        with pytest.raises(ConfigError, match=r"nested_dims should be empty, or ascending to latent_dim \(8\)"):
             small_config(nested_dims=wrong)
 
 
@@ -157,7 +157,10 @@ def test_both_stages_train_prefixes(tmp_path):
     assert runs["plain"].config.nested_dims == ()
     features, _ = runs["plain"].teacher(torch.stack([tone(16000, seed) for seed in range(4)]))
     with torch.no_grad():
-        nested, plain = (PrefixErrors(run.bottleneck, DIMS)(features)[..., 8:].mean((0, 1)) for run in runs.values())
+        nested, plain = (
+            prefix_errors(run.bottleneck, features, run.bottleneck.down(features), DIMS).mean((0, 1))
+            for run in runs.values()
+        )
     assert nested[0] < 0.7 * plain[0]
     assert nested[1] < 0.8 * plain[1]
     train_tokenizer(SPEECH, tmp_path / "tokenizer", tokenizer_config(tmp_path / "nested", steps=2))
@@ -171,9 +174,11 @@ def test_both_stages_train_prefixes(tmp_path):
 def test_the_decoder_learns_from_cut_latents(model):
     audio = torch.stack([tone(6400, seed) for seed in range(2)])
     torch.manual_seed(0)
-    plain, made = model(audio, reconstruction=True)
+    made = model(audio)
+    plain = tokenizer_losses(model, made)
     torch.manual_seed(0)
-    cut, cut_made = model(audio, reconstruction=True, dims=torch.tensor([8, 2]))
+    cut_made = model(audio, dims=torch.tensor([8, 2]))
+    cut = tokenizer_losses(model, cut_made)
     assert torch.equal(made.latents.z, cut_made.latents.z)  # the losses of the latent are those of all dimensions
     assert torch.equal(plain["kl"], cut["kl"])
     torch.testing.assert_close(made.audio[0], cut_made.audio[0])

@@ -124,10 +124,10 @@ def test_the_crops_themselves_stay_those_without_augmentation():
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["augment.mix=1.5"], "augment.mix should be a probability within 0..1, got 1.5"),
-        (["augment.polarity=-1"], "augment.polarity should be a probability"),
-        (["augment.gain_db=[3, -3]"], "augment.gain_db should be two numbers of dB within -120..120, the lower first"),
-        (["augment.mix_snr_db=[0, 500]"], "augment.mix_snr_db should be two numbers"),
+        (["augment.mix=1.5"], "augment.mix should be a number within 0..1, got 1.5"),
+        (["augment.polarity=-1"], "augment.polarity should be a number within 0..1"),
+        (["augment.gain_db=[3, -3]"], "augment.gain_db should be two numbers of dB, the lower first"),
+        (["augment.mix_snr_db=[0, 500]"], "augment.mix_snr_db.1. should be a number within -120..120"),
         (["augment.mix_snr_db=3"], "augment.mix_snr_db should be a list of 2"),
         (["augment.gian=1"], "did you mean augment.gain"),
     ],

@@ -197,12 +197,21 @@ def test_a_run_says_what_each_domain_gets(tmp_path, capsys):
     ("assignments", "message"),
     [
         (["data.balance.mode=fair"], "data.balance.mode should be one of 'proportional', 'equal', 'weights'"),
-        (["data.balance.mode=weights"], "data.balance.weights should name domains"),
-        (["data.balance.weights={a: 1}"], "data.balance.weights should name domains"),
-        (["data.balance.mode=weights", "data.balance.weights={a: -1}"], "should be finite numbers of at least 0"),
-        (["data.balance.mode=weights", "data.balance.weights={a: x}"], "should be finite numbers of at least 0"),
-        (["data.balance.mode=weights", "data.balance.weights={a: 0}"], "should not all be 0"),
-        (["data.balance.temperature=0"], "data.balance.temperature should be positive"),
+        (["data.balance.mode=weights"], "data.balance.weights should be given where mode is 'weights'"),
+        (["data.balance.weights={a: 1}"], "data.balance.weights should be given where mode is 'weights'"),
+        (
+            ["data.balance.mode=weights", "data.balance.weights={a: -1}"],
+            "weights.a should be a number of at least 0, got",
+        ),
+        (
+            ["data.balance.mode=weights", "data.balance.weights={a: x}"],
+            "weights.a should be a number of at least 0, got",
+        ),
+        (
+            ["data.balance.mode=weights", "data.balance.weights={a: 0}"],
+            "weights should be above 0 for at least one domain",
+        ),
+        (["data.balance.temperature=0"], "data.balance.temperature should be a number above 0"),
         (["data.ballance.mode=equal"], "did you mean data.balance"),
     ],
 )

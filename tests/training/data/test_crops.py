@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from losatok_ext.audio.samples import sample_folder
-from losatok_ext.errors import AudioFileError, TrainingError
+from losatok_ext.errors import AudioFileError, InputError, TrainingError
 from losatok_ext.recordings.regions import read_region
 from losatok_ext.training.config.options import DataConfig
 from losatok_ext.training.data.corpus import Clip, Corpus, open_corpus
@@ -87,7 +87,7 @@ def test_unusable_files_are_named_and_the_rest_is_used(folder):
 def test_a_broken_manifest_is_named_by_file_and_line(folder, lines, message):
     manifest = folder / "list.jsonl"
     manifest.write_text("\n".join(lines))
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(InputError, match=message):
         opened(manifest)
 
 

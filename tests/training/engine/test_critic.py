@@ -16,13 +16,13 @@ def config(**more):
 
 
 def run(output, on_step=None, stages=None, **more):
-    def make(device):
-        stage = CriticStage(SPEECH, config(**more))
+    def make(data, config, device):
+        stage = CriticStage(data, config, device)
         if stages is not None:
             stages.append(stage)
         return stage
 
-    return train(make, output, config(**more), on_step=on_step)
+    return train(make, SPEECH, output, config(**more), on_step=on_step)
 
 
 def part(output, step, name):
@@ -37,7 +37,7 @@ def test_both_sides_learn_from_its_start_on(tmp_path):
     assert stage.frozen == [True] * (6 - START)
     for report in reports:
         began = report.step > START
-        assert ("judge" in report.losses, report.critic_grad_norm is not None) == (began, began)
+        assert ("discriminator" in report.losses, report.critic_grad_norm is not None) == (began, began)
         weights = {k: w for k, w in stage.weights.items() if k in report.losses}
         assert report.total == pytest.approx(sum(w * report.losses[k] for k, w in weights.items()), rel=1e-5)
     assert ["critic_grad_norm" in line for line in read_log(tmp_path)] == [report.step > START for report in reports]

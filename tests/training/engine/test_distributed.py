@@ -1,6 +1,7 @@
 """Two processes learn what one learns of the same batches, however these are cut; a lost one ends in a sentence."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ STAGES = {
     "stored": train_tokenizer,
     "generator": train_generator,
     "teacher": train_teacher,
-    "critic": lambda data, output, config: train(lambda device: CriticStage(data, config), output, config),
+    "critic": partial(train, CriticStage),
 }
 
 

@@ -28,7 +28,8 @@ from losatok_ext.recordings.shard_index import FEATURES, LATENTS, open_shards
 from losatok_ext.recordings.token_files import pack_tokens, read_tokens
 from losatok_ext.training import TrainConfig, train_generator, train_sembo, train_tokenizer
 from losatok_ext.training.config.options import DataConfig
-from losatok_ext.training.data.crops import Batch, CropSource
+from losatok_ext.training.data.batches import FeatureBatch
+from losatok_ext.training.data.crops import CropSource
 from losatok_ext.training.data.token_corpus import open_tokens
 from losatok_ext.training.precompute.tokens import precompute_features, precompute_latents
 from losatok_ext.training.stages.sembo import SemBoStage
@@ -107,7 +108,7 @@ def test_a_crop_lies_on_whole_tokens_wherever_it_is_read_from(features):
     other = CropSource(on_disk, DataConfig(crop_seconds=1.2, workers=2), **make)
     for a, b in zip(one.batches(0, 6), other.batches(0, 6), strict=True):
         assert a.names == b.names
-        assert torch.equal(a.audio, b.audio)
+        assert torch.equal(a.features, b.features)
         assert torch.equal(a.gram_energy.isnan(), b.gram_energy.isnan())
 
 
@@ -131,14 +132,14 @@ def test_gram_energy_belongs_to_whole_clips_only(features):
 
 @pytest.mark.parametrize("known", ["all", "some", "none"])
 def test_what_is_not_known_of_gram_energy_is_computed(features, model, known):
-    stage = SemBoStage(features, config(init=str(model)))
+    stage = SemBoStage(features, config(init=str(model)), torch.device("cpu"))
     stage.start(LoSATok.from_pretrained(model))
     values, lengths = torch.randn(3, 40, 32), torch.tensor([40, 17, 25])
     wanted = ops.gram_energy(values, lengths)
     given = torch.where(
         torch.tensor({"all": [1, 1, 1], "some": [0, 1, 0], "none": [0, 0, 0]}[known]) > 0, wanted, torch.nan
     )
-    batch = Batch(values, lengths, ("a", "b", "c"), 3.0, gram_energy=given)
+    batch = FeatureBatch(features=values, gram_energy=given, lengths=lengths, names=("a", "b", "c"), seconds=3.0)
     taken, tokens, energy = stage.targets(batch)
     assert torch.equal(taken, values)
     assert torch.equal(tokens, lengths)
@@ -377,14 +378,15 @@ def test_both_commands_and_what_they_print(model, tmp_path, capsys):
 
 
 SCRIPT = """
-import time, sys
+import pathlib, signal
 import torch
 torch.set_num_threads(1)
 from losatok_ext.models.teachers.registry import open_teacher
 from losatok_ext.training.precompute.tokens import precompute_features
-def slowly(done, total):
-    time.sleep(0.1)
-precompute_features({data!r}, {output!r}, open_teacher({model!r}), "float32", 0.05, on_progress=slowly)
+def wait_after_two_shards(done, total):
+    if len(list(pathlib.Path({output!r}).glob("shards-*.json"))) == 2:
+        signal.pause()
+precompute_features({data!r}, {output!r}, open_teacher({model!r}), "float32", 0.05, on_progress=wait_after_two_shards)
 """
 
 
@@ -394,7 +396,7 @@ def test_a_killed_process_loses_nothing_that_was_finished(model, features, tmp_p
     process = subprocess.Popen([sys.executable, "-c", script])
     while process.poll() is None and len(list(output.glob("shards-*.json"))) < 2:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)  # somewhere in the third shard
+    os.kill(process.pid, signal.SIGKILL)  # in the third shard
     process.wait()
     finished = {path.name: path.stat().st_mtime_ns for path in output.glob("shards-*.tar")}
     assert len(finished) >= 2

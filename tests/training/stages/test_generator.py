@@ -186,6 +186,26 @@ def test_a_step_that_is_not_finite_is_skipped_and_too_many_stop(latents, tmp_pat
     assert all(value.isfinite().all() for value in kept.values())
 
 
+def test_latents_are_validated_on_those_of_another_folder(tokenizer, latents, tmp_path):
+    """The data to validate on is opened by its own path: it may even be recordings, where there is a tokenizer."""
+    music = sorted(latents.rglob("*.losatok"))
+    for name, files in (("train", music[:6]), ("validate", music[6:9])):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file.name).write_bytes(file.read_bytes())
+    found = {}
+    for name, data in (("same", "train"), ("others", "validate")):
+        checked = {"data": str(tmp_path / data), "every": 1, "clips": 3}
+        result = train_generator(tmp_path / "train", tmp_path / name, config(steps=1, validation=checked))
+        found[name] = result.last.validation.total
+    assert found["same"] != found["others"]
+    checked = {"data": str(SPEECH), "every": 1, "clips": 3}
+    mixed = train_generator(tmp_path / "train", tmp_path / "mixed", config(tokenizer, steps=1, validation=checked))
+    assert math.isfinite(mixed.last.validation.total)
+    with pytest.raises(TrainingError, match=r"speech holds recordings, and the run trains on latents without a tok"):
+        train_generator(tmp_path / "train", tmp_path / "none", config(steps=1, validation=checked))
+
+
 # -- what it refuses ---------------------------------------------------------------------------------------------------
 
 

@@ -78,9 +78,9 @@ def test_a_quantizer_may_come_with_the_model(tmp_path):
 @pytest.mark.parametrize(
     ("quantizer", "says"),
     [
-        ({"kind": "pq"}, "quantizer: the kind of a quantizer should be one of"),
-        ({"codebook_size": 4}, "quantizer: the kind of a quantizer should be one of"),
-        ({"kind": "vq", "size": 4}, "quantizer: unknown key 'size'"),
+        ({"kind": "pq"}, "quantizer.kind should be one of"),
+        ({"codebook_size": 4}, "quantizer.kind should be one of"),
+        ({"kind": "vq", "size": 4}, "quantizer.size is not a key; the keys here are quantizer.codebook_size"),
     ],
 )
 def test_a_bad_quantizer_is_said_before_anything_is_written(sembo, tmp_path, quantizer, says):

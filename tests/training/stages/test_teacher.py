@@ -75,9 +75,15 @@ def test_going_on_keeps_the_statistics(trained, tmp_path):
         ({"data": {"crop_seconds": 11.0}}, r"data\.crop_seconds is 11, and the semantic encoder sees 10\.08 s at once"),
         ({"teacher": "x.safetensors"}, "train teacher takes no teacher"),
         ({"model": {"depht": 2}}, "model: "),
-        ({"masked_autoencoder": {"mask_ratio": 1.0}}, r"mask_ratio should lie between 0 and 1, got 1\.0"),
-        ({"masked_autoencoder": {"decoder_dim": 0}}, "decoder_dim should be at least 1 or null, got 0"),
-        ({"masked_autoencoder": {"statistics_seconds": 0}}, "statistics_seconds should be positive"),
+        (
+            {"masked_autoencoder": {"mask_ratio": 1.0}},
+            r"mask_ratio should be a number above 0 and below 1, got 1\.0",
+        ),
+        (
+            {"masked_autoencoder": {"decoder_dim": 0}},
+            "decoder_dim should be a whole number within 1..65536 or null",
+        ),
+        ({"masked_autoencoder": {"statistics_seconds": 0}}, "statistics_seconds should be a number above 0"),
     ],
 )
 def test_what_it_refuses(tmp_path, more, says):

@@ -1,1 +1,1 @@
-"""Measures of sound and of features, each a function of tensors or arrays."""
+"""Measures of sound and of features: functions of tensors."""

@@ -1,4 +1,4 @@
-"""What a semantic bottleneck is compared with: principal components and channel merging, fitted in closed form."""
+"""Reductions that a semantic bottleneck is compared with: principal components and channel merging."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from losatok_ext.evaluation.metrics.rank import Moments
 
 
 class LinearReduction:
-    """Features of D dimensions in d by a linear map, and the best affine way back.
+    """A linear map from D to d dimensions, and the affine map back with the least squared error.
 
     Args:
-        dims: d.
+        dims: d, at least 1.
     """
 
     name = ""
@@ -30,11 +30,11 @@ class LinearReduction:
         self._up: Tensor | None = None
 
     def fit(self, frames: Tensor | Iterable[Tensor] | Moments):
-        """Fit to frames [N, D], to blocks of them, or to moments that were taken of them; returns itself.
+        """Fit to frames [N, D], to blocks of frames, or to their moments; returns itself.
 
         Raises:
-            UserError: the frames have fewer than d dimensions, or there are none.
-            ValueError: frames of different widths, or not finite.
+            UserError: the frames have fewer than d dimensions, or there is no frame.
+            ValueError: the frames differ in D, or have values that are not finite.
         """
         moments = frames if isinstance(frames, Moments) else take_moments(frames)
         if self.dims > moments.width:
@@ -48,7 +48,7 @@ class LinearReduction:
     def transform(self, frames: Tensor) -> Tensor:
         """``frames`` [..., D] in d dimensions: [..., d] in their dtype.
 
-        Their mean is not taken off: it is nothing to a probe, and without it frames would stand at other angles.
+        The mean is not subtracted: a probe does not depend on it, but angles between frames do.
         """
         _, down, _ = self._fitted()
         return (frames.double() @ down).to(frames.dtype)
@@ -59,9 +59,9 @@ class LinearReduction:
         return ((reduced.double() - mean @ down) @ up + mean).to(reduced.dtype)
 
     def explained(self, moments: Moments) -> float:
-        """Share of the variance of frames with these ``moments`` that is still there after :meth:`restore`.
+        """Share of the variance of frames with these ``moments`` that :meth:`restore` explains.
 
-        1 less the mean squared error over the variance; below 0 where their mean would be nearer.
+        1 minus the mean squared error divided by the variance; below 0 where the mean alone would have less error.
         """
         mean, down, up = self._fitted()
         rest = torch.eye(moments.width, dtype=torch.float64) - down @ up
@@ -81,9 +81,9 @@ class LinearReduction:
 
 
 class PCA(LinearReduction):
-    """The first d principal components: no other d linear dimensions restore with less squared error.
+    """The first d principal components, which have the least squared error of all linear maps to d dimensions.
 
-    Each component points to where its largest entry is positive, so that equal data give equal features.
+    The sign of each component is chosen so that its largest entry is positive; equal data then give equal features.
     """
 
     name = "pca"
@@ -97,7 +97,7 @@ class PCA(LinearReduction):
 
 
 class ChannelMerge(LinearReduction):
-    """Means of d groups of neighbouring channels, of equal size (to one, where d does not divide D).
+    """Means of d groups of neighbouring channels, whose sizes differ by at most one.
 
     Group ``i`` holds the channels from ``round(i D / d)`` up to ``round((i + 1) D / d)``; each is restored to its
     group's mean.
@@ -117,11 +117,11 @@ BASELINES: dict[str, type[LinearReduction]] = {PCA.name: PCA, ChannelMerge.name:
 
 
 def take_moments(frames: Tensor | Iterable[Tensor]) -> Moments:
-    """Moments of frames [N, D], or of blocks of them.
+    """Moments of frames [N, D], or of blocks of frames.
 
     Raises:
         UserError: there is no frame.
-        ValueError: frames of different widths, or not finite.
+        ValueError: the frames differ in D, or have values that are not finite.
     """
     moments: Moments | None = None
     for block in [frames] if isinstance(frames, Tensor) else frames:

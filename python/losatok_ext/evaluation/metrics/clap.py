@@ -1,4 +1,4 @@
-"""CLAP as a feature of clips, and as a judge of how well a clip fits a text."""
+"""CLAP embeddings of clips and of texts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from losatok_ext.errors import UserError
 
 
 class Clap:
-    """A CLAP model of transformers, from a folder; nothing is fetched.
+    """A CLAP model for transformers, loaded from a folder; nothing is downloaded.
 
     Args:
         folder: with the model, its feature extractor and its tokenizer, as ``save_pretrained`` writes them.
-        device: where to put it.
+        device: torch device that it runs on.
 
     Raises:
         UserError: transformers is not installed, or the folder holds no CLAP model.
@@ -46,10 +46,10 @@ class Clap:
 
     @torch.no_grad()
     def audio(self, audio: Tensor, sample_rate: int) -> Tensor:
-        """The embedding [D] float32 of unit length of a clip [N] at ``sample_rate`` (Hz).
+        """The embedding [D] float32, of unit length, of a clip [N] at ``sample_rate`` (Hz).
 
-        A clip longer than the model hears at once (10 s) is cut into parts as long; its embedding is the mean of
-        theirs, brought back to unit length. The model's own way, a part chosen at random, would differ from run to run.
+        A clip longer than the model's input (10 s) is cut into parts of that length, and the mean of their embeddings
+        is scaled to unit length. The model's own method takes a random part, so it would change from run to run.
         """
         rate, size = self.extractor.sampling_rate, int(self.extractor.nb_max_samples)
         samples = resample(audio.detach().float().cpu(), sample_rate, rate)
@@ -60,11 +60,11 @@ class Clap:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B, D] float32 of unit length of texts."""
+        """Embeddings [B, D] float32, of unit length, of B texts."""
         batch = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         return F.normalize(_pooled(self.model.get_text_features(**batch)).float().cpu(), dim=1)
 
 
 def _pooled(output: Any) -> Tensor:
-    """What transformers 4 returned bare and transformers 5 wraps."""
+    """The embedding, which transformers 4 returns as a tensor and transformers 5 inside an object."""
     return output if isinstance(output, Tensor) else output.pooler_output

@@ -1,4 +1,4 @@
-"""Distances between two sets of features: Frechet and kernel, with what chance makes of them."""
+"""Distances between two sets of features (Frechet and kernel), with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
     ``|mx - my|^2 + tr Cx + tr Cy - 2 tr (Cx Cy)^(1/2)``, covariances over n - 1 and m - 1, in float64. The last trace
     is the sum of the singular values of ``Ax Ay^T`` for any factors ``C = A^T A``, such as the centred rows over
-    ``sqrt(n - 1)``: no matrix root is taken, so covariances without full rank do no harm.
+    ``sqrt(n - 1)``. No matrix root is computed, so covariances need not have full rank.
 
     Source: Dowson and Landau 1982; Heusel et al. 2017 (FID); Kilgour et al. 2019 (FAD).
 
     Raises:
-        UserError: fewer than two rows.
-        ValueError: other shapes, different widths, or values that are not finite.
+        UserError: a set has fewer than two rows.
+        ValueError: a set is not [n, D], the sets differ in D, or have values that are not finite.
     """
     _check(x, y)
     factors, traces = [], 0.0
@@ -32,7 +32,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
         rows = values.double()
         centred = (rows - rows.mean(0)) / (len(rows) - 1) ** 0.5
         traces += float(centred.square().sum())
-        # Of many rows the triangular factor stands for all.
+        # For many rows, the triangular factor of the QR decomposition is a smaller factor of the same covariance.
         factors.append(centred if len(rows) <= rows.shape[1] else torch.linalg.qr(centred, mode="r").R)
     mean = float((x.double().mean(0) - y.double().mean(0)).square().sum())
     cross = float(torch.linalg.svdvals(factors[0] @ factors[1].t()).sum())
@@ -42,11 +42,12 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 def kernel_distance(x: Tensor, y: Tensor) -> float:
     """Squared maximum mean discrepancy of ``x`` [n, D] and ``y`` [m, D] with the kernel ``(a b / D + 1)^3``, unbiased.
 
-    0 on average for sets of one distribution, and so at times below 0; unlike the Frechet distance it does not grow as
-    sets get smaller. Source: Binkowski et al. 2018, "Demystifying MMD GANs" (KID).
+    Its mean is 0 for sets of the same distribution, so it can be below 0. Unlike the Frechet distance it does not
+    become larger for smaller sets. Source: Binkowski et al. 2018, "Demystifying MMD GANs" (KID).
 
     Raises:
-        UserError, ValueError: as :func:`frechet_distance`.
+        UserError: a set has fewer than two rows.
+        ValueError: a set is not [n, D], the sets differ in D, or have values that are not finite.
     """
     _check(x, y)
     a, b = x.double(), y.double()
@@ -63,12 +64,12 @@ def _within(a: Tensor) -> float:
 
 
 class Interval(NamedTuple):
-    """A figure and what it may be by chance.
+    """A figure with its 95 % bootstrap interval.
 
     Attributes:
-        value: of the sets as they are.
-        low, high: the middle 95 % of the figure over bootstrap samples, moved so that their mean is ``value``:
-            resampling alone makes both distances larger.
+        value: of the complete sets.
+        low, high: the middle 95 % of the figure over bootstrap samples, shifted so that their mean is ``value``,
+            because resampling alone makes both distances larger.
         spread: standard deviation over the samples.
     """
 
@@ -87,17 +88,17 @@ def bootstrap(
 ) -> Interval:
     """``distance`` of the rows of clips ``x`` and ``y``, and its spread over samples of clips with replacement.
 
-    Clips are drawn whole, since frames of one clip are no independent witnesses.
+    Complete clips are drawn, because frames of one clip are not independent.
 
     Args:
         distance: of two sets of rows [n, D].
         x: rows [n_i, D] of each clip.
-        y: likewise.
-        samples: drawn, at least 2.
-        seed: of the draw.
+        y: rows [n_i, D] of each clip.
+        samples: number of bootstrap samples, at least 2.
+        seed: of the random draws.
 
     Raises:
-        UserError, ValueError: as ``distance``.
+        UserError, ValueError: whatever ``distance`` raises.
     """
     generator = torch.Generator().manual_seed(seed)
     value = distance(torch.cat(x), torch.cat(y))
@@ -111,23 +112,24 @@ def bootstrap(
 
 
 def extrapolated_frechet(x: list[Tensor], y: list[Tensor], sizes: int = 8, seed: int = 0) -> float:
-    """The Frechet distance that ever more generated clips would come to: its bias falls as one over their number.
+    """The Frechet distance extrapolated to infinitely many generated clips.
 
-    Distances of ``x`` to random parts of ``y``, from a third of its clips to all, are fitted by a line over 1 / clips,
-    whose value at 0 it is (not cut off at 0). Only the bias of ``y`` goes; that of ``x`` stays. Source: Chong and
+    The bias of the distance is proportional to 1 / clips. A line over 1 / clips is fitted to the distances of ``x`` to
+    random parts of ``y``, from a third of its clips to all; its value at 0 is returned and may be negative. This
+    removes the bias that comes from ``y``; the bias from ``x`` stays. Source: Chong and
     Forsyth 2020, "Effectively unbiased FID"; Gui et al. 2024 for audio.
 
     Args:
         x: rows [n_i, D] of each reference clip.
         y: of each generated clip.
-        sizes: points of the line.
-        seed: of the parts.
+        sizes: number of parts that the line is fitted to.
+        seed: of the random parts.
 
     Raises:
         UserError: fewer than 9 generated clips.
     """
     if len(y) < 9:
-        raise UserError(f"extrapolating takes at least 9 generated clips, got {len(y)}")
+        raise UserError(f"extrapolating needs at least 9 generated clips, got {len(y)}")
     generator = torch.Generator().manual_seed(seed)
     reference = torch.cat(x)
     counts = sorted({round(n) for n in torch.linspace(len(y) / 3, len(y), sizes).tolist()})
@@ -147,4 +149,4 @@ def _check(x: Tensor, y: Tensor) -> None:
         if not torch.isfinite(values).all():
             raise ValueError(f"{name} should be finite, got NaN or infinity")
         if len(values) < 2:
-            raise UserError(f"a distance between sets takes 2 rows of each, got {len(values)}; give more clips")
+            raise UserError(f"a distance between sets needs 2 rows of each, got {len(values)}; give more clips")

@@ -1,4 +1,4 @@
-"""The pitch of a recording, and how far that of its reconstruction is off.
+"""The pitch of a recording, and the error of the pitch of its reconstruction.
 
 The tracker is YIN (de Cheveigne and Kawahara 2002, "YIN, a fundamental frequency estimator for speech and music",
 steps 1 to 5): the difference function by autocorrelation, its cumulative mean normalisation, an absolute threshold and
@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOWEST, HIGHEST = 60.0, 600.0
-"""Hz: speech of any voice, and the range of most instruments' melodies."""
+"""Range of the pitch in Hz: all voices, and the melodies of most instruments."""
 THRESHOLD = 0.15
-"""Of the normalised difference below which a frame is periodic (the paper's 0.1 to 0.15)."""
+"""A frame is periodic where its normalised difference is below this (0.1 to 0.15 in the paper)."""
 STEP = 0.01
 """Seconds between frames."""
 
 _WINDOW = 0.04  # seconds: more than two periods of the lowest pitch
-_QUIET = 10 ** (-50 / 20)  # of the loudest frame's RMS: what lies below is unvoiced, whatever its period
+_QUIET = 10 ** (-50 / 20)  # frames whose RMS is below this share of the loudest frame's are unvoiced
 _SILENT = 1e-5  # RMS below which nothing is voiced
 _BLOCK = 4096  # frames at once
 _GROSS = 0.2  # relative error that counts as gross (Rabiner et al. 1976; Chu and Alwan 2009)
@@ -36,11 +36,11 @@ def track_pitch(audio: Tensor, sample_rate: int, lowest: float = LOWEST, highest
     Args:
         audio: [N] floating point.
         sample_rate: Hz.
-        lowest: Hz; longer periods are not looked for.
-        highest: Hz.
+        lowest: Hz, the lowest pitch that can be found.
+        highest: Hz, the highest pitch that can be found.
 
     Raises:
-        ValueError: ``audio`` has another shape or is empty, or the range is none.
+        ValueError: ``audio`` is not [N] or is empty, or not 0 < lowest < highest < sample_rate / 4.
     """
     if audio.dim() != 1 or not audio.numel():
         raise ValueError(f"audio should be [N] with at least one sample, got {list(audio.shape)}")
@@ -59,7 +59,7 @@ def track_pitch(audio: Tensor, sample_rate: int, lowest: float = LOWEST, highest
 
 def _periods(frames: Tensor, window: int, shortest: int, longest: int) -> tuple[Tensor, Tensor]:
     """Period in samples of each frame (0: none) and its RMS, both [F]."""
-    size = 1 << (frames.shape[1] - 1).bit_length()  # no lag that is looked at wraps around in as many
+    size = 1 << (frames.shape[1] - 1).bit_length()  # large enough that no lag in use wraps around
     spectrum = torch.fft.rfft(frames, size)
     head = torch.fft.rfft(frames[:, :window], size)
     correlation = torch.fft.irfft(spectrum * head.conj(), size)[:, : longest + 1]
@@ -80,16 +80,16 @@ def _periods(frames: Tensor, window: int, shortest: int, longest: int) -> tuple[
 
 
 class PitchError(NamedTuple):
-    """How far one pitch track is off another.
+    """The error of one pitch track compared with another.
 
     Attributes:
         cents: root mean square of the difference in cents (1200 to the octave) over the frames voiced in both; None
-            where there is none.
-        fine: the same without frames that are off by more than 20 %, mostly by octaves; None where no other is left.
-        gross: share of the frames voiced in both that are off by more than 20 %; None where there is none.
+            without such frames.
+        fine: the same without frames that are off by more than 20 %, mostly by octaves; None where all of them are.
+        gross: share of the frames voiced in both that are off by more than 20 %; None without such frames.
         voicing: share of all frames that are voiced in one and not in the other.
         voiced: frames voiced in both.
-        frames: of the recording.
+        frames: number of frames of the recording.
     """
 
     cents: float | None
@@ -104,7 +104,7 @@ def pitch_error(audio: Tensor, reference: Tensor, sample_rate: int) -> PitchErro
     """Compare the pitch of ``audio`` [N] with that of ``reference`` [N].
 
     Raises:
-        ValueError: as :func:`track_pitch`, or the lengths differ.
+        ValueError: the shapes differ, are not [N], or there is no sample.
     """
     if audio.shape != reference.shape:
         raise ValueError(f"audio and reference should be as long, got {list(audio.shape)} and {list(reference.shape)}")

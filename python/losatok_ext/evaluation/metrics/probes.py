@@ -1,4 +1,4 @@
-"""Two probes of features, neither with a choice that its user could tune: a linear one, and nearest neighbours."""
+"""Two probes of features, linear and nearest neighbours. Neither has settings for the user to tune."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""L2 penalties of the linear probe, of which validation chooses one."""
+"""L2 penalties of the linear probe; the best one on the validation set is taken."""
 NEIGHBOURS = (1, 3, 5, 10, 20)
-"""Numbers of neighbours, of which validation chooses one."""
+"""Numbers of neighbours; the best one on the validation set is taken."""
 
 _TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al. 2018)
-_BLOCK = 4096  # rows whose neighbours are looked for at once
+_BLOCK = 4096  # rows whose neighbours are searched at once
 
 
 class Data(NamedTuple):
@@ -26,11 +26,11 @@ class Data(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How well a probe does on a test set, and the setting that validation chose.
+    """The result of a probe on a test set, and the setting that was chosen on the validation set.
 
     Attributes:
-        accuracy: share of rows that are right.
-        balanced: mean over the classes of the test set of the share of each that is right.
+        accuracy: share of rows that are classified correctly.
+        balanced: the same share of each class of the test set, mean over classes.
         setting: L2 penalty, or number of neighbours.
     """
 
@@ -40,7 +40,7 @@ class Score(NamedTuple):
 
 
 def standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
-    """``train`` [n, D] and the others, each less the mean of ``train`` and over its standard deviation, in float64.
+    """``train`` [n, D] and the others minus the mean of ``train``, divided by its standard deviation, in float64.
 
     A dimension that is constant in ``train`` becomes 0.
     """
@@ -54,11 +54,11 @@ def standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
 def fit_logistic(data: Data, classes: int, penalty: float, start: Tensor | None = None) -> Tensor:
     """Multinomial logistic regression: weights [D + 1, classes] float64, the last row the biases.
 
-    The minimum of the mean cross-entropy plus ``penalty / 2`` times the squared norm of the weights (not the biases),
-    which is one point up to a shift of all biases, found by L-BFGS from ``start`` (None: zeros).
+    The minimum of the mean cross-entropy plus ``penalty / 2`` times the squared norm of the weights (without biases)
+    is found by L-BFGS from ``start`` (None: zeros). It is unique up to a shift of all biases.
 
     Raises:
-        RuntimeError: it was not found (the gradient's largest entry stays above 1e-4).
+        RuntimeError: L-BFGS did not converge (an entry of the gradient is still above 1e-4).
     """
     weights = torch.zeros(data.x.shape[1] + 1, classes, dtype=torch.float64) if start is None else start.clone()
     weights.requires_grad_(True)
@@ -106,8 +106,10 @@ def neighbour_votes(train: Data, x: Tensor, classes: int, count: int) -> Tensor:
 
 
 def linear_probe(train: Data, validation: Data, test: Data, classes: int) -> Score:
-    """Fit with each penalty, from the strongest on; keep the one that is best on ``validation``; fit once more to
-    ``train`` and ``validation`` with it, and score on ``test``."""
+    """The score on ``test`` of a linear probe with the penalty that is best on ``validation``.
+
+    It is fitted to ``train`` with each penalty, then to ``train`` and ``validation`` with the best one.
+    """
     start: Tensor | None = None
     scores = {}
     for penalty in sorted(PENALTIES, reverse=True):
@@ -121,8 +123,10 @@ def linear_probe(train: Data, validation: Data, test: Data, classes: int) -> Sco
 
 
 def neighbour_probe(train: Data, validation: Data, test: Data, classes: int) -> Score:
-    """Choose the number of neighbours by ``validation`` (the fewest of equals), then score ``test`` by the neighbours
-    in ``train`` and ``validation``."""
+    """The score on ``test`` of nearest neighbours, with the number of neighbours that is best on ``validation``.
+
+    Of equally good numbers the smallest is taken. Neighbours of ``test`` come from ``train`` and ``validation``.
+    """
     scores = {k: _accuracy(neighbour_votes(train, validation.x, classes, k), validation.y) for k in NEIGHBOURS}
     chosen = max(NEIGHBOURS, key=lambda k: (scores[k], -k))
     votes = neighbour_votes(_joined(train, validation), test.x, classes, chosen)
@@ -133,7 +137,7 @@ PROBES: dict[str, Callable[[Data, Data, Data, int], Score]] = {"linear": linear_
 
 
 def majority(train: Tensor, test: Tensor, classes: int) -> float:
-    """Accuracy on ``test`` [m] of always naming the class that is most frequent in ``train`` [n]."""
+    """Accuracy on ``test`` [m] of always predicting the class that is most frequent in ``train`` [n]."""
     return float((test == torch.bincount(train, minlength=classes).argmax()).double().mean())
 
 

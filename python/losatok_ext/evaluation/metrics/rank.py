@@ -1,4 +1,4 @@
-"""How many dimensions features really use: their covariance, effective rank and explained variance."""
+"""How many dimensions features use: their covariance, effective rank and explained variance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Moments:
-    """Count, mean and covariance of frames that are seen block by block, in float64.
+    """Count, mean and covariance of frames that are added block by block, in float64.
 
     Args:
         width: D, of a frame.
@@ -23,7 +23,7 @@ class Moments:
         """Add ``frames`` [N, D].
 
         Raises:
-            ValueError: another shape, or values that are not finite.
+            ValueError: ``frames`` is not [N, D], or has values that are not finite.
         """
         if frames.dim() != 2 or frames.shape[1] != self.width:
             raise ValueError(f"frames should have shape [N, {self.width}], got {list(frames.shape)}")
@@ -32,7 +32,7 @@ class Moments:
         if not len(frames):
             return
         x = frames.double().cpu()
-        if self._shift is None:  # the squares of what is left are small, so their sums lose no digits
+        if self._shift is None:  # shifted values are small, so the sums of their squares keep their precision
             self._shift = x.mean(0)
         x = x - self._shift
         self.count += len(x)

@@ -1,6 +1,6 @@
 """Distances between the spectra of audio and its reference, clip by clip: log bands, multi-resolution STFT and mel.
 
-Every function takes batches of clips of different lengths, and nothing past a clip's own length reaches its figures.
+Every function takes batches of clips of different lengths; what lies past the length of a clip is not used.
 """
 
 from __future__ import annotations
@@ -15,16 +15,23 @@ from losatok_ext.audio.constants import hann_window
 from losatok_ext.audio.mel import mel_filter_bank
 from losatok_ext.audio.stft import stft_magnitude
 from losatok_ext.masks import valid_mask
+from losatok_ext.models import LoSATokConfig
+from losatok_ext.nn.losses import MultiScaleMelLoss
 
 BANDS, BAND_N_FFT, BAND_HOP, BAND_FLOOR = 80, 1024, 256, 1e-4
-"""Of :func:`log_bands`: count, window and FFT in samples, samples between frames, least magnitude."""
+"""Settings of :func:`log_bands`: number of bands, window and FFT in samples, hop in samples, smallest magnitude."""
 
 WINDOWS = (512, 1024, 2048)
 """Windows in samples of the multi-resolution distances, a hop of a quarter each."""
 MEL_BINS = (40, 80, 160)
 """Mel bins at each of :data:`WINDOWS`."""
+MEL_LOSS = (
+    "the spectral loss that tokenizers are trained with: mean absolute difference of log10 mel spectrograms at windows "
+    "of 32 to 2048 samples; 1 is a factor of 10"
+)
+"""Definition of :func:`mel_loss`, for reports."""
 
-_FLOOR = 1e-5  # of magnitudes whose logarithm is taken at several resolutions
+_FLOOR = 1e-5  # smallest magnitude of the STFT and mel distances
 
 
 def band_filters(n_fft: int = BAND_N_FFT, bands: int = BANDS) -> Tensor:
@@ -50,8 +57,8 @@ def log_bands(audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Ten
         lengths: [B] int64 samples; None: all N.
 
     Returns:
-        (log spectrum [B, F, 80] float32 with F = N // 256 + 1, frame lengths [B] int64). What lies past a frame length
-        means nothing.
+        (log spectrum [B, F, 80] float32 with F = N // 256 + 1, frame lengths [B] int64). Frames past a frame length
+        are undefined.
     """
     filters = band_filters().to(audio.device)
     return _magnitudes(
@@ -64,8 +71,8 @@ def log_band_distance(audio: Tensor, reference: Tensor, lengths: Tensor | None =
 
     Args:
         audio: [B, N] floating point.
-        reference: [B, N], what it should be.
-        lengths: [B] int64 samples of both; None: all N. What lies past is not read, even NaN.
+        reference: [B, N], the original.
+        lengths: [B] int64 samples of both; None: all N. Samples past it are not used, not even NaN.
 
     Raises:
         ValueError: the shapes differ.
@@ -78,7 +85,7 @@ def mean_log_bands(references: Iterable[Tensor]) -> Tensor:
     """The constant spectrum of a corpus: the mean of :func:`log_bands` over all frames of all its clips, [80] float64.
 
     Args:
-        references: clips [N], of which one is looked at at a time.
+        references: clips [N], read one at a time.
 
     Raises:
         ValueError: there is no frame.
@@ -96,12 +103,12 @@ def mean_log_bands(references: Iterable[Tensor]) -> Tensor:
 def constant_spectrum_distance(
     reference: Tensor, lengths: Tensor | None = None, constant: Tensor | None = None
 ) -> Tensor:
-    """What :func:`log_band_distance` would give for audio whose log spectrum is ``constant`` in every frame: [B].
+    """The :func:`log_band_distance` [B] of audio whose log spectrum is ``constant`` in every frame.
 
     Args:
         reference: [B, N] floating point.
         lengths: [B] int64 samples; None: all N.
-        constant: [80], as :func:`mean_log_bands` gives it for a corpus; None: the mean over the frames of this batch.
+        constant: [80], from :func:`mean_log_bands` of a corpus; None: the mean over the frames of this batch.
     """
     bands, frames = log_bands(reference, lengths)
     valid = valid_mask(frames, bands.shape[1])[..., None]
@@ -111,13 +118,13 @@ def constant_spectrum_distance(
 
 
 class LogBandScore(NamedTuple):
-    """What :func:`log_band_score` found; each is a mean over all frames of a corpus, so long clips weigh more.
+    """Result of :func:`log_band_score`. Values are means over all frames of a corpus, so long clips have more weight.
 
     Attributes:
         distance: log-band distance of the audio to its reference, in nepers.
-        constant: the same of the corpus's constant spectrum.
+        constant: the same distance of the corpus's constant spectrum.
         ratio: ``distance / constant``: 0 is perfect, 1 no better than a constant spectrum; NaN where the references
-            are one.
+            are a constant spectrum themselves.
     """
 
     distance: float
@@ -126,7 +133,7 @@ class LogBandScore(NamedTuple):
 
 
 def log_band_score(pairs: Iterable[tuple[Tensor, Tensor]]) -> LogBandScore:
-    """Log-band distance of a corpus, beside that of one constant spectrum: the mean log spectrum of its references.
+    """Log-band distance of a corpus, and that of one constant spectrum: the mean log spectrum of its references.
 
     Args:
         pairs: (audio [N], reference [N]) of each clip. The log bands of all references are kept (20 kB per second).
@@ -173,12 +180,30 @@ def mel_distance(
     windows: Sequence[int] = WINDOWS,
     bins: Sequence[int] = MEL_BINS,
 ) -> Tensor:
-    """As :func:`stft_distance`, of magnitude mel spectrograms with ``bins`` (HTK) bins at each of ``windows``."""
+    """Mean absolute difference of ``log10`` mel magnitudes (at least 1e-5), mean over ``windows``: [B] float64.
+
+    1 is a factor of 10. ``bins`` are the mel bins (HTK scale) at each of ``windows`` samples, ``sample_rate`` is in Hz;
+    the other arguments and errors are those of :func:`log_band_distance`.
+    """
     found = []
     for size, mels in zip(windows, bins, strict=True):
         filters = mel_filter_bank(size, mels, sample_rate).to(audio.device)
         found.append(_compare(audio, reference, lengths, size, size // 4, filters, _log10_difference))
     return torch.stack([clip_means(*each) for each in found]).mean(0)
+
+
+def mel_loss(sample_rate: int, device: torch.device | str = "cpu") -> MultiScaleMelLoss:
+    """The multi-scale mel loss with the windows and bins that tokenizers are trained with by default.
+
+    It is another measure than :func:`mel_distance`: more and shorter windows (32 to 2048 samples, 5 to 320 bins), and
+    one mean over all frames of a batch instead of one for each clip.
+
+    Args:
+        sample_rate: Hz, of the waveforms [B, N] that it is called with.
+        device: of the waveforms.
+    """
+    windows, bins = LoSATokConfig.mel_loss_windows, LoSATokConfig.mel_loss_bins
+    return MultiScaleMelLoss(windows, bins, sample_rate).to(device)
 
 
 def spectral_convergence(
@@ -198,7 +223,7 @@ def spectral_convergence(
 
 
 def clip_means(per_frame: Tensor, frames: Tensor) -> Tensor:
-    """Mean of ``per_frame`` [B, F] over the first ``frames`` [B] of each clip: [B] float64; NaN where there is none."""
+    """Mean of ``per_frame`` [B, F] over the first ``frames`` [B] of each clip: [B] float64; NaN without frames."""
     valid = valid_mask(frames, per_frame.shape[1])
     return torch.where(valid, per_frame.double(), 0.0).sum(1) / frames
 
@@ -228,9 +253,9 @@ def _compare(
     filters: Tensor | None,
     compare: Compare,
 ) -> tuple[Tensor, Tensor]:
-    """``compare`` of the magnitudes of both signals, block of frames by block: ([B, F, ...], frame lengths [B]).
+    """``compare`` of the magnitudes of both signals: ([B, F, ...], frame lengths [B]).
 
-    So an hour of audio needs the memory of one block, and not that of its spectrograms.
+    Frames are processed in blocks, so an hour of audio needs the memory of one block, not of two spectrograms.
     """
     if audio.dim() != 2 or audio.shape != reference.shape:
         raise ValueError(

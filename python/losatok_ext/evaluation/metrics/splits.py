@@ -9,17 +9,17 @@ from torch import Tensor
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SHARES = (0.6, 0.2, 0.2)
-"""Of the clips: training, validation, test."""
+"""Shares of the clips: training, validation, test."""
 
-_ORDER = (TRAIN, TEST, VALIDATION)  # in which splits that need a class alike are given it
+_ORDER = (TRAIN, TEST, VALIDATION)  # of splits that need a class equally, the first gets it
 
 
 def split_by_source(labels: Sequence[int], sources: Sequence[str], seed: int) -> Tensor:
     """Which split each clip is in: [n] int64 of TRAIN, VALIDATION and TEST.
 
-    Sources are dealt out whole, in an order that ``seed`` shuffles (larger ones first): each goes where its classes are
-    missing, and else where they are furthest below that split's share. So each class is in all three wherever it has
-    three sources that hold no other.
+    All clips of a source go to the same split. Sources are taken from the largest to the smallest, shuffled by ``seed``
+    within a size. Each goes to a split that its classes are missing in, otherwise to the one where they are furthest
+    below the split's share. So a class is in all three splits if it has three sources with no other class.
 
     Args:
         labels: class of each clip, from 0.

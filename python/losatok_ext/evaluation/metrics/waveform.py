@@ -1,4 +1,4 @@
-"""Distances between waveforms, and the perceptual measures of other packages."""
+"""Distances between waveforms, and perceptual measures that other packages compute."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PACKAGES = {"pesq": "pesq", "stoi": "pystoi"}
 """Measure -> the package that computes it; both come with the extra ``evaluate``."""
 
 _RATE = 16_000  # of wide-band PESQ
-_LIMIT = 100.0  # dB either way: what lies beyond is rounding
+_LIMIT = 100.0  # dB, both ways: values beyond it are only rounding errors
 
 
 def si_sdr(audio: Tensor, reference: Tensor) -> float | None:
     """Scale-invariant signal-to-distortion ratio of ``audio`` [N] to ``reference`` [N] in dB, within -100..100.
 
-    ``10 log10(|a s|^2 / |a s - x|^2)`` with ``a = <x, s> / <s, s>``, both signals less their means. None for a
-    reference without signal. Source: Le Roux et al. 2019, "SDR - half-baked or well done?".
+    ``10 log10(|a s|^2 / |a s - x|^2)`` with ``a = <x, s> / <s, s>``, both signals minus their means. None for a
+    silent reference. Source: Le Roux et al. 2019, "SDR - half-baked or well done?".
 
     Raises:
         ValueError: the shapes differ or are not [N].
@@ -52,9 +52,9 @@ def missing_package(measure: str) -> str | None:
 def pesq(audio: Tensor, reference: Tensor, sample_rate: int) -> float | None:
     """Wide-band PESQ (ITU-T P.862.2, -0.5 to 4.64) of ``audio`` [N], by the package ``pesq``.
 
-    Recordings of more than 20 s are cut into equal parts of at most 10 s, and the mean of theirs is taken: the measure
-    is meant for about as much, and its code has room for so many utterances. None where there is no speech in the
-    reference, or less than a quarter of a second.
+    Recordings of more than 20 s are cut into equal parts of at most 10 s, and the mean of their values is taken: the
+    measure is made for about that length, and its code can hold only a limited number of utterances. None where the
+    reference has no speech, or less than a quarter of a second of it.
 
     Raises:
         UserError: the package is not installed.
@@ -74,7 +74,8 @@ def pesq(audio: Tensor, reference: Tensor, sample_rate: int) -> float | None:
 def stoi(audio: Tensor, reference: Tensor, sample_rate: int) -> float | None:
     """Short-time objective intelligibility (Taal et al. 2011, 0 to 1) of ``audio`` [N], by the package ``pystoi``.
 
-    Cut into parts as for :func:`pesq`. None where the reference is silent, or has too little that is not (about 0.4 s).
+    Recordings of more than 20 s are cut into equal parts of at most 10 s. None where the reference is silent, or less
+    than about 0.4 s of it is not.
 
     Raises:
         UserError: the package is not installed.
@@ -89,13 +90,13 @@ def stoi(audio: Tensor, reference: Tensor, sample_rate: int) -> float | None:
         warnings.simplefilter("error", RuntimeWarning)
         for part, target in zip(ours, theirs, strict=True):
             if target.any():
-                with contextlib.suppress(RuntimeWarning):  # it warns of too little, and returns 1e-5
+                with contextlib.suppress(RuntimeWarning):  # for too little signal it warns and returns 1e-5
                     values.append(float(pystoi.stoi(target.numpy(), part.numpy(), sample_rate)))
     return sum(values) / len(values) if values else None
 
 
 def _parts(audio: Tensor, sample_rate: int) -> tuple[Tensor, ...]:
-    """``audio`` [N] whole, or beyond 20 s in equal parts (to one sample) of at most 10 s."""
+    """``audio`` [N], beyond 20 s cut into parts of at most 10 s whose lengths differ by at most one sample."""
     longest = 10 * sample_rate
     return (audio,) if len(audio) <= 2 * longest else audio.tensor_split(-(-len(audio) // longest))
 

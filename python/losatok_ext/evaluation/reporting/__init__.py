@@ -1,1 +1,1 @@
-"""Reports: tables, charts and sounds, written as JSON, Markdown and a page."""
+"""Reports: their content (tables, charts, sounds), and the files that they are written to (JSON, Markdown, page)."""

@@ -1,15 +1,11 @@
-"""What an evaluation leaves for people: tables, charts and examples, and the files they are written to."""
+"""The content of a report: headlines, tables, charts and examples. How it is written to files is in ``writing``."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from losatok_ext.errors import UserError
-from losatok_ext.files import atomic_path
 from losatok_ext.recordings.find import Failure
 
 
@@ -18,11 +14,12 @@ class Table:
     """A table of text.
 
     Attributes:
-        title: over it.
-        columns: heads; the first column holds names and stands left, the others figures, right.
-        rows: cells, as many as columns.
-        note: under it.
-        folded: whether the page shows it only when asked to, and terminals and Markdown not at all.
+        title: shown above it; ``""`` for none.
+        columns: column heads. The first column holds names and is aligned left, the others hold figures and are
+            aligned right.
+        rows: cells, as many as there are columns.
+        note: shown below it.
+        folded: the page shows it only after a click; the terminal and Markdown leave it out.
     """
 
     title: str
@@ -31,17 +28,10 @@ class Table:
     note: str = ""
     folded: bool = False
 
-    def markdown(self) -> str:
-        """The table in Markdown, its title in bold."""
-        lines = [f"**{self.title}**", "", "| " + " | ".join(self.columns) + " |"]
-        lines.append("|" + "|".join(["---", *["---:"] * (len(self.columns) - 1)]) + "|")
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
-        return "\n".join([*lines, *(["", self.note] if self.note else []), ""])
-
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of a chart: its ``label``, ``value``, and what it may be off by either way (None: not known)."""
+    """A bar of a chart: its ``label``, ``value``, and the uncertainty on either side of it (None: not known)."""
 
     label: str
     value: float
@@ -50,14 +40,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarChart:
-    """Horizontal bars from 0.
+    """Horizontal bars that start at 0.
 
     Attributes:
-        title: over it.
+        title: shown above it.
         bars: from top to bottom.
-        unit: of the values, after the scale.
+        unit: of the values; shown below the axis.
         reference: a value that is marked by a line, and what it means.
-        limit: where the axis ends, and spreads with it; None: where the bars want it to.
+        limit: where the axis ends; error bars are cut there. None: where the longest bar ends.
     """
 
     title: str
@@ -68,28 +58,52 @@ class BarChart:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line of a chart.
+
+    Attributes:
+        points: (x, y), by rising x if they are joined.
+        labels: one for each point, or empty.
+        joined: whether the points are connected.
+    """
+
+    points: Sequence[tuple[float, float]]
+    labels: Sequence[str] = ()
+    joined: bool = True
+
+
+@dataclass(frozen=True)
 class LineChart:
     """Lines over one axis.
 
     Attributes:
-        title: over it.
-        lines: name -> points (x, y), by rising x.
-        x_label: under it.
-        y_label: over the vertical axis.
-        x_log: whether the horizontal axis is one of logarithms.
+        title: shown above it.
+        lines: name -> line, at least one with a point.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+        x_log: the horizontal axis is logarithmic; all x are above 0.
+        y_log: the vertical axis is logarithmic; all y are above 0. Otherwise it includes 0.
     """
 
     title: str
-    lines: Mapping[str, Sequence[tuple[float, float]]]
+    lines: Mapping[str, Line]
     x_label: str
     y_label: str
     x_log: bool = False
+    y_log: bool = False
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A player: its ``label``, the ``audio`` file's bytes (FLAC), a ``picture`` (PNG) of its mel spectrogram, and the
-    ``seconds`` and ``sample_rate`` (Hz) that are the picture's axes."""
+    """A player.
+
+    Attributes:
+        label: shown above it.
+        audio: bytes of a FLAC file.
+        picture: bytes of a PNG file, the mel spectrogram.
+        seconds: duration, the width of the picture.
+        sample_rate: Hz; the height of the picture is half of it.
+    """
 
     label: str
     audio: bytes
@@ -108,8 +122,8 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure that stands out: its ``label``, the ``value`` as text, and a ``note`` under it."""
+class Headline:
+    """One of the few most important figures: its ``label``, the ``value`` as text, and a ``note`` below it."""
 
     label: str
     value: str
@@ -118,16 +132,16 @@ class Figure:
 
 @dataclass
 class Report:
-    """Everything that is written of one evaluation.
+    """Everything that is written about one evaluation.
 
     Attributes:
         name: of its files, such as ``reconstruction``.
         title: of the page.
         facts: what was measured and how, name -> text.
-        values: the same in full, for JSON.
-        figures: the few that matter most.
+        values: the complete results as plain values, for JSON.
+        headlines: the few most important figures.
         tables, charts, examples: in the order of the page.
-        notes: what the figures mean and where they come from.
+        notes: what the figures mean and how they were computed.
         failures: inputs that were left out, and why.
     """
 
@@ -135,7 +149,7 @@ class Report:
     title: str
     facts: dict[str, str]
     values: dict[str, Any]
-    figures: list[Figure] = field(default_factory=list)
+    headlines: list[Headline] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     charts: list[BarChart | LineChart] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
@@ -143,70 +157,6 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON: ``values``, with the report's name, its facts and what was left out."""
+        """Plain values for JSON: ``values``, the report's name, its facts, and the inputs that were left out."""
         failures = [{"path": str(failure.path), "message": failure.message} for failure in self.failures]
         return {"report": self.name, "facts": self.facts, **self.values, "failures": failures}
-
-    def markdown(self) -> str:
-        """Tables and notes, for documents."""
-        facts = "; ".join(f"{name}: {text}" for name, text in self.facts.items())
-        parts = [f"# {self.title}", "", facts, "", *(table.markdown() for table in self.tables if not table.folded)]
-        return "\n".join([*parts, *(f"- {note}" for note in self.notes), ""])
-
-
-def report_places(folder: Path, name: str, overwrite: bool) -> dict[str, Path]:
-    """Where the files of a report go, by suffix.
-
-    Raises:
-        UserError: one is there already, unless ``overwrite``.
-    """
-    places = {suffix: folder / f"{name}.{suffix}" for suffix in ("json", "md", "html")}
-    existing = next((path for path in places.values() if path.exists()), None)
-    if existing is not None and not overwrite:
-        raise UserError(f"{existing} exists already; pass --overwrite or another folder")
-    return places
-
-
-def write_report(report: Report, places: dict[str, Path]) -> None:
-    """Write JSON, Markdown and one self-contained page, each whole or not at all; other suffixes are passed over.
-
-    Bytes of a file's name that are no text are spelled out (``\\udcff``).
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    from losatok_ext.evaluation.reporting.page import page
-
-    texts = {
-        "json": json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n",
-        "md": report.markdown(),
-        "html": page(report),
-    }
-    for suffix, text in texts.items():
-        place = places[suffix]
-        try:
-            with atomic_path(place) as path:
-                path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
-        except OSError as error:
-            raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
-
-
-def shown(value: float | None, digits: int = 3) -> str:
-    """``value`` for a table: ``digits`` decimals, and a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def with_spread(mean: float | None, spread: float | None, digits: int = 3) -> str:
-    """``mean ± spread`` for a table."""
-    return shown(mean, digits) + ("" if mean is None or spread is None else f" ± {spread:.{digits}f}")
-
-
-def mean_and_spread(values: Iterable[float | None]) -> tuple[float | None, float | None, int]:
-    """(mean, sample standard deviation, count) of the values that there are; None where there are too few."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None, None, 0
-    mean = sum(known) / len(known)
-    if len(known) < 2:
-        return mean, None, 1
-    return mean, (sum((value - mean) ** 2 for value in known) / (len(known) - 1)) ** 0.5, len(known)

@@ -1,4 +1,4 @@
-"""Audio and its spectrogram as bytes, for a page that carries both inside itself."""
+"""Audio and its spectrogram as bytes, to be put inside the page."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from losatok_ext.audio.plots import RANGE, SILENCE, import_figure, mel_decibels
 from losatok_ext.evaluation.reporting.report import Sound
 
 LONGEST = 12.0
-"""Seconds of a clip that a page holds; of longer ones it holds the beginning."""
+"""Seconds of a clip that the page holds; a longer clip is cut."""
 
 
 def make_sound(label: str, audio: Tensor, sample_rate: int, peak: float | None = None) -> Sound:
-    """A player of the first 12 s of ``audio`` [N], with its mel spectrogram in dB below ``peak``.
+    """A player of the first 12 s of ``audio``, with its mel spectrogram in dB below ``peak``.
 
     Args:
-        label: over it.
+        label: shown above it.
         audio: [N] floating point; clipped to -1..1.
         sample_rate: Hz.
-        peak: dB re 1 of the brightest colour, as :func:`loudest` gives it for another clip; None: this one's own.
+        peak: dB re 1 of the brightest colour, from :func:`loudest` of this or another clip; None: of this clip.
 
     Raises:
         UserError: soundfile or matplotlib is not installed.
@@ -33,13 +33,13 @@ def make_sound(label: str, audio: Tensor, sample_rate: int, peak: float | None =
 
 
 def loudest(audio: Tensor, sample_rate: int) -> float:
-    """dB re 1 of the loudest mel bin of the part that :func:`make_sound` shows, and at least that of silence."""
+    """dB re 1 of the loudest mel bin in the first 12 s of ``audio`` [N], not below :data:`audio.plots.SILENCE`."""
     return max(float(mel_decibels(audio[: round(LONGEST * sample_rate)], sample_rate).max()), SILENCE)
 
 
 def _picture(decibels: Tensor) -> bytes:
-    """A PNG of a mel [bins, F] in dB below its peak, low frequencies at the bottom, a pixel per bin and frame."""
-    import_figure()  # says what to install
+    """A PNG of a mel spectrogram [bins, F] in dB below its peak; one pixel per bin and frame, low frequencies below."""
+    import_figure()  # raises UserError without matplotlib
     from matplotlib import colormaps
     from matplotlib.image import imsave
 

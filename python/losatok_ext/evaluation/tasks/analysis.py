@@ -1,4 +1,4 @@
-"""How compressible features are, and what a semantic bottleneck keeps of them beside PCA and channel merging."""
+"""How compressible features are, and what a semantic bottleneck keeps of them compared with PCA and channel merging."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from losatok_ext.evaluation.tasks.features import FeatureSet
 from losatok_ext.models import LoSATok
 
 SHARES = (0.9, 0.95, 0.99)
-"""Of the variance, for which the fewest dimensions are told."""
+"""Shares of the variance for which the fewest principal axes are reported."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """How the variance of features lies over their principal axes.
+    """How the variance of features is distributed over their principal axes.
 
     Attributes:
         feature: its name.
-        group: clips it is of: a value of the key they were grouped by, or ``all``.
-        clips, frames: how many.
+        group: a value of the key that clips are grouped by, or ``all``.
+        clips, frames: number of clips and frames in it.
         dims: D.
         effective_rank, participation_ratio: see :mod:`losatok_ext.evaluation.metrics.rank`.
         axes_for: fewest principal axes that hold each of :data:`SHARES` of the variance.
-        explained: share that the first 1 .. D axes hold.
+        explained: share of the variance that the first 1, 2, ..., D axes hold.
     """
 
     feature: str
@@ -46,13 +46,13 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Reduction:
-    """What a reduction of features to d dimensions keeps, on clips that it was not fitted to.
+    """What a reduction of features to d dimensions keeps, measured on clips that it was not fitted to.
 
     Attributes:
         method: ``pca``, ``merge`` or ``SemBo``.
         dims: d.
-        explained: share of the variance that is there again after restoring; below 0 where the mean would be nearer.
-        cosine: mean over frames of the cosine of restored and original frames.
+        explained: share of the variance that the restored frames explain; below 0 where the mean would be closer.
+        cosine: cosine of restored and original frames, mean over frames.
         relation: time-relation loss of the d dimensions: mean squared difference of the cosines of all pairs of frames
             of a clip, mean over clips by frames.
     """
@@ -94,10 +94,12 @@ def analyze(
 
     Args:
         features: with all of ``names``.
-        names: features whose spectra are wanted.
-        key: by whose values clips are grouped, beside all of them; groups of fewer than two frames are left out.
-        dims: widths to reduce to; those that the feature does not exceed are left out.
-        reduced: the feature to reduce. Every other clip is fitted to and the rest is measured (a single clip: both).
+        names: features whose spectra are computed.
+        key: of the manifest; clips are grouped by its values, besides the group of all clips. Groups of fewer than two
+            frames are left out.
+        dims: dimensions to reduce to; those that are not below the feature's are left out.
+        reduced: the feature to reduce. Reductions are fitted to every other clip and measured on the rest (a single
+            clip serves for both).
         model: whose SemBo is measured too, at its own width, where ``reduced`` is ``"semantic"``.
 
     Raises:

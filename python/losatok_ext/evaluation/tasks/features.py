@@ -1,10 +1,10 @@
-"""Features of recordings, clip by clip: what a model makes of them, or what files hold already."""
+"""Features of recordings, clip by clip: computed by a model, or read from files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,24 +17,23 @@ from torch import Tensor
 from losatok_ext.audio.files import READABLE_SUFFIXES, read_audio
 from losatok_ext.errors import AudioFileError, UserError
 from losatok_ext.evaluation.metrics.baselines import BASELINES, LinearReduction
+from losatok_ext.evaluation.tasks.measured import Progress, for_each, require_any
 from losatok_ext.files import atomic_path
 from losatok_ext.formats.latent_files import SUFFIX, load_latents
-from losatok_ext.jobs.tokenize import sentence
 from losatok_ext.models import LoSATok
-from losatok_ext.ops.dispatch import BackendUnavailableError
 from losatok_ext.recordings.find import Failure
 from losatok_ext.recordings.labelled import Item
 
 LATENTS, GIVEN = "latents", "given"
 FEATURES = (LATENTS, "semantic", "semantic_low", "acoustic", "acoustic_low", "unified", "unified_low")
-"""What a model gives: ``latents`` are the posterior's means; the others are those of :class:`Latents`."""
+"""Features that a model computes: ``latents`` are the means of the posterior, the others attributes of ``Latents``."""
 GIVEN_SUFFIXES = (".npy", SUFFIX)
-"""Files that hold features ([T, D], or [D] for a clip as a whole) or latents; their only feature is ``given``."""
+"""Files that hold features ([T, D], or one [D] for the clip) or latents; their only feature is called ``given``."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A feature to look at: its ``base``, and how it is reduced (a name of ``BASELINES`` and d), if at all."""
+    """A feature: its ``base``, and the reduction applied to it (a name of ``BASELINES``, to ``dims``), or None."""
 
     base: str
     baseline: str | None = None
@@ -44,12 +43,16 @@ class Spec:
         return self.base if self.baseline is None else f"{self.base}+{self.baseline}:{self.dims}"
 
     def reduction(self) -> LinearReduction | None:
-        """A new baseline, not fitted yet."""
+        """A new reduction, not fitted yet; None where the feature is not reduced."""
         return None if self.baseline is None else BASELINES[self.baseline](self.dims)
 
 
 def parse_spec(text: str, given: bool = False) -> Spec:
-    """``semantic``, ``pca:64`` (of ``semantic``; of what is ``given``), ``acoustic+merge:16`` as a :class:`Spec`.
+    """A ``--feature`` option, such as ``semantic``, ``acoustic+merge:16`` or ``pca:64``, as a :class:`Spec`.
+
+    Args:
+        text: a feature, a feature with a reduction, or a reduction alone, which reduces ``semantic``.
+        given: the features are read from files: the only one is ``given``, and a reduction alone reduces it.
 
     Raises:
         UserError: it is none of these.
@@ -75,8 +78,8 @@ class FeatureSet:
 
     Attributes:
         items: clips that have features.
-        frame_rate: frames per second; None where files do not say.
-        failures: clips that have none.
+        frame_rate: frames per second; None where the files do not tell.
+        failures: clips without features.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -96,10 +99,10 @@ class FeatureSet:
 
 
 def holds_features(items: Sequence[Item]) -> bool:
-    """Whether the items are files of features and not recordings.
+    """Whether the items are files of features rather than recordings.
 
     Raises:
-        UserError: there are both.
+        UserError: both kinds are among them.
     """
     given = [item.path.suffix.lower() in GIVEN_SUFFIXES for item in items]
     if any(given) and not all(given):
@@ -116,12 +119,13 @@ def extract(
     items: Sequence[Item],
     names: Sequence[str],
     folder: str | os.PathLike[str],
-    progress: Callable[[Item], None] | None = None,
+    progress: Progress | None = None,
     debug: bool = False,
 ) -> FeatureSet:
-    """Compute features of each clip and keep them in ``folder``, so that the same call again goes on where it stopped.
+    """Compute features of each clip and keep them in ``folder``, so that the same call continues after an interruption.
 
-    A kept file is named after the model, the recording's size and time, so nothing old is ever taken for new.
+    A file is named by a hash of the model, the recording's path, its size and its time of change, so features of
+    another model or of an older recording are never used.
 
     Args:
         model: in eval mode; None for files that hold features.
@@ -129,7 +133,7 @@ def extract(
         names: of :data:`FEATURES`.
         folder: for the files; made if needed.
         progress: called after each item.
-        debug: let the first error through instead of collecting it.
+        debug: raise the first error instead of collecting it.
 
     Raises:
         UserError: no clip has features, or they cannot be written.
@@ -137,39 +141,30 @@ def extract(
     """
     found = FeatureSet(frame_rate=None if model is None else float(model.frame_rate))
     widths: dict[str, int] = {}
-    for item in items:
-        try:
-            if model is None:
-                values, rate = _given(item.path)
-                place = item.path
-                _check_width(widths, {GIVEN: values}, place)
-                if found.items and rate != found.frame_rate:
-                    raise UserError(
-                        f"{place} has frames at {_hertz(rate)} and those before it at {_hertz(found.frame_rate)}"
-                    )
-                found.frame_rate = rate
-            else:
-                place = Path(folder) / f"{_digest(model, item)}.safetensors"
-                _check_width(widths, _of_model(model, item, names, place), item.path)
-        except (BackendUnavailableError, _DiskError):
-            raise  # it would be the same for every recording
-        except Exception as error:
-            if debug:
-                raise
-            found.failures.append(Failure(item.path, sentence(item.path, error)))
+
+    def work(item: Item) -> None:
+        if model is None:
+            values, rate = _given(item.path)
+            place = item.path
+            _check_width(widths, {GIVEN: values}, place)
+            if found.items and rate != found.frame_rate:
+                raise UserError(
+                    f"{place} has frames at {_hertz(rate)} and those before it at {_hertz(found.frame_rate)}"
+                )
+            found.frame_rate = rate
         else:
-            found.items.append(item)
-            found._places.append(place)
-        if progress is not None:
-            progress(item)
-    if not found.items:
-        reason = f"; the first: {found.failures[0].message}" if found.failures else ""
-        raise UserError(f"no clip has features{reason}")
+            place = Path(folder) / f"{_digest(model, item)}.safetensors"
+            _check_width(widths, _of_model(model, item, names, place), item.path)
+        found.items.append(item)
+        found._places.append(place)
+
+    found.failures = for_each(items, work, progress, debug, fatal=(_DiskError,))
+    require_any(len(found.items), "no clip has features", found.failures)
     return found
 
 
 class _DiskError(UserError):
-    """Features cannot be kept, so computing more would be in vain."""
+    """Features cannot be written, so there is no use in computing more."""
 
 
 def _digest(model: LoSATok, item: Item) -> str:
@@ -178,13 +173,13 @@ def _digest(model: LoSATok, item: Item) -> str:
 
 
 def _of_model(model: LoSATok, item: Item, names: Sequence[str], place: Path) -> dict[str, Tensor]:
-    """The features of a recording, from ``place`` where they are kept, else computed and kept there."""
+    """The features of a recording: read from ``place``, or computed and written there."""
     kept: dict[str, Tensor] = {}
     if place.exists():
         try:
             kept = load_file(place)
         except (OSError, SafetensorError):
-            kept = {}  # cut off by a full disk: computed again and replaced
+            kept = {}  # an incomplete file, for example after a full disk: computed again and replaced
     if all(name in kept for name in names):
         return {name: kept[name] for name in names}
     audio = read_audio(item.path, model.sample_rate)
@@ -203,7 +198,7 @@ def _of_model(model: LoSATok, item: Item, names: Sequence[str], place: Path) -> 
 
 
 def _given(path: Path) -> tuple[Tensor, float | None]:
-    """Features [T, D] float32 of a file, and their rate where it says."""
+    """Features [T, D] float32 of a file, and their frame rate in Hz (None: not known)."""
     if path.suffix.lower() == SUFFIX:
         latents = load_latents(path)
         if latents.mu is None:

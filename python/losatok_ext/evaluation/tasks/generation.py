@@ -1,8 +1,8 @@
-"""How far generated clips lie from reference clips, in the features of a teacher."""
+"""Distances between generated clips and reference clips, in the features of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,15 +20,15 @@ from losatok_ext.evaluation.metrics.distances import (
     kernel_distance,
 )
 from losatok_ext.evaluation.tasks.features import FeatureSet, Spec
-from losatok_ext.jobs.tokenize import sentence
+from losatok_ext.evaluation.tasks.measured import Progress, for_each
 from losatok_ext.recordings.find import Failure
 from losatok_ext.recordings.labelled import Item
 
 LEVELS = ("clip", "frame")
 MAX_FRAMES = 20_000
-"""Rows of either set at frame level; of more, every n-th is taken."""
+"""At most as many rows of each set at frame level; of more, every n-th is taken."""
 
-_HALVES = 10  # of the reference, whose distances to each other are averaged
+_HALVES = 10  # random divisions of the reference into two halves
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,14 @@ class GenerationRow:
     """Distances in one feature space.
 
     Attributes:
-        feature: its name; ``dims``: D.
-        reference, generated: rows of either set.
+        feature: its name.
+        dims: D.
+        reference, generated: rows of each set.
         frechet, kernel: distances of the sets.
-        extrapolated: Frechet distance at ever more generated clips; None for fewer than 9.
-        halves_frechet, halves_kernel: mean distances of two halves of the reference, drawn 10 times: what clips of one
-            kind score at half the number. None for fewer than 4 reference clips.
-        warnings: what the figures cannot bear.
+        extrapolated: Frechet distance extrapolated to infinitely many generated clips; None for fewer than 9.
+        halves_frechet, halves_kernel: mean distances between two random halves of the reference: what clips of the same
+            distribution have at half the number. None for fewer than 4 reference clips.
+        warnings: reasons to distrust the figures.
     """
 
     feature: str
@@ -67,12 +68,12 @@ class ClapScore(NamedTuple):
 
 @dataclass
 class GenerationResult:
-    """What generated clips were found to be.
+    """Distances and scores of generated clips.
 
     Attributes:
-        rows: by feature.
-        reference, generated: clips of either set that were used.
-        clap_score: of generated clips; None where no CLAP model was given or no clip has a text.
+        rows: one per feature.
+        reference, generated: clips of each set that were used.
+        clap_score: of the generated clips; None without a CLAP model or without texts.
         failures: clips that could not be used.
     """
 
@@ -84,14 +85,18 @@ class GenerationResult:
 
 
 def clip_rows(features: FeatureSet, spec: Spec, level: str) -> list[Tensor]:
-    """Rows [n_i, D] float64 of each clip: the mean of its frames, or at frame level the frames, thinned evenly to
-    :data:`MAX_FRAMES` in all.
+    """Rows [n_i, D] float64 of each clip: the mean of its frames, or at frame level the frames themselves.
+
+    Args:
+        features: of the clips.
+        spec: the feature.
+        level: ``"clip"`` or ``"frame"``. Of more than :data:`MAX_FRAMES` frames in all, every n-th is taken.
 
     Raises:
-        UserError: ``spec`` is reduced: a reduction fitted to one set would favour it.
+        UserError: ``spec`` has a reduction; fitted to one set, it would favour that set.
     """
     if spec.baseline is not None:
-        raise UserError(f"--feature {spec}: distances are taken of whole features; leave out {spec.baseline}")
+        raise UserError(f"--feature {spec}: distances are computed on complete features; leave out {spec.baseline}")
     clips = [clip.double() for clip in features.load(spec.base)]
     if level == "clip":
         return [clip.mean(0, keepdim=True) for clip in clips]
@@ -105,20 +110,20 @@ def compare(
     """Distances of ``generated`` to ``reference``, lists of rows [n_i, D] of each clip.
 
     Args:
-        feature: what they are, for the report.
+        feature: its name, for the report.
         reference: rows of each clip.
-        generated: likewise.
-        samples: of the bootstrap over clips.
-        seed: of all draws.
+        generated: rows of each clip.
+        samples: bootstrap samples over clips, at least 2.
+        seed: of all random draws.
 
     Raises:
         UserError: fewer than two clips in a set.
-        ValueError: different widths, or values that are not finite.
+        ValueError: the sets differ in D, or have values that are not finite.
     """
     x, y = list(reference), list(generated)
     for name, clips in (("REFERENCE", x), ("GENERATED", y)):
         if len(clips) < 2:
-            raise UserError(f"{name} has {len(clips)} clips that can be used; a distance between sets takes 2 of each")
+            raise UserError(f"{name} has {len(clips)} usable clips; a distance between sets needs 2 of each")
     rows = [sum(map(len, clips)) for clips in (x, y)]
     dims = x[0].shape[1]
     warnings = []
@@ -165,43 +170,42 @@ def clap_rows(
     clap: Clap,
     items: Sequence[Item],
     sample_rate: int,
-    progress: Callable[[Item], None] | None = None,
+    progress: Progress | None = None,
     debug: bool = False,
 ) -> tuple[list[Item], list[Tensor], list[Failure]]:
-    """Items that CLAP could embed, their embeddings [1, D], and those it could not.
+    """Items that CLAP could embed, their embeddings [1, D], and the items that it could not.
 
     Args:
         clap: the model.
         items: recordings.
-        sample_rate: Hz that they are read at: that of the model under test, so that no set has what the other cannot.
+        sample_rate: Hz that they are read at: that of the tokenizer, so that both sets have the same bandwidth.
         progress: called after each item.
-        debug: let the first error through instead of collecting it.
+        debug: raise the first error instead of collecting it.
     """
-    used, rows, failures = [], [], []
-    for item in items:
-        try:
-            rows.append(clap.audio(read_audio(item.path, sample_rate), sample_rate)[None].double())
-            used.append(item)
-        except Exception as error:
-            if debug:
-                raise
-            failures.append(Failure(item.path, sentence(item.path, error)))
-        if progress is not None:
-            progress(item)
+    used: list[Item] = []
+    rows: list[Tensor] = []
+
+    def work(item: Item) -> None:
+        rows.append(clap.audio(read_audio(item.path, sample_rate), sample_rate)[None].double())
+        used.append(item)
+
+    failures = for_each(items, work, progress, debug)
     return used, rows, failures
 
 
 def clap_score(clap: Clap, items: Sequence[Item], rows: Sequence[Tensor]) -> ClapScore | None:
-    """How well clips fit their texts.
+    """Cosine of clips and their texts; None where no clip has a text.
 
     Args:
         clap: the model.
-        items: clips; those with a ``"text"`` count.
-        rows: their embeddings, as :func:`clap_rows` gives them.
+        items: clips; those without a ``"text"`` are left out.
+        rows: their embeddings [1, D], as :func:`clap_rows` returns them.
     """
-    told = [(item.values["text"], row[0]) for item, row in zip(items, rows, strict=True) if item.values.get("text")]
-    if not told:
+    described = [
+        (item.values["text"], row[0]) for item, row in zip(items, rows, strict=True) if item.values.get("text")
+    ]
+    if not described:
         return None
-    texts = clap.texts([text for text, _ in told]).double()
-    cosine = (texts * torch.stack([row for _, row in told])).sum(1)
-    return ClapScore(float(cosine.mean()), float(cosine.std()) if len(told) > 1 else None, len(told))
+    texts = clap.texts([text for text, _ in described]).double()
+    cosine = (texts * torch.stack([row for _, row in described])).sum(1)
+    return ClapScore(float(cosine.mean()), float(cosine.std()) if len(described) > 1 else None, len(described))

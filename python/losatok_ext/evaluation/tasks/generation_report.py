@@ -1,4 +1,4 @@
-"""What people see of generated clips: distances with their chance, and clips of both sets to listen to."""
+"""The report of generated clips: distances with their intervals, and clips of both sets to listen to."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from collections.abc import Mapping, Sequence
 
 from losatok_ext.audio.files import read_audio
 from losatok_ext.evaluation.metrics.distances import Interval
-from losatok_ext.evaluation.reporting.report import Bar, BarChart, Example, Figure, Report, Table, shown, with_spread
+from losatok_ext.evaluation.reporting.numbers import three_digits, with_spread
+from losatok_ext.evaluation.reporting.report import Bar, BarChart, Example, Headline, Report, Table
 from losatok_ext.evaluation.reporting.sounds import make_sound
 from losatok_ext.evaluation.tasks.generation import GenerationResult, GenerationRow
 from losatok_ext.recordings.labelled import Item
 
 _NOTES = (
     "Frechet: squared distance between normal distributions with the moments of both sets; it is too large for small "
-    "sets. Extrapolated: fitted over 1 / clips to ever more generated clips; what the reference's size adds stays.",
-    "Kernel: unbiased squared maximum mean discrepancy, kernel (a b / D + 1)^3; 0 on average for sets of one kind.",
-    "Intervals are the middle 95 % over bootstrap samples of whole clips, moved to the value's place.",
-    "Halves of the reference: the mean distance of two random halves of it, what clips of one kind score at half the "
-    "number; figures near it are as near as these clips can tell.",
+    "sets. Extrapolated: a line over 1 / clips, fitted to parts of the generated clips, at 1 / clips = 0; the bias "
+    "from the size of the reference stays.",
+    "Kernel: unbiased squared maximum mean discrepancy, kernel (a b / D + 1)^3; its mean is 0 for sets of the same "
+    "distribution.",
+    "Intervals are the middle 95 % over bootstrap samples of clips, shifted so that their mean is the value.",
+    "Halves of the reference: the mean distance between two random halves of it. A distance near it cannot be told "
+    "from 0 with these clips.",
 )
 
 
@@ -26,23 +29,23 @@ def generation_report(found: GenerationResult, facts: Mapping[str, str], sample_
     """The report of generated clips.
 
     Args:
-        found: what was measured.
+        found: the distances.
         facts: about the model and the measure.
         sample_rate: Hz that the examples are read at.
-        examples: clips of each set to listen to, at most, spread over it.
+        examples: clips of each set to listen to, at most; they are spread evenly over the set.
     """
     shown_facts = {**facts, "reference": f"{len(found.reference)} clips", "generated": f"{len(found.generated)} clips"}
     score = None if found.clap_score is None else found.clap_score._asdict()
     values = {"rows": [_values(row) for row in found.rows], "clap_score": score}
     report = Report("generation", "Generated clips", shown_facts, values)
     first = found.rows[0]
-    report.figures = [
-        Figure(f"Frechet, {first.feature}", _short(first.frechet.value), _interval(first.frechet)),
-        Figure(f"kernel, {first.feature}", _short(first.kernel.value), _interval(first.kernel)),
+    report.headlines = [
+        Headline(f"Frechet, {first.feature}", three_digits(first.frechet.value), _interval(first.frechet)),
+        Headline(f"kernel, {first.feature}", three_digits(first.kernel.value), _interval(first.kernel)),
     ]
     if found.clap_score is not None:
         text = with_spread(found.clap_score.mean, found.clap_score.spread)
-        report.figures.append(Figure("CLAP, clip and text", text, f"cosine, {found.clap_score.clips} clips"))
+        report.headlines.append(Headline("CLAP, clip and text", text, f"cosine, {found.clap_score.clips} clips"))
     report.tables = [_table(found.rows)]
     for row in found.rows:
         bars = [Bar("generated", row.frechet.value, row.frechet.spread)]
@@ -70,7 +73,7 @@ def _spread(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def _example(number: int, pair: Sequence[tuple[str, Item]], sample_rate: int) -> Example:
-    """A clip of each set side by side; that they stand together means nothing."""
+    """A clip of each set side by side. The two are not related."""
     sounds = [
         make_sound(f"{title}: {item.name}", read_audio(item.path, sample_rate), sample_rate) for title, item in pair
     ]
@@ -84,13 +87,13 @@ def _table(rows: Sequence[GenerationRow]) -> Table:
             row.feature,
             str(row.dims),
             f"{row.reference} / {row.generated}",
-            _short(row.frechet.value),
+            three_digits(row.frechet.value),
             _interval(row.frechet),
-            "–" if row.extrapolated is None else _short(row.extrapolated),
-            "–" if row.halves_frechet is None else _short(row.halves_frechet),
-            _short(row.kernel.value),
+            three_digits(row.extrapolated),
+            three_digits(row.halves_frechet),
+            three_digits(row.kernel.value),
             _interval(row.kernel),
-            "–" if row.halves_kernel is None else _short(row.halves_kernel),
+            three_digits(row.halves_kernel),
         ]
         for row in rows
     ]
@@ -99,12 +102,8 @@ def _table(rows: Sequence[GenerationRow]) -> Table:
     return Table("Distances of generated clips to the reference", heads, cells, note)
 
 
-def _short(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else shown(value, 0)
-
-
 def _interval(interval: Interval) -> str:
-    return f"{_short(interval.low)} to {_short(interval.high)}"
+    return f"{three_digits(interval.low)} to {three_digits(interval.high)}"
 
 
 def _values(row: GenerationRow) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Figures of clips that are kept as they are found, so that a measurement that was stopped goes on where it was."""
+"""Figures of clips, written to disk one by one, so that an interrupted measurement can continue."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from losatok_ext.errors import UserError
 
 
 class JournalError(UserError):
-    """A journal cannot be read or written; measuring on would be in vain."""
+    """A journal cannot be read or written, so there is no use in measuring more."""
 
 
 class Journal:
-    """A JSONL file: a line of facts that all its figures rest on, then one line per clip.
+    """A JSONL file: one line of facts that all figures depend on, then one line per clip.
 
-    Each line is on disk before the next clip is measured. A last line that was cut off (a lost process, a full disk) is
-    dropped when the file is opened again.
+    Each line is on disk before the next clip is measured. An incomplete last line (after a crash or a full
+    disk) is dropped when the file is opened again.
 
     Args:
         path: of the file; parent folders are made.
-        facts: JSON values. A file of other facts is refused, since its figures would be others.
-        fresh: begin anew whatever is there.
+        facts: JSON values. A file with other facts is refused.
+        fresh: start a new file, even if there is one.
 
     Attributes:
-        done: figures by key, those of earlier runs included.
+        done: key -> figures, including those of earlier runs.
 
     Raises:
-        JournalError: the file holds other facts or is no journal, or cannot be written.
+        JournalError: the file has other facts, is not a journal, or cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], facts: dict[str, Any], fresh: bool = False) -> None:
@@ -50,7 +50,7 @@ class Journal:
             raise self._unwritable(error) from error
 
     def _read(self, head: str) -> bytes:
-        """The whole lines of the file; their figures go to ``done``."""
+        """The complete lines of the file; their figures are put into ``done``."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -99,7 +99,7 @@ class Journal:
 
 
 def _difference(theirs: str, ours: str) -> str:
-    """What is other about the facts of a file, for a message."""
+    """How the facts of a file differ from ours, for an error message."""
     try:
         before, now = json.loads(theirs), json.loads(ours)
         names = [name for name in now if before.get(name) != now[name]]

@@ -1,51 +1,83 @@
-"""What reports over recordings share: how much was measured, what could not be, and their plain values."""
+"""Measuring recordings one after the other: what failed is collected, and the others still count."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
-
-import torch
+from typing import TypeVar
 
 from losatok_ext.errors import UserError
 from losatok_ext.jobs.tokenize import sentence
-from losatok_ext.models import LoSATokConfig
-from losatok_ext.nn.losses import MultiScaleMelLoss
 from losatok_ext.ops.dispatch import BackendUnavailableError
-from losatok_ext.recordings.find import Failure, Source
+from losatok_ext.recordings.find import Failure
+from losatok_ext.recordings.labelled import Item
 
 S = TypeVar("S", bound="Sums")
+Progress = Callable[[Item], None]
+"""Called after each item."""
 
-MEL_DISTANCE = (
-    "Mel distance: mean absolute difference of log10 mel spectrograms at windows of 32 to 2048 samples (1 is a factor "
-    "of 10); latent error: root mean square relative to the latents' own about their mean"
-)
+
+def for_each(
+    items: Sequence[Item],
+    work: Callable[[Item], None],
+    progress: Progress | None = None,
+    debug: bool = False,
+    fatal: tuple[type[Exception], ...] = (),
+) -> list[Failure]:
+    """Call ``work`` with each item; the items that it raised an error for, with one sentence each.
+
+    Args:
+        items: recordings, or files of features.
+        work: what is done with each.
+        progress: called after each item, whether it failed or not.
+        debug: raise the first error instead of collecting it.
+        fatal: errors that every other item would raise too; they are raised at once.
+
+    Raises:
+        BackendUnavailableError: an op cannot run here.
+    """
+    failures: list[Failure] = []
+    raised: tuple[type[Exception], ...] = (BackendUnavailableError, *fatal)
+    for item in items:
+        try:
+            work(item)
+        except raised:
+            raise
+        except Exception as error:
+            if debug:
+                raise
+            failures.append(Failure(item.path, sentence(item.path, error)))
+        if progress is not None:
+            progress(item)
+    return failures
+
+
+def require_any(count: int, problem: str, failures: Sequence[Failure]) -> None:
+    """Raise UserError with ``problem`` and the first of ``failures`` when ``count``, of what succeeded, is 0."""
+    if not count:
+        raise UserError(f"{problem}; the first: {failures[0].message}" if failures else problem)
 
 
 @dataclass
 class Sums:
-    """What is added up over recordings: the fields of a subclass, numbers that begin at 0."""
+    """Numbers that are added up over recordings: the fields of a subclass, which start at 0."""
 
     def add(self: S, other: S) -> None:
-        """Add each field of ``other`` to its own."""
+        """Add each field of ``other`` to the same field of this one."""
         for entry in dataclasses.fields(self):
             setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
 
 
 @dataclass(kw_only=True)
 class Measured:
-    """A report over recordings that are measured one after the other.
+    """A result over recordings that are measured one after the other.
 
     Attributes:
-        recordings: that were measured.
+        recordings: number that were measured.
         seconds: of audio in them.
         failures: recordings that could not be measured.
     """
-
-    name: ClassVar[str]
-    """Of the report, as its plain values have it."""
 
     recordings: int = 0
     seconds: float = 0.0
@@ -53,49 +85,27 @@ class Measured:
 
     def measure(
         self,
-        sources: Sequence[Source],
-        work: Callable[[Source], float],
-        progress: Callable[[Source], None] | None = None,
+        items: Sequence[Item],
+        work: Callable[[Item], float],
+        progress: Progress | None = None,
         debug: bool = False,
     ) -> None:
-        """Call ``work``, which gives the seconds of audio that it measured, with each recording, and count.
+        """Call ``work`` with each recording, as :func:`for_each` does, and add up what it measured.
 
         Args:
-            sources: recordings.
-            work: an error of it is collected and does not stop the others.
+            items: recordings.
+            work: measures one recording and returns its seconds of audio.
             progress: called after each recording.
-            debug: let the first error through instead of collecting it.
+            debug: raise the first error instead of collecting it.
 
         Raises:
             UserError: no recording can be measured.
             BackendUnavailableError: an op cannot run here.
         """
-        for source in sources:
-            try:
-                seconds = work(source)
-            except BackendUnavailableError:
-                raise  # it would be the same for every recording
-            except Exception as error:
-                if debug:
-                    raise
-                self.failures.append(Failure(source.path, sentence(source.path, error)))
-            else:
-                self.recordings += 1
-                self.seconds += seconds
-            if progress is not None:
-                progress(source)
-        if not self.recordings:
-            reason = f"; the first: {self.failures[0].message}" if self.failures else ""
-            raise UserError(f"there are no recordings to measure{reason}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
-        values = dataclasses.asdict(self)
-        values["failures"] = [{"path": str(f.path), "message": f.message} for f in self.failures]
-        return {"report": self.name, "mel_distance": MEL_DISTANCE, **values}
+        def count(item: Item) -> None:
+            self.seconds += work(item)
+            self.recordings += 1
 
-
-def mel_distance(sample_rate: int, device: torch.device | str = "cpu") -> MultiScaleMelLoss:
-    """What :data:`MEL_DISTANCE` says, of waveforms [B, N] at ``sample_rate`` (Hz) on ``device``."""
-    windows, bins = LoSATokConfig.mel_loss_windows, LoSATokConfig.mel_loss_bins
-    return MultiScaleMelLoss(windows, bins, sample_rate).to(device)
+        self.failures += for_each(items, count, progress, debug)
+        require_any(self.recordings, "there are no recordings to measure", self.failures)

@@ -1,7 +1,8 @@
-"""What each precision of a model costs and saves: error of tokens and waveforms, speed, size and memory."""
+"""What each precision of a model costs and saves: error of latents and waveforms, speed, size and memory."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,37 +15,39 @@ from torch import Tensor
 from losatok_ext.audio.files import read_audio_with_info
 from losatok_ext.environment import info
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.tasks.measured import Measured, Sums, mel_distance
+from losatok_ext.evaluation.metrics.spectra import mel_loss
+from losatok_ext.evaluation.tasks.measured import Measured, Progress, Sums
 from losatok_ext.evaluation.tasks.side_by_side import PeakUnknownError, interleave, peak_memory
 from losatok_ext.models import LoSATok
-from losatok_ext.models.storage.precision import DTYPES, cast
+from losatok_ext.models.storage.precision import DTYPES
 from losatok_ext.nn.losses import MultiScaleMelLoss
-from losatok_ext.recordings.find import Source
+from losatok_ext.recordings.labelled import Item
 
 REFERENCE = next(iter(DTYPES))
 SPEED_SECONDS = 10.0
-"""Of the noise that is timed: time does not depend on what is heard."""
+"""Length of the noise that is timed; the time does not depend on the sound."""
 
 
 @dataclass(frozen=True)
 class PrecisionRow:
-    """One precision, beside float32.
+    """One precision, compared with float32.
 
     Attributes:
         dtype: its name.
-        token_error: root mean square of the difference of latents to float32's, over that of these.
-        worst_token_error: the same of the recording where it is the greatest.
-        cosine: mean over tokens of the cosine between both latents.
+        token_error: root mean square difference of the latents to those of float32, divided by the root mean square of
+            these.
+        worst_token_error: the same of the recording where it is largest.
+        cosine: between the latents and those of float32, mean over tokens.
         snr: decibels of float32's waveform over the difference to it, each encoded and decoded in its own precision;
-            infinite where there is none.
-        decoder_snr: the same where both decode float32's latents.
-        mel_distance: between both waveforms of ``snr``, mean over recordings by their length.
+            infinite where there is no difference.
+        decoder_snr: the same where both decode the latents of float32.
+        mel_loss: between the two waveforms of ``snr``; mean over recordings, weighted by tokens.
         encode_seconds: for ten seconds of audio, the best of all rounds.
-        decode_seconds: likewise.
-        encode_speed: float32's seconds over these, from the same run.
-        decode_speed: likewise.
+        decode_seconds: the same for decoding.
+        encode_speed: float32's seconds divided by ``encode_seconds``, from the same run.
+        decode_speed: float32's seconds divided by ``decode_seconds``, from the same run.
         bytes: of the tensors in ``model.safetensors``.
-        peak_bytes: what encoding and decoding hold at their most, beyond the model; None: the system does not tell.
+        peak_bytes: peak memory of encoding and decoding beyond the model; None: the system does not report it.
     """
 
     dtype: str
@@ -53,7 +56,7 @@ class PrecisionRow:
     cosine: float
     snr: float
     decoder_snr: float
-    mel_distance: float
+    mel_loss: float
     encode_seconds: float
     decode_seconds: float
     encode_speed: float
@@ -63,17 +66,15 @@ class PrecisionRow:
 
 
 @dataclass
-class PrecisionReport(Measured):
+class PrecisionResult(Measured):
     """What :func:`evaluate_precision` measured.
 
     Attributes:
-        model: what was measured, in words.
-        machine: where: processor or GPU, threads, torch.
-        date: of the measurement, as ISO 8601 has it.
+        model: a description of what was measured.
+        machine: processor or GPU, threads, version of torch.
+        date: of the measurement, in ISO 8601.
         rows: one per precision, float32 first.
     """
-
-    name = "precision"
 
     model: str
     machine: str
@@ -81,65 +82,29 @@ class PrecisionReport(Measured):
     rows: list[PrecisionRow] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON: None for an infinite ratio."""
-        values = super().to_dict()
+        """Plain values for JSON, without the failures; None for an infinite ratio."""
+        values = dataclasses.asdict(self)
+        del values["failures"]
         for row in values["rows"]:
-            row.update({key: None for key in ("snr", "decoder_snr") if math.isinf(row[key])})
+            row.update({key: None for key in _RATIOS if math.isinf(row[key])})
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PrecisionReport:
-        """What :meth:`to_dict` gave, without its failures."""
-        rows = []
-        for row in values["rows"]:
-            ratios = {key: math.inf for key in ("snr", "decoder_snr") if row[key] is None}
-            rows.append(PrecisionRow(**{**row, **ratios}))
+    def from_dict(cls, values: Mapping[str, Any]) -> PrecisionResult:
+        """The result that :meth:`to_dict` gave ``values`` of; other keys are ignored."""
+        rows = [
+            PrecisionRow(**{**row, **{key: math.inf for key in _RATIOS if row[key] is None}}) for row in values["rows"]
+        ]
         names = ("model", "machine", "date", "recordings", "seconds")
         return cls(**{name: values[name] for name in names}, rows=rows)
 
-    def markdown(self) -> str:
-        """A table for people, with lines that say what was measured."""
-        columns = ["dtype", "token error", "worst clip", "cosine", "waveform SNR", "of the decoder", "mel distance"]
-        columns += ["encode 10 s", "decode 10 s", "weights", "peak memory"]
-        lines = [f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
-        for row in self.rows:
-            lines.append(
-                f"| {row.dtype} | {_percent(row.token_error)} | {_percent(row.worst_token_error)} | {row.cosine:.5f} | "
-                f"{_decibels(row.snr)} | {_decibels(row.decoder_snr)} | {row.mel_distance:.3f} | "
-                f"{_speed(row.encode_seconds, row.encode_speed)} | {_speed(row.decode_seconds, row.decode_speed)} | "
-                f"{row.bytes / 2**20:,.1f} MiB | {_memory(row.peak_bytes)} |"
-            )
-        said = f"{self.model}; {self.recordings} recordings, {self.seconds:.1f} s. {self.machine}, {self.date}."
-        return "\n".join([*lines, "", said, ""])
 
-
-EXPLANATION = (
-    "Errors are against float32 of the same model: of tokens as root mean square, relative; of waveforms as signal to "
-    "noise, each encoded and decoded in its own precision, and for the decoder alone from float32's tokens. Times are "
-    "the best of rounds in turn, with float32's time over them; peak memory is beyond the weights"
-)
-
-
-def _percent(value: float) -> str:
-    return "0" if value == 0 else f"{100 * value:.2f} %"
-
-
-def _decibels(value: float) -> str:
-    return "exact" if math.isinf(value) else f"{value:.1f} dB"
-
-
-def _memory(size: int | None) -> str:
-    return "not known" if size is None else f"{size / 2**20:,.0f} MiB"
-
-
-def _speed(seconds: float, ratio: float) -> str:
-    time = f"{1e3 * seconds:.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.1f} ms"
-    return f"{time} ({ratio:.2f}x)"
+_RATIOS = ("snr", "decoder_snr")  # infinite where there is no difference, which JSON has no number for
 
 
 @dataclass
 class _Sums(Sums):
-    """What is added up over recordings for one precision."""
+    """Sums over recordings for one precision: squared errors and signals, cosines, and mel losses times tokens."""
 
     difference: float = 0.0
     latents: float = 0.0
@@ -152,71 +117,73 @@ class _Sums(Sums):
     mel: float = 0.0
 
     def add(self, other: _Sums) -> None:
-        """Add a recording; of the worst error the larger one stays."""
+        """Add a recording; ``worst`` becomes the larger of both."""
         worst = max(self.worst, other.worst)
         super().add(other)
         self.worst = worst
 
 
 def in_each_precision(model: LoSATok) -> dict[str, LoSATok]:
-    """``model`` itself, a float32 one in eval mode, and copies of it in all lower precisions; what stays in float32 is
-    shared."""
+    """``model``, which is in float32 and eval mode, and copies of it in all lower precisions, by name.
+
+    Tensors that stay in float32 are shared.
+    """
     models = {REFERENCE: model}
     for name, dtype in DTYPES.items():
         if name == REFERENCE:
             continue
-        with torch.device("meta"):  # no random weights only to overwrite them
+        with torch.device("meta"):  # its random weights would be overwritten
             twin = LoSATok(model.config)
         twin.load_state_dict(model.state_dict(), assign=True)
-        models[name] = cast(twin.to(model.device).eval(), dtype)
+        models[name] = twin.to(model.device).eval().cast(dtype)
     return models
 
 
 @torch.no_grad()
 def evaluate_precision(
     models: Mapping[str, LoSATok],
-    sources: Sequence[Source],
+    items: Sequence[Item],
     described: str,
     date: str,
     budget: float = 4.0,
-    progress: Callable[[Source], None] | None = None,
+    progress: Progress | None = None,
     debug: bool = False,
-) -> PrecisionReport:
+) -> PrecisionResult:
     """Encode and decode recordings in each precision and compare with float32; then time all of them in turn.
 
     Args:
-        models: one model in each precision, by its name; ``"float32"`` is what the others are compared with.
-        sources: recordings.
-        described: the model, in words, for the report.
+        models: one model in each precision, by its name; the others are compared with ``"float32"``.
+        items: recordings.
+        described: a description of the model for the report.
         date: for the report.
         budget: seconds for timing encoding, and as many for decoding; at least three rounds are run.
         progress: called after each recording.
-        debug: let the first error through instead of collecting it.
+        debug: raise the first error instead of collecting it.
 
     Raises:
         UserError: no recording can be measured.
         BackendUnavailableError: an op cannot run here.
     """
     exact = models[REFERENCE]
-    mel = mel_distance(exact.sample_rate, exact.device)
-    report = PrecisionReport(described, _machine(exact.device), date)
+    mel = mel_loss(exact.sample_rate, exact.device)
+    result = PrecisionResult(described, _machine(exact.device), date)
     sums = {name: _Sums() for name in models}
 
-    def work(source: Source) -> float:
-        audio, found = read_audio_with_info(source.path, exact.sample_rate)
+    def work(item: Item) -> float:
+        audio, found = read_audio_with_info(item.path, exact.sample_rate)
         if exact.config.token_count(len(audio)) == 0:
             raise UserError("it is shorter than a token")
         for name, own in _measured(models, audio, mel).items():
             sums[name].add(own)
         return found.seconds
 
-    report.measure(sources, work, progress, debug)
-    report.rows = _rows(models, sums, budget)
-    return report
+    result.measure(items, work, progress, debug)
+    result.rows = _rows(models, sums, budget)
+    return result
 
 
 def _measured(models: Mapping[str, LoSATok], audio: Tensor, mel: MultiScaleMelLoss) -> dict[str, _Sums]:
-    """What a recording [N] says of each precision."""
+    """The sums of each precision for one recording [N]."""
     exact, found = models[REFERENCE], {}
     latents = exact.encode(audio)
     z, waveform = latents.mu.double(), exact.decode(latents.mu)
@@ -264,7 +231,7 @@ def _rows(models: Mapping[str, LoSATok], sums: dict[str, _Sums], budget: float) 
                 cosine=total.cosine / total.tokens,
                 snr=_ratio(total.signal, total.noise),
                 decoder_snr=_ratio(total.signal, total.decoder_noise),
-                mel_distance=total.mel / total.tokens,
+                mel_loss=total.mel / total.tokens,
                 encode_seconds=encoding[name].best,
                 decode_seconds=decoding[name].best,
                 encode_speed=encoding[REFERENCE].best / encoding[name].best,

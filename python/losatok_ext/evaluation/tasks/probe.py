@@ -1,4 +1,4 @@
-"""What can be told from features by a simple probe: clip or frame level, several splits by source, mean and spread."""
+"""What simple classifiers (probes) can predict from features, over several splits of the clips by source."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from losatok_ext.errors import UserError
 from losatok_ext.evaluation.metrics.baselines import take_moments
 from losatok_ext.evaluation.metrics.probes import PROBES, Data, Score, majority, standardise
 from losatok_ext.evaluation.metrics.splits import TEST, TRAIN, VALIDATION, split_by_source
-from losatok_ext.evaluation.reporting.report import mean_and_spread
+from losatok_ext.evaluation.reporting.numbers import mean_and_spread
 from losatok_ext.evaluation.tasks.features import FeatureSet, Spec
 from losatok_ext.recordings.labelled import Item
 
 LEVELS = ("clip", "frame")
 POOLS = ("mean", "mean+std")
 SOURCES = ("source", "speaker", "voice")
-"""Keys of a manifest that are looked for, in this order, to split by."""
+"""Keys of a manifest that clips are split by: the first that is there."""
 MAX_FRAMES = 20_000
-"""Of each part of a split at frame level, and of the frames that a baseline is fitted to."""
+"""At most as many frames of each part of a split at frame level, and to fit a reduction to."""
 
 _LEAST = 3  # sources that a class needs: one in each part of a split
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification: which clips, which class each has, and what it comes from.
+    """A classification task: the clips, the class of each, and its source.
 
     Attributes:
         label: key of the manifest.
         classes: names.
         clips: indices into the feature set.
         labels: class of each of ``clips``.
-        sources: of each of ``clips``.
-        source_key: that they were taken from; ``"clip"`` where each clip is its own.
-        left_out: classes with too few sources, and how many they have.
+        sources: source of each of ``clips``, such as the speaker.
+        source_key: key of the manifest that names the source; ``"clip"`` where each clip is its own source.
+        left_out: classes with too few sources -> their number of sources.
     """
 
     label: str
@@ -51,8 +51,8 @@ class Task:
     left_out: dict[str, int]
 
 
-class Summary(NamedTuple):
-    """A figure over seeds: mean, sample standard deviation, and each."""
+class OverSeeds(NamedTuple):
+    """A figure over seeds: mean, sample standard deviation (None for one seed), and the value of each seed."""
 
     mean: float
     spread: float | None
@@ -64,16 +64,18 @@ class ProbeRow:
     """One probe of one feature.
 
     Attributes:
-        feature: as it was asked for; ``dims``: numbers that the probe sees; ``probe``: a name of ``PROBES``.
-        accuracy, balanced: over seeds.
-        settings: what validation chose, seed by seed.
+        feature: its name, as in ``--feature``.
+        dims: input dimensions of the probe.
+        probe: a name of ``PROBES``.
+        accuracy, balanced: accuracy, and mean accuracy over classes.
+        settings: what was chosen on the validation set, seed by seed.
     """
 
     feature: str
     dims: int
     probe: str
-    accuracy: Summary
-    balanced: Summary
+    accuracy: OverSeeds
+    balanced: OverSeeds
     settings: list[float]
 
 
@@ -82,33 +84,34 @@ class ProbeResult:
     """What :func:`evaluate_probe` found for one task.
 
     Attributes:
-        task: it.
-        level: ``clip`` or ``frame``.
+        task: the task.
+        level: ``"clip"`` or ``"frame"``.
         seeds: of the splits.
-        majority: accuracy of always naming the commonest class.
-        test_rows: of the test set, seed by seed.
-        unseen: test clips left out because training saw none of their class, seed by seed.
-        rows: by feature and probe.
+        majority: accuracy of always predicting the most frequent class.
+        test_rows: rows of the test set, seed by seed.
+        unseen: test rows left out because the training set has none of their class, seed by seed.
+        rows: one per feature and probe.
     """
 
     task: Task
     level: str
     seeds: list[int]
-    majority: Summary
+    majority: OverSeeds
     test_rows: list[int]
     unseen: list[int]
     rows: list[ProbeRow] = field(default_factory=list)
 
 
 def find_task(items: Sequence[Item], label: str, source: str | None = None, segments: bool = False) -> Task:
-    """The task that ``label`` sets.
+    """The task of predicting ``label``.
 
     Args:
         items: of a feature set, in its order.
-        label: key of their values; an item without it takes no part.
-        source: key of what a clip comes from; ``"clip"``: itself; None: the first of :data:`SOURCES` that an item has
-            (and that is not the label). An item without it is its own source.
-        segments: the classes are those of segments, and items without any take no part; ``label`` only names the task.
+        label: key of the manifest; items without it are left out.
+        source: key of the manifest that names the source of a clip; ``"clip"``: each clip is its own source; None: the
+            first of :data:`SOURCES` that an item has and that is not the label. An item without it is its own source.
+        segments: the classes are the labels of segments, and items without segments are left out; ``label`` is then
+            only the name of the task.
 
     Raises:
         UserError: no item has the label, or fewer than two classes have three sources.
@@ -161,21 +164,21 @@ def evaluate_probe(
     segments: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ProbeResult:
-    """Probe each feature on each seed's split.
+    """Train and test the probes on each feature and each seed's split.
 
-    Baselines are fitted to the training clips of each split. At clip level a clip's frames are pooled; at frame level
-    each frame is a row with the class of its clip, or with ``segments`` of the segment that its middle lies in (frames
-    outside of all take no part).
+    Reductions are fitted to the training clips of each split. At clip level the frames of a clip are pooled to one row;
+    at frame level each frame is a row with the class of its clip, or with ``segments`` the class of the segment that
+    its middle lies in (frames outside of all segments are left out).
 
     Args:
         features: with every base of ``specs``.
-        task: as :func:`find_task` gives it for ``features.items``.
-        specs: features.
+        task: from :func:`find_task` for ``features.items``.
+        specs: features to probe.
         level: ``"clip"`` or ``"frame"``.
-        pool: ``"mean"``, or ``"mean+std"`` beside it, of a clip's frames.
-        seeds: one split each.
+        pool: ``"mean"``, or ``"mean+std"`` (mean and standard deviation), over the frames of a clip.
+        seeds: one split for each.
         segments: take classes from segments; needs ``level="frame"`` and a frame rate.
-        progress: called with the name of each feature after it was probed.
+        progress: called with the name of each feature when it is done.
 
     Raises:
         ValueError: an unknown level or pool, or no seed.
@@ -203,17 +206,17 @@ def evaluate_probe(
                 scores.setdefault((str(spec), name), []).append(probe(train, validation, test, len(task.classes)))
         if progress is not None:
             progress(str(spec))
-    result = ProbeResult(task, level, list(seeds), _summary(common), rows, unseen)
+    result = ProbeResult(task, level, list(seeds), _over_seeds(common), rows, unseen)
     for (feature, name), found in scores.items():
-        accuracy, balanced = _summary([s.accuracy for s in found]), _summary([s.balanced for s in found])
+        accuracy, balanced = _over_seeds([s.accuracy for s in found]), _over_seeds([s.balanced for s in found])
         result.rows.append(ProbeRow(feature, dims[feature], name, accuracy, balanced, [s.setting for s in found]))
     return result
 
 
-def _summary(values: list[float]) -> Summary:
+def _over_seeds(values: list[float]) -> OverSeeds:
     mean, spread, _ = mean_and_spread(values)
     assert mean is not None
-    return Summary(mean, spread, values)
+    return OverSeeds(mean, spread, values)
 
 
 def _reduced(clips: list[Tensor], spec: Spec, split: Tensor, seed: int) -> list[Tensor]:
@@ -226,7 +229,7 @@ def _reduced(clips: list[Tensor], spec: Spec, split: Tensor, seed: int) -> list[
 
 
 def _choose(count: int, seed: int) -> Tensor:
-    """At most MAX_FRAMES of ``count`` rows, in order."""
+    """Indices of at most MAX_FRAMES of ``count`` rows, in order."""
     if count <= MAX_FRAMES:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:MAX_FRAMES].sort().values
@@ -246,7 +249,7 @@ def _segment_classes(features: FeatureSet, task: Task, clip: int, base: str) -> 
 def _parts(
     clips: list[Tensor], task: Task, split: Tensor, level: str, pool: str, segments: list[Tensor] | None, seed: int
 ) -> tuple[list[Data], int]:
-    """Standardised training, validation and test data, and test rows left out for a class that training lacks."""
+    """Standardised training, validation and test data, and how many test rows have a class that training lacks."""
     xs: list[list[Tensor]] = [[], [], []]
     ys: list[list[Tensor]] = [[], [], []]
     for index, (clip, place) in enumerate(zip(clips, split.tolist(), strict=True)):
@@ -281,13 +284,13 @@ def _parts(
 
 
 def _pooled(clip: Tensor, pool: str) -> Tensor:
-    """[1, D], or [1, 2 D] with standard deviations, float64."""
+    """The frames of a clip as one row: [1, D] float64, or [1, 2 D] with standard deviations."""
     frames = clip.double()
     mean = frames.mean(0)
     return (mean if pool == "mean" else torch.cat([mean, frames.std(0, unbiased=False)]))[None]
 
 
 def class_counts(task: Task) -> dict[str, int]:
-    """Clips of each class."""
+    """Number of clips of each class."""
     counts = Counter(task.labels)
     return {name: counts[index] for index, name in enumerate(task.classes)}

@@ -1,4 +1,4 @@
-"""What people see of probes: a table and a chart per task."""
+"""The report of probes: a table and two charts per task."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from losatok_ext.evaluation.metrics.probes import PROBES
-from losatok_ext.evaluation.reporting.report import Bar, BarChart, Figure, Report, Table, with_spread
+from losatok_ext.evaluation.reporting.numbers import with_spread
+from losatok_ext.evaluation.reporting.report import Bar, BarChart, Headline, Report, Table
 from losatok_ext.evaluation.tasks.features import FeatureSet
 from losatok_ext.evaluation.tasks.probe import ProbeResult, ProbeRow, class_counts
 
 _NOTES = (
-    "linear: multinomial logistic regression on standardised features, its L2 penalty chosen on validation, then "
-    "fitted to training and validation; knn: weighted votes of nearest neighbours by cosine, their number likewise.",
-    "Clips are split 60 / 20 / 20 into training, validation and test, sources whole, anew for each seed. Standardising "
-    "and baselines (pca, merge) are fitted to training clips alone.",
+    "linear: multinomial logistic regression on standardised features; the L2 penalty is chosen on the validation set, "
+    "then the probe is fitted to training and validation. knn: weighted votes of the nearest neighbours by cosine; "
+    "their number is chosen on the validation set.",
+    "For each seed, clips are split 60 / 20 / 20 into training, validation and test; clips of one source stay "
+    "together. Standardisation and reductions (pca, merge) are fitted to training clips only.",
     "Figures are means over seeds ± their standard deviation. Balanced accuracy is the mean over classes; majority is "
-    "the accuracy of always naming the commonest class of training.",
+    "the accuracy of always predicting the most frequent class of the training set.",
 )
 
 
@@ -27,10 +29,10 @@ def probe_report(
     """The report of probes of one feature set.
 
     Args:
-        results: one per task.
-        features: that were probed.
+        results: one per task, at least one.
+        features: the features that were probed.
         facts: about the model.
-        pool: how clips were pooled.
+        pool: how the frames of a clip were pooled.
     """
     first = results[0]
     level = first.level if first.level == "frame" else f"clip ({pool} over frames)"
@@ -38,8 +40,8 @@ def probe_report(
     report = Report("probe", "Probes", shown, {"pool": pool, "tasks": [_values(result) for result in results]})
     for result in results:
         best = max(result.rows, key=lambda row: row.accuracy.mean)
-        report.figures.append(
-            Figure(
+        report.headlines.append(
+            Headline(
                 f"{result.task.label}, best",
                 f"{100 * best.accuracy.mean:.1f} %",
                 f"{best.feature}, {best.probe}; majority {100 * result.majority.mean:.1f} %",

@@ -1,4 +1,4 @@
-"""Where encoding and decoding spend their time: by stage, beside what the machine's matrix products could do."""
+"""How long each stage of encoding or decoding takes, compared with the speed of the machine's matrix products."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from losatok_ext.evaluation.tasks.ceiling import Ceiling, matrix_ceiling
 from losatok_ext.models import LoSATok
 from losatok_ext.nn.attention import Attention
 from losatok_ext.nn.bottleneck import Projection
 from losatok_ext.nn.convnext import TimeConv
 from losatok_ext.nn.linear import Int8Linear
 
-# What a module spends beside its parts belongs to the first stage whose pattern its name matches.
-STAGES = [
+# The time of a module, without that of its submodules, counts for the first stage whose pattern matches its name.
+PATTERNS = [
     (r"semantic_encoder\.mel|semantic_encoder\.batch_norm", "semantic mel"),
     (r"semantic_encoder\.patch_embed", "semantic patches"),
     (r"semantic_encoder\.blocks\.\d+\.attention\.", "attention: linear"),
@@ -43,13 +44,13 @@ OTHER = "other"
 
 
 @dataclass
-class Stage:
-    """One stage of a run.
+class StageTime:
+    """Time and work of one stage of a run.
 
     Attributes:
-        name: what it is.
-        seconds: it took, without its parts that are stages of their own.
-        flop: its matrix products and convolutions.
+        name: of the stage.
+        seconds: without the parts that are stages of their own.
+        flop: floating-point operations of its matrix products and convolutions.
     """
 
     name: str
@@ -59,33 +60,21 @@ class Stage:
 
 @dataclass
 class Profile:
-    """The stages of a run, in the order of their first end, and what they are set beside.
+    """The stages of a run, in the order in which they first ended, and the machine's ceiling.
 
     Attributes:
-        stages: they add up to :attr:`seconds`.
-        seconds: of the whole run, the fastest of those measured.
-        ceiling: FLOP/s of square matrix products in the model's dtype on the same machine, just before.
+        stages: their seconds add up to :attr:`seconds`.
+        seconds: of the fastest run.
+        ceiling: the fastest square matrix product in the model's dtype, measured just before on the same machine.
     """
 
-    stages: list[Stage]
+    stages: list[StageTime]
     seconds: float
-    ceiling: float
-
-    def table(self) -> str:
-        """Stage, milliseconds, percent of the run, GFLOP, and percent of the ceiling while it ran."""
-        lines = [f"{'stage':<40}{'ms':>10}{'% of time':>11}{'GFLOP':>9}{'% of ceiling':>14}"]
-        total = Stage("all", self.seconds, sum(stage.flop for stage in self.stages))
-        for stage in (*self.stages, total):
-            share = 100 * stage.seconds / self.seconds if self.seconds else 0.0
-            line = f"{stage.name:<40}{1e3 * stage.seconds:>10.2f}{share:>11.1f}"
-            if stage.flop and stage.seconds:
-                line += f"{stage.flop / 1e9:>9.2f}{100 * stage.flop / stage.seconds / self.ceiling:>14.1f}"
-            lines.append(line)
-        return "\n".join([*lines, f"ceiling {self.ceiling / 1e9:.0f} GFLOP/s, measured in this run"])
+    ceiling: Ceiling
 
 
 def _flop(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> float:
-    """Twice the multiply-adds of ``module`` itself, without its parts."""
+    """Twice the multiply-adds of ``module`` itself, without its submodules."""
     if isinstance(module, (nn.Linear, Int8Linear)):
         return 2.0 * output.numel() * module.in_features
     if isinstance(module, Projection):
@@ -104,17 +93,17 @@ def _synchronize(device: torch.device) -> None:
 
 
 class _Clock:
-    """Times modules by hooks; what runs inside another is taken off its time."""
+    """Times modules by hooks; the time of a submodule is subtracted from that of its module."""
 
     def __init__(self, model: LoSATok) -> None:
         self.model, self.device = model, model.device
-        self.stages: dict[str, Stage] = {}
-        self._inside: list[list[float]] = []  # of each module that runs: its start, and its parts' seconds
+        self.stages: dict[str, StageTime] = {}
+        self._inside: list[list[float]] = []  # of each running module: its start, and the seconds of its submodules
 
     def __enter__(self) -> _Clock:
         with ExitStack() as stack:
             for name, module in self.model.named_modules():
-                stage = next((stage for pattern, stage in STAGES if re.match(pattern, name)), None)
+                stage = next((stage for pattern, stage in PATTERNS if re.match(pattern, name)), None)
                 if stage is not None and not isinstance(module, nn.ModuleList):
                     stack.callback(module.register_forward_pre_hook(self._begin).remove)
                     stack.callback(module.register_forward_hook(self._end(stage)).remove)
@@ -135,38 +124,24 @@ class _Clock:
             seconds = time.perf_counter() - begin
             if self._inside:
                 self._inside[-1][1] += seconds
-            stage = self.stages.setdefault(name, Stage(name))
+            stage = self.stages.setdefault(name, StageTime(name))
             stage.seconds += seconds - parts
             stage.flop += _flop(module, inputs, output)
 
         return end
 
 
-def matrix_ceiling(dtype: torch.dtype, device: torch.device, budget: float = 0.5) -> float:
-    """FLOP/s of a square matrix product in ``dtype``, the best within ``budget`` seconds."""
-    size = 2048 if device.type == "cpu" else 8192
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, end = 0.0, time.perf_counter() + budget
-    while True:
-        _synchronize(device)
-        begin = time.perf_counter()
-        a @ b
-        _synchronize(device)
-        best = max(best, 2.0 * size**3 / (time.perf_counter() - begin))
-        if time.perf_counter() > end:
-            return best
-
-
 def profile(model: LoSATok, run: Callable[[], Tensor | object], repeats: int = 3) -> Profile:
-    """Time the stages of ``run()``, a call of ``model.encode`` or ``model.decode``, over ``repeats`` runs after one.
+    """Time the stages of ``run()``, a call of ``model.encode`` or ``model.decode``.
 
     Args:
-        model: whose modules are timed; on a GPU each is waited for, which makes the whole slower than it is.
-        run: what to time.
-        repeats: at least 1; the fastest is told.
+        model: the model whose modules are timed. On a GPU the clock waits for each module, so the total is longer than
+            without timing.
+        run: what to time. It is called once before, so that packing weights and starting libraries do not count.
+        repeats: timed runs, at least 1; the fastest one is returned.
     """
-    run()  # weights are packed, libraries started
-    ceiling = matrix_ceiling(model.decoder.upsample_weight.dtype, model.device)
+    run()
+    ceiling = matrix_ceiling(model.decoder.upsample_weight.dtype, model.device.type, 0.5)
     best: Profile | None = None
     for _ in range(repeats):
         with _Clock(model) as clock:
@@ -178,6 +153,6 @@ def profile(model: LoSATok, run: Callable[[], Tensor | object], repeats: int = 3
         if best is None or seconds < best.seconds:
             stages = list(clock.stages.values())
             rest = seconds - sum(stage.seconds for stage in stages)
-            best = Profile([*stages, Stage(OTHER, rest)], seconds, ceiling)
+            best = Profile([*stages, StageTime(OTHER, rest)], seconds, ceiling)
     assert best is not None
     return best

@@ -1,10 +1,10 @@
-"""How near a model's reconstruction of recordings comes to them, clip by clip, by group and in all."""
+"""How close reconstructions are to their recordings: clip by clip, by group and over all clips."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,18 +16,23 @@ from losatok_ext.audio.files import read_audio
 from losatok_ext.errors import AudioFileError, UserError
 from losatok_ext.evaluation.metrics import spectra, waveform
 from losatok_ext.evaluation.metrics.pitch import pitch_error
-from losatok_ext.evaluation.reporting.report import mean_and_spread
+from losatok_ext.evaluation.reporting.numbers import mean_and_spread
 from losatok_ext.evaluation.tasks.journal import Journal, JournalError
-from losatok_ext.jobs.tokenize import sentence
+from losatok_ext.evaluation.tasks.measured import Progress, for_each, require_any
 from losatok_ext.models import LoSATok
-from losatok_ext.ops.dispatch import BackendUnavailableError
 from losatok_ext.recordings.find import Failure
 from losatok_ext.recordings.labelled import Item
 
 
 class Metric(NamedTuple):
-    """A figure of a clip: what it is called, what is ``better`` (``"lower"`` or ``"higher"``), decimals to show, and
-    what it means."""
+    """A figure of a clip.
+
+    Attributes:
+        title: as tables show it.
+        better: ``"lower"`` or ``"higher"``.
+        digits: decimals to show.
+        meaning: its definition.
+    """
 
     title: str
     better: str
@@ -47,11 +52,11 @@ METRICS = {
         "of a constant",
         "lower",
         3,
-        "log bands, over what one constant spectrum scores: the mean log spectrum of all frames measured; both are "
-        "means over frames",
+        "log bands, divided by the log bands of one constant spectrum (the mean log spectrum of all frames measured); "
+        "both are means over frames",
     ),
-    "mel": Metric(
-        "mel",
+    "mel_distance": Metric(
+        "mel distance",
         "lower",
         3,
         "mean absolute difference of log10 magnitude mel (40, 80, 160 bins), mean over windows of 512, 1024 and 2048 "
@@ -62,7 +67,7 @@ METRICS = {
         "convergence", "lower", 3, "spectral convergence ||A - R|| / ||R|| of magnitudes, mean over the same windows"
     ),
     "si_sdr": Metric(
-        "SI-SDR, dB", "higher", 1, "scale-invariant signal-to-distortion ratio; of use where phase is kept"
+        "SI-SDR, dB", "higher", 1, "scale-invariant signal-to-distortion ratio; meaningful only where phase is kept"
     ),
     "f0_cents": Metric("F0, cents", "lower", 0, "RMSE of the pitch (YIN, 60 to 600 Hz) over the frames voiced in both"),
     "f0_fine": Metric("F0 fine, cents", "lower", 0, "the same without frames that are off by more than 20 %"),
@@ -79,7 +84,7 @@ _PER_CLIP = tuple(name for name in METRICS if name != "log_band_ratio")
 
 @dataclass(frozen=True)
 class ClipResult:
-    """Figures of one clip: name of a metric -> value, None where it has none."""
+    """Figures of one clip: ``seconds`` and ``frames`` measured, and metric -> value (None: not defined for it)."""
 
     item: Item
     seconds: float
@@ -87,7 +92,7 @@ class ClipResult:
     values: dict[str, float | None]
 
     def known(self, name: str) -> float:
-        """A metric that every clip has."""
+        """The value of a metric that is defined for every clip."""
         value = self.values[name]
         assert value is not None
         return value
@@ -103,12 +108,13 @@ class Aggregate(NamedTuple):
 
 @dataclass
 class Group:
-    """Clips that have something in common.
+    """Clips with the same value of one key of the manifest, or all clips.
 
     Attributes:
         key: of the manifest; ``""`` for all clips.
-        value: that they share.
-        clips: how many; ``seconds``: of audio measured.
+        value: of that key; ``"all"`` for all clips.
+        clips: their number.
+        seconds: of audio measured.
         metrics: by name.
     """
 
@@ -120,14 +126,14 @@ class Group:
 
 
 @dataclass
-class Reconstruction:
+class ReconstructionResult:
     """What :func:`evaluate_reconstruction` measured.
 
     Attributes:
         fingerprint: of the model.
-        facts: what else the figures rest on.
+        facts: model and measures that the figures depend on.
         clips: in the order of the items.
-        groups: all clips first, then by each key.
+        groups: all clips first, then the groups of each key.
         constant: log-band distance of the constant spectrum over all frames.
         failures: items that could not be measured.
     """
@@ -146,10 +152,14 @@ class Reconstruction:
 
 
 def perceptual_measures(pesq: bool | None, stoi: bool | None) -> tuple[list[str], dict[str, str]]:
-    """Which of PESQ and STOI to compute (None: where its package is installed), and by title why others are not.
+    """Names of the perceptual measures to compute, and title -> reason of those that cannot be computed.
+
+    Args:
+        pesq: compute PESQ; None: if its package is installed.
+        stoi: the same for STOI.
 
     Raises:
-        UserError: one is wanted and its package is not installed.
+        UserError: one is asked for and its package is not installed.
     """
     chosen: list[str] = []
     notes: dict[str, str] = {}
@@ -174,60 +184,52 @@ def evaluate_reconstruction(
     keys: Sequence[str] = ("domain",),
     perceptual: Sequence[str] = (),
     fresh: bool = False,
-    progress: Callable[[Item], None] | None = None,
+    progress: Progress | None = None,
     debug: bool = False,
-) -> Reconstruction:
-    """Encode and decode each recording and compare it with what it was.
+) -> ReconstructionResult:
+    """Encode and decode each recording and compare the result with the recording.
 
-    What is compared is a recording up to its last whole token: neither padding nor the token that it breaks off in
-    counts. Means over clips weigh each the same; ``log_band_ratio`` and ``rtf`` are sums over sums.
+    A recording is compared up to its last complete token: padding, and a token that the recording fills only in part,
+    do not count. In means over clips each clip has the same weight; ``log_band_ratio`` and ``rtf`` are one sum divided
+    by another, so long clips have more weight.
 
     Args:
         model: in eval mode.
         items: recordings.
-        journal: file that figures of clips are kept in as they are found; the same call again goes on from it.
-        keys: of the manifest, by whose values clips are grouped.
-        perceptual: of ``"pesq"`` and ``"stoi"``, those to compute.
+        journal: file that the figures of each clip are written to at once; the same call later continues from it.
+        keys: of the manifest; clips are grouped by their values.
+        perceptual: measures to compute besides, of ``"pesq"`` and ``"stoi"``.
         fresh: measure again what the journal holds.
         progress: called after each item.
-        debug: let the first error through instead of collecting it.
+        debug: raise the first error instead of collecting it.
 
     Raises:
         UserError: nothing can be measured, or the journal is of another model or of other measures.
         BackendUnavailableError: an op cannot run here.
     """
     facts = {"model": model.fingerprint(), "measures": sorted({*_PER_CLIP} - {"pesq", "stoi"} | {*perceptual})}
-    failures: list[Failure] = []
     clips: list[ClipResult] = []
     centre, frames = torch.zeros(spectra.BANDS, dtype=torch.float64), 0
     warm = False
     with Journal(journal, facts, fresh) as kept:
-        for item in items:
+
+        def work(item: Item) -> None:
+            nonlocal frames, warm
             key = item.key()
-            try:
-                if key not in kept.done:
-                    audio = _whole_tokens(model, item)
-                    if not warm:  # the first run of anything is slower than all that follow
-                        model.reconstruct(audio[None, : 4 * model.sample_rate])
-                        warm = True
-                    kept.add(key, measure_clip(model, audio, perceptual))
-            except (BackendUnavailableError, JournalError):
-                raise  # it would be the same for every recording
-            except Exception as error:
-                if debug:
-                    raise
-                failures.append(Failure(item.path, sentence(item.path, error)))
-            else:
-                values = dict(kept.done[key])
-                centre += torch.tensor(values.pop("band_sum"), dtype=torch.float64)
-                seconds, count = values.pop("seconds"), values.pop("frames")
-                frames += count
-                clips.append(ClipResult(item, seconds, count, {name: values.get(name) for name in METRICS}))
-            if progress is not None:
-                progress(item)
-    if not clips:
-        reason = f"; the first: {failures[0].message}" if failures else ""
-        raise UserError(f"there are no recordings to measure{reason}")
+            if key not in kept.done:
+                audio = _complete_tokens(model, item)
+                if not warm:  # the first run is slower than all others, so it is not timed
+                    model.reconstruct(audio[None, : 4 * model.sample_rate])
+                    warm = True
+                kept.add(key, measure_clip(model, audio, perceptual))
+            values = dict(kept.done[key])
+            centre.add_(torch.tensor(values.pop("band_sum"), dtype=torch.float64))
+            seconds, count = values.pop("seconds"), values.pop("frames")
+            frames += count
+            clips.append(ClipResult(item, seconds, count, {name: values.get(name) for name in METRICS}))
+
+        failures = for_each(items, work, progress, debug, fatal=(JournalError,))
+    require_any(len(clips), "there are no recordings to measure", failures)
     constants = _constant_distances(model, clips, centre / frames)
     for clip, constant in zip(clips, constants, strict=True):
         clip.values["log_band_ratio"] = spectra.over_constant(clip.known("log_band"), constant)
@@ -237,12 +239,15 @@ def evaluate_reconstruction(
             chosen = [i for i, clip in enumerate(clips) if clip.item.values.get(name) == value]
             groups.append(_group(name, value, [clips[i] for i in chosen], [constants[i] for i in chosen]))
     total = sum(c * clip.frames for c, clip in zip(constants, clips, strict=True)) / frames
-    return Reconstruction(model.fingerprint(), facts, clips, groups, total, failures)
+    return ReconstructionResult(model.fingerprint(), facts, clips, groups, total, failures)
 
 
 def measure_clip(model: LoSATok, audio: Tensor, perceptual: Sequence[str] = ()) -> dict[str, Any]:
-    """Figures of one clip [N] of whole tokens: the metrics but ``log_band_ratio``; ``seconds``; log-band ``frames`` and
-    the sum over them of the reference's log bands, ``band_sum``."""
+    """Figures of one clip [N] of complete tokens.
+
+    These are all metrics except ``log_band_ratio``, ``seconds``, the number of log-band ``frames``, and ``band_sum``,
+    the sum of the recording's log bands over these frames.
+    """
     rate = model.sample_rate
     _wait_for(model.device)
     start = time.perf_counter()
@@ -256,7 +261,7 @@ def measure_clip(model: LoSATok, audio: Tensor, perceptual: Sequence[str] = ()) 
     convergence = float(spectra.spectral_convergence(*pair))
     values = {
         "log_band": float(spectra.log_band_distance(*pair)),
-        "mel": float(spectra.mel_distance(*pair, rate)),
+        "mel_distance": float(spectra.mel_distance(*pair, rate)),
         "stft": float(spectra.stft_distance(*pair)),
         "convergence": None if convergence != convergence else convergence,  # silence has none
         "si_sdr": waveform.si_sdr(ours, theirs),
@@ -272,12 +277,12 @@ def measure_clip(model: LoSATok, audio: Tensor, perceptual: Sequence[str] = ()) 
 
 
 def _wait_for(device: torch.device) -> None:
-    """Wait until ``device`` has done what was asked of it, so that a clock tells the time it took."""
+    """Wait until ``device`` has finished its work, so that the time of that work can be measured."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _whole_tokens(model: LoSATok, item: Item) -> Tensor:
+def _complete_tokens(model: LoSATok, item: Item) -> Tensor:
     audio = read_audio(item.path, model.sample_rate)
     samples = len(audio) // model.samples_per_token * model.samples_per_token
     if not samples:
@@ -286,8 +291,8 @@ def _whole_tokens(model: LoSATok, item: Item) -> Tensor:
 
 
 def _constant_distances(model: LoSATok, clips: Iterable[ClipResult], constant: Tensor) -> list[float]:
-    """Log-band distance of the constant spectrum to each clip, which is read again for it."""
-    references = (_whole_tokens(model, clip.item)[None] for clip in clips)
+    """Log-band distance of the constant spectrum to each clip; the clips are read again for it."""
+    references = (_complete_tokens(model, clip.item)[None] for clip in clips)
     return [float(spectra.constant_spectrum_distance(audio, constant=constant)) for audio in references]
 
 
@@ -306,5 +311,5 @@ def _group(key: str, value: str, clips: Sequence[ClipResult], constants: Sequenc
 
 
 def journal_place(folder: Path) -> Path:
-    """Where a report's folder keeps the figures of its clips."""
+    """The journal of a report in ``folder``."""
     return folder / "reconstruction.clips.jsonl"

@@ -1,4 +1,4 @@
-"""What people see of a reconstruction: figures, tables by group, charts, and clips to listen to."""
+"""The report of reconstructions: headlines, tables by group, charts, and clips to listen to."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 import torch
 
 from losatok_ext.audio.files import read_audio
-from losatok_ext.evaluation.reporting.report import Bar, BarChart, Example, Figure, Report, Table, shown, with_spread
+from losatok_ext.evaluation.reporting.numbers import fixed, with_spread
+from losatok_ext.evaluation.reporting.report import Bar, BarChart, Example, Headline, Report, Table
 from losatok_ext.evaluation.reporting.sounds import LONGEST, loudest, make_sound
-from losatok_ext.evaluation.tasks.reconstruction import METRICS, ClipResult, Group, Reconstruction
+from losatok_ext.evaluation.tasks.reconstruction import METRICS, ClipResult, Group, ReconstructionResult
 from losatok_ext.models import LoSATok
 
-_COLUMNS = 5  # groups that stand side by side; more stand in rows
+_COLUMNS = 5  # groups that are shown as columns; more are shown as rows
 _LISTED = 1000  # clips that the page lists
-_HEADLINES = ("log_band_ratio", "mel", "f0_fine", "pesq", "stoi", "rtf")
+_HEADLINES = ("log_band_ratio", "mel_distance", "f0_fine", "pesq", "stoi", "rtf")
 
 
-def reconstruction_report(model: LoSATok, found: Reconstruction, examples: int = 9) -> Report:
+def reconstruction_report(model: LoSATok, found: ReconstructionResult, examples: int = 9) -> Report:
     """The report of what :func:`~losatok_ext.evaluation.tasks.reconstruction.evaluate_reconstruction` measured.
 
     Args:
-        model: that was measured; it decodes the examples once more.
-        found: its figures.
-        examples: clips to listen to at most, shared among the domains: the best, the worst and those between.
+        model: the model that was measured; it reconstructs the examples again.
+        found: the figures.
+        examples: at most as many clips to listen to, from all domains; see :func:`choose_examples`.
     """
     present = [name for name in METRICS if found.overall.metrics[name].clips]
     facts = {
@@ -37,7 +38,7 @@ def reconstruction_report(model: LoSATok, found: Reconstruction, examples: int =
     if model.quantizer_name is not None:
         facts["quantizer"] = model.quantizer_name
     report = Report("reconstruction", "Reconstruction", facts, _values(found))
-    report.figures = [_figure(found, name) for name in _HEADLINES if name in present]
+    report.headlines = [_headline(found, name) for name in _HEADLINES if name in present]
     keys = list(dict.fromkeys(group.key for group in found.groups[1:]))
     by_key = {key: [group for group in found.groups if group.key == key] for key in keys}
     wide = {key: groups for key, groups in by_key.items() if len(groups) <= _COLUMNS}
@@ -51,17 +52,17 @@ def reconstruction_report(model: LoSATok, found: Reconstruction, examples: int =
     report.examples = [_example(model, clip, place) for place, clip in choose_examples(found.clips, examples)]
     report.notes = [f"{METRICS[name].title}: {METRICS[name].meaning}." for name in present]
     report.notes += [
-        "Each clip counts up to its last whole token: padding, and the token that a clip breaks off in, do not.",
-        "Figures are means over clips that have the measure, ± the standard deviation over clips; "
-        "'of a constant' and RTF are sums over sums, so long clips weigh more.",
-        f"One constant spectrum, the mean of these {found.overall.clips} clips, scores {found.constant:.3f} log bands.",
+        "Each clip is compared up to its last complete token, without padding.",
+        "Figures are means over the clips that a measure is defined for, ± the standard deviation over clips; 'of a "
+        "constant' and RTF are one sum divided by another, so long clips have more weight.",
+        f"One constant spectrum, the mean of these {found.overall.clips} clips, has {found.constant:.3f} log bands.",
     ]
     report.failures = found.failures
     return report
 
 
 def choose_examples(clips: Sequence[ClipResult], count: int) -> list[tuple[str, ClipResult]]:
-    """At most ``count`` clips, as many of each domain: its best, worst and median by log bands, then those between."""
+    """(rank, clip) of at most ``count`` clips: as many of each domain, from its best to its worst by log bands."""
     domains = list(dict.fromkeys(clip.item.domain for clip in clips))
     chosen: list[tuple[str, ClipResult]] = []
     for index, domain in enumerate(domains):
@@ -75,7 +76,7 @@ def choose_examples(clips: Sequence[ClipResult], count: int) -> list[tuple[str, 
     return chosen
 
 
-def _values(found: Reconstruction) -> dict[str, Any]:
+def _values(found: ReconstructionResult) -> dict[str, Any]:
     return {
         "fingerprint": found.fingerprint,
         "constant_spectrum": found.constant,
@@ -110,20 +111,19 @@ def _device(model: LoSATok) -> str:
     return f"CPU, {threads} thread" + ("s" if threads > 1 else "")
 
 
-def _figure(found: Reconstruction, name: str) -> Figure:
+def _headline(found: ReconstructionResult, name: str) -> Headline:
     metric, entry = METRICS[name], found.overall.metrics[name]
     note = "" if entry.spread is None else f"± {entry.spread:.{metric.digits}f} over {entry.clips} clips"
     titles = {
         "log_band_ratio": "log bands, of a constant",
         "rtf": "real-time factor",
-        "mel": "mel distance",
         "f0_fine": "F0, fine, cents",
     }
-    return Figure(titles.get(name, metric.title), shown(entry.mean, metric.digits), note)
+    return Headline(titles.get(name, metric.title), fixed(entry.mean, metric.digits), note)
 
 
 def _across(title: str, groups: Sequence[Group], names: Sequence[str]) -> Table:
-    """A row per metric and a column per group, with spreads."""
+    """One row per metric and one column per group, with standard deviations."""
     rows = [
         [
             _head(name),
@@ -136,23 +136,23 @@ def _across(title: str, groups: Sequence[Group], names: Sequence[str]) -> Table:
 
 
 def _down(title: str, groups: Sequence[Group], names: Sequence[str]) -> Table:
-    """A row per group and a column per metric, means alone."""
+    """One row per group and one column per metric, without standard deviations."""
     rows = [
-        [g.value or "(none)", str(g.clips), *(shown(g.metrics[name].mean, METRICS[name].digits) for name in names)]
+        [g.value or "(none)", str(g.clips), *(fixed(g.metrics[name].mean, METRICS[name].digits) for name in names)]
         for g in groups
     ]
     return Table(title, ["", "clips", *map(_head, names)], rows)
 
 
 def _clips_table(clips: Sequence[ClipResult], names: Sequence[str]) -> Table:
-    """A row per clip, from the worst log bands to the best."""
+    """One row per clip, from the worst log bands to the best."""
     ranked = sorted(clips, key=lambda clip: -clip.known("log_band"))
     rows = [
         [
             clip.item.name,
             clip.item.domain,
             f"{clip.seconds:.2f}",
-            *(shown(clip.values[name], METRICS[name].digits) for name in names),
+            *(fixed(clip.values[name], METRICS[name].digits) for name in names),
         ]
         for clip in ranked[:_LISTED]
     ]
@@ -166,14 +166,14 @@ def _head(name: str) -> str:
 
 def _charts(key: str, groups: Sequence[Group], names: Sequence[str]) -> list[BarChart]:
     charts = []
-    for name in ("log_band_ratio", "mel"):
+    for name in ("log_band_ratio", "mel_distance"):
         if name in names and len(groups) > 1:
             bars = [
                 Bar(group.value or "(none)", group.metrics[name].mean or 0.0, group.metrics[name].spread)
                 for group in groups
                 if group.metrics[name].mean is not None
             ]
-            what = "Log bands, over what a constant spectrum scores" if name == "log_band_ratio" else "Mel distance"
+            what = "Log bands, relative to a constant spectrum" if name == "log_band_ratio" else "Mel distance"
             charts.append(BarChart(f"{what}, by {key}", bars, "less is better; ± standard deviation over clips"))
     return charts
 
@@ -186,6 +186,6 @@ def _example(model: LoSATok, clip: ClipResult, place: str) -> Example:
         make_sound(label, signal, model.sample_rate, peak)
         for label, signal in (("recording", audio), ("reconstruction", decoded))
     ]
-    figures = (f"{METRICS[n].title} {shown(v, METRICS[n].digits)}" for n, v in clip.values.items() if v is not None)
+    figures = (f"{METRICS[n].title} {fixed(v, METRICS[n].digits)}" for n, v in clip.values.items() if v is not None)
     domain = f"{clip.item.domain}, " if clip.item.domain else ""
     return Example(f"{clip.item.name}: {domain}{place}", " · ".join(figures), sounds)

@@ -1,4 +1,4 @@
-"""Time and memory of functions that do the same, measured in turn in one run, so that only their ratios count."""
+"""Time and memory of functions that do the same, measured in turn in one run, so that they can be compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def synchronize(device: str) -> None:
-    """Wait for what a GPU has been given to do."""
+    """Wait until the GPU has finished its work; nothing to do on a CPU."""
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -28,19 +28,19 @@ def seconds(function: Callable[[], object], device: str) -> float:
 
 
 class PeakUnknownError(RuntimeError):
-    """The system does not tell the peak of resident memory."""
+    """The system does not report the peak of resident memory."""
 
 
 def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
-    """Bytes that ``function`` holds at its peak beyond what was held before: tensors and all else of the process.
+    """Bytes of peak memory of ``function`` beyond what was in use before.
 
-    On a CPU by the process's resident memory (Linux), scratch space of the libraries included; on a GPU by torch's
-    allocator.
+    On a CPU this is the resident memory of the process (Linux only), scratch space of libraries included; on a GPU it
+    is what torch's allocator reports.
 
     Raises:
-        PeakUnknownError: the system does not tell the peak of resident memory.
+        PeakUnknownError: the system does not report the peak of resident memory.
     """
-    function()  # what stays after the first call (workspaces, compiled code) is not this call's
+    function()  # so that lasting allocations (workspaces, compiled code) are not counted
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -53,7 +53,7 @@ def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
     ctypes.CDLL(None).malloc_trim(0)
     try:
         with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak starts anew from what is resident now
+            file.write("5")  # resets the peak to what is resident now
     except OSError as error:
         raise PeakUnknownError(f"the peak of resident memory cannot be reset: {error}") from error
     before = _status("VmRSS")
@@ -87,8 +87,9 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time all ``functions`` round by round, so that what slows the machine down slows all of them.
 
-    At least ``rounds`` rounds, then more until ``budget`` seconds are over. Each round has an order of its own, and
-    what takes under 10 ms is called once before its timing: what the one before left in the caches favours nobody.
+    At least ``rounds`` rounds are run, and more until ``budget`` seconds are over. Each round has its own random order,
+    and a function that takes less than 10 ms is called once before it is timed, so that what the previous one left in
+    the caches has no effect.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     usual = {name: min(seconds(function, device) for _ in range(2)) for name, function in functions.items()}

@@ -1,11 +1,11 @@
-"""What each way of storing latents costs, in bits and in what is heard."""
+"""What each way of storing latents costs in bits, in error of the latents, and in the decoded audio."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from losatok_ext.audio.files import read_audio_with_info
 from losatok_ext.errors import UserError
-from losatok_ext.evaluation.tasks.measured import MEL_DISTANCE, Measured, Sums, mel_distance
+from losatok_ext.evaluation.metrics.spectra import mel_loss
+from losatok_ext.evaluation.tasks.measured import Measured, Progress, Sums
 from losatok_ext.formats.latent_files import LatentFile, describe, load_latents, save_latents
 from losatok_ext.jobs.tokenize import decode_clip, encode_clip
 from losatok_ext.models import LoSATok
 from losatok_ext.nn.losses import MultiScaleMelLoss
-from losatok_ext.recordings.find import Source
+from losatok_ext.recordings.labelled import Item
 
 FLOATS = ("float32", "float16", "int8", "int4")
 
@@ -31,22 +32,22 @@ class StorageRow:
     Attributes:
         storage: ``"float32"``, ``"float16"``, ``"int8"``, ``"int4"``, or the name of a quantizer for its codes.
         bits_per_second: of the latents alone.
-        file_bits_per_second: of whole files, headers included.
-        latent_error: root mean square of the difference to the float32 latents, over that of these about their mean.
-        mel_to_float32: mel distance between the audio decoded from it and that decoded from float32.
-        mel_to_recording: mel distance between the audio decoded from it and the recording.
+        file_bits_per_second: of complete files, headers included.
+        latent_error: root mean square difference to the float32 latents, divided by the standard deviation of these.
+        mel_loss_to_float32: mel loss (``spectra.mel_loss``) between the audio decoded from it and from float32.
+        mel_loss_to_recording: mel loss between the audio decoded from it and the recording.
     """
 
     storage: str
     bits_per_second: float
     file_bits_per_second: float
     latent_error: float
-    mel_to_float32: float
-    mel_to_recording: float
+    mel_loss_to_float32: float
+    mel_loss_to_recording: float
 
 
 @dataclass
-class StorageReport(Measured):
+class StorageResult(Measured):
     """What :func:`evaluate_storage` measured.
 
     Attributes:
@@ -56,38 +57,15 @@ class StorageReport(Measured):
         rows: one per storage, from the most bits to the fewest.
     """
 
-    name = "storage"
-
     fingerprint: str
     frame_rate: float
     latent_dim: int
     rows: list[StorageRow] = field(default_factory=list)
 
-    def markdown(self) -> str:
-        """A table for people, with a line that says what was measured."""
-        lines = [
-            "| storage | bit/s, latents | bit/s, files | latent error | mel distance to float32 | to the recording |",
-            "|---|---:|---:|---:|---:|---:|",
-        ]
-        for row in self.rows:
-            lines.append(
-                f"| {row.storage} | {row.bits_per_second:,.0f} | {row.file_bits_per_second:,.0f} | "
-                f"{_short(row.latent_error)} | {_short(row.mel_to_float32)} | {row.mel_to_recording:.3f} |"
-            )
-        said = (
-            f"Model {self.fingerprint}: {self.latent_dim} dimensions at {self.frame_rate:g} Hz; "
-            f"{self.recordings} recordings, {self.seconds:.1f} s. {MEL_DISTANCE}."
-        )
-        return "\n".join([*lines, "", said, ""])
-
-
-def _short(value: float) -> str:
-    return "0" if value == 0 else f"{value:.3f}" if value >= 0.01 else f"{value:.1e}"
-
 
 @dataclass
 class _Sums(Sums):
-    """What is added up over recordings for one storage."""
+    """Sums over recordings for one storage: bits, squared latent errors, and mel losses times seconds."""
 
     bits: float = 0.0
     file_bits: float = 0.0
@@ -98,56 +76,57 @@ class _Sums(Sums):
 
 def evaluate_storage(
     model: LoSATok,
-    sources: Sequence[Source],
+    items: Sequence[Item],
     quantized: Sequence[LoSATok] = (),
-    progress: Callable[[Source], None] | None = None,
+    progress: Progress | None = None,
     debug: bool = False,
-) -> StorageReport:
+) -> StorageResult:
     """Store the latents of recordings in every way, read them back, decode them, and compare.
 
-    Each is written to a temporary latent file and read from it. Means over recordings weigh each by its length.
+    Each is written to a temporary latent file and read from it. In means over recordings, each is weighted by its
+    length in seconds.
 
     Args:
-        model: the tokenizer, in eval mode. Of one with a quantizer, continuous latents are compared with its codes.
-        sources: recordings.
+        model: the tokenizer, in eval mode. If it has a quantizer, continuous latents are compared with its codes.
+        items: recordings.
         quantized: copies of the model with quantizers, made by
-            :func:`losatok_ext.training.fitting.quantizer_fit.fit_quantizer`: a row each.
+            :func:`losatok_ext.training.fitting.quantizer_fit.fit_quantizer`; one row each.
         progress: called after each recording.
-        debug: let the first error through instead of collecting it.
+        debug: raise the first error instead of collecting it.
 
     Raises:
-        UserError: one of ``quantized`` is no copy of the model or has no quantizer, or no recording can be measured.
+        UserError: one of ``quantized`` is not a copy of the model or has no quantizer, or no recording can be measured.
         BackendUnavailableError: an op cannot run here.
     """
     if model.quantizer is not None:
         model, quantized = model.with_quantizer(None), [model, *quantized]
     names = _names(model, quantized)
     owners = dict(zip(names, quantized, strict=True))
-    mel = mel_distance(model.sample_rate)
-    report = StorageReport(model.fingerprint(), float(model.frame_rate), model.config.latent_dim)
+    mel = mel_loss(model.sample_rate)
+    result = StorageResult(model.fingerprint(), float(model.frame_rate), model.config.latent_dim)
     sums = {name: _Sums() for name in [*FLOATS, *names]}
     moments = torch.zeros(2, model.config.latent_dim, dtype=torch.float64)  # sum and sum of squares of the latents
     frames = 0
     with tempfile.TemporaryDirectory(prefix="losatok-") as folder:
 
-        def work(source: Source) -> float:
+        def work(item: Item) -> float:
             nonlocal frames
-            latents, seconds, own = _measure(model, owners, source, Path(folder) / "a.losatok", mel)
+            latents, seconds, own = _measure(model, owners, item, Path(folder) / "a.losatok", mel)
             frames += len(latents)
             moments.add_(torch.stack((latents.sum(0), latents.square().sum(0))))
             for name, values in own.items():
                 sums[name].add(values)
             return seconds
 
-        report.measure(sources, work, progress, debug)
+        result.measure(items, work, progress, debug)
     spread = float((moments[1] - moments[0].square() / frames).sum())
-    report.rows = [_row(name, values, report.seconds, spread) for name, values in sums.items()]
-    report.rows.sort(key=lambda row: -row.bits_per_second)
-    return report
+    result.rows = [_row(name, values, result.seconds, spread) for name, values in sums.items()]
+    result.rows.sort(key=lambda row: -row.bits_per_second)
+    return result
 
 
 def _names(model: LoSATok, quantized: Sequence[LoSATok]) -> list[str]:
-    """What each quantized model's row is called, no two alike."""
+    """The names of the quantized models' rows, all different."""
     names: list[str] = []
     for other in quantized:
         if other.quantizer_name is None:
@@ -155,7 +134,7 @@ def _names(model: LoSATok, quantized: Sequence[LoSATok]) -> list[str]:
         if other.with_quantizer(None).fingerprint() != model.fingerprint():
             raise UserError(
                 f"model {other.fingerprint()} with {other.quantizer_name} is no copy of model {model.fingerprint()}: "
-                "its latents are others; evaluate it by itself, as --model"
+                "their latents differ; evaluate it by itself, as --model"
             )
         name = other.quantizer_name
         names.append(name if name not in names else f"{name} ({other.quantizer_fingerprint()})")
@@ -163,10 +142,10 @@ def _names(model: LoSATok, quantized: Sequence[LoSATok]) -> list[str]:
 
 
 def _measure(
-    model: LoSATok, quantized: dict[str, LoSATok], source: Source, place: Path, mel: MultiScaleMelLoss
+    model: LoSATok, quantized: dict[str, LoSATok], item: Item, place: Path, mel: MultiScaleMelLoss
 ) -> tuple[Tensor, float, dict[str, _Sums]]:
-    """Latents [T, d] in float64 and seconds of a recording, and for each storage its sums, weighted by the seconds."""
-    audio, info = read_audio_with_info(source.path, model.sample_rate)
+    """Latents [T, d] float64 and seconds of a recording, and the sums of each storage, weighted by the seconds."""
+    audio, info = read_audio_with_info(item.path, model.sample_rate)
     original = encode_clip(model, audio, info)
     assert original.mu is not None
     heard = decode_clip(model, original)
@@ -192,7 +171,7 @@ def _measure(
 
 
 def _as_codes(owner: LoSATok, original: LatentFile) -> LatentFile:
-    """The codes of latents that a model without the quantizer of ``owner`` made."""
+    """Latents of a model without a quantizer, as the codes that the quantizer of ``owner`` gives them."""
     assert original.mu is not None
     _, codes = owner.quantize(original.mu[None])
     assert codes is not None
@@ -213,6 +192,6 @@ def _row(name: str, sums: _Sums, seconds: float, spread: float) -> StorageRow:
         bits_per_second=sums.bits / seconds,
         file_bits_per_second=sums.file_bits / seconds,
         latent_error=error,
-        mel_to_float32=sums.mel_to_float32 / seconds,
-        mel_to_recording=sums.mel_to_recording / seconds,
+        mel_loss_to_float32=sums.mel_to_float32 / seconds,
+        mel_loss_to_recording=sums.mel_to_recording / seconds,
     )

@@ -1,4 +1,4 @@
-"""DiT: a diffusion transformer that generates the latents of a tokenizer, told what by text and other conditions."""
+"""DiT: a diffusion transformer that generates the latents of a tokenizer from text and other conditions."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ from losatok_ext.errors import ConfigError, UserError
 from losatok_ext.masks import keep_valid
 from losatok_ext.models.generator.dit_conditions import Conditions
 from losatok_ext.models.generator.dit_config import DiTConfig
-from losatok_ext.models.generator.dit_parts import LatentStatistics, TimeEmbedding, embedding, table_dtype
+from losatok_ext.models.generator.dit_parts import LatentNormalization, TimeEmbedding, embedding, table_dtype
 from losatok_ext.models.generator.text import ByteTextEncoder, HuggingFaceTextEncoder
 from losatok_ext.models.storage import checkpoint
+from losatok_ext.models.storage.folders import DIT, open_folder
 from losatok_ext.nn.dit_block import DiTBlock
 from losatok_ext.nn.modulation import ModulatedNorm, Modulation
 from losatok_ext.nn.rotary import RotaryEmbedding
 from losatok_ext.ops import checks
 
-MODEL_TYPE = "losatok-dit"
-
 
 class DiT(nn.Module):
-    """The generator's network: noisy latents, a time and conditions to what flow matching asks for.
+    """The network of the generator: it maps noisy latents, a time and conditions to a velocity.
 
-    Latents pass a linear map, transformer blocks with long skips (:class:`losatok_ext.nn.DiTBlock`) and a modulated
-    norm with a linear map back. The time and global conditions modulate every block (adaLN), time-aligned conditions
-    are added to the frames, text is attended to. A condition that is not given, or dropped, is a learned null
-    embedding.
+    Latents pass through a linear map, transformer blocks with long skips (:class:`losatok_ext.nn.DiTBlock`), and a
+    modulated norm with a linear map back. The time and global conditions modulate every block (adaLN), time-aligned
+    conditions are added to the frames, and text enters by cross-attention. A condition that is missing or dropped is
+    replaced by a learned null embedding.
 
-    A clip's output is the same alone, in any batch and behind any padding (to rounding). A new model's output is zero.
-    ``torch.manual_seed`` decides its random weights.
+    A clip's output is the same alone, in any batch and with any padding (to rounding). The output of a new model is
+    zero; ``torch.manual_seed`` decides its random weights.
 
     Args:
         config: what to build; None is the preset ``base``.
 
     Attributes:
-        recompute_blocks: compute each block again in the backward instead of keeping its activations.
+        recompute_blocks: compute each block again in the backward pass instead of keeping its activations.
     """
 
     def __init__(self, config: DiTConfig | None = None) -> None:
@@ -51,7 +50,7 @@ class DiT(nn.Module):
         self.config = config
         self.recompute_blocks = False
         width = config.width
-        self.statistics = LatentStatistics(config.latent_dim)
+        self.statistics = LatentNormalization(config.latent_dim)
         self.proj_in = nn.Linear(config.latent_dim, width)
         self.time = TimeEmbedding(config.time_features, width)
         self.rotary = RotaryEmbedding(config.rotary_dim) if config.rotary_dim else None
@@ -91,19 +90,19 @@ class DiT(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, conditions: Conditions | None = None, lengths: Tensor | None = None
     ) -> Tensor:
-        """What the network makes of noisy latents.
+        """The velocity at noisy latents.
 
         Args:
-            x: [B, T, d], normalised latents (:meth:`normalise`) and noise mixed; any floating dtype.
-            t: [B], or [] for all items alike, within 0..1.
-            conditions: what is to be generated; None, and whatever it does not hold, means the null embeddings.
-            lengths: [B] int64, tokens of each clip; None: all T. What lies past is not read, even NaN.
+            x: [B, T, d], normalized latents (:meth:`normalise`) mixed with noise; any floating dtype.
+            t: [B], or [] for one time for all items; within 0..1.
+            conditions: what to generate; conditions that are None are replaced by the null embeddings.
+            lengths: [B] int64, tokens of each clip; None: all T. What lies past is not read, even if it is NaN.
 
         Returns:
             [B, T, d] in x's dtype; zeros past a clip's tokens.
 
         Raises:
-            TypeError: ``x`` or ``t`` is not a floating-point tensor, or a tensor of ``conditions`` of the wrong kind.
+            TypeError: ``x``, ``t`` or a feature is not a floating-point tensor, or ``conditions.drop`` is not bool.
             ValueError: a wrong shape, lengths out of range, or conditions that the model does not take.
         """
         d = self.config.latent_dim
@@ -145,7 +144,12 @@ class DiT(nn.Module):
         return keep_valid(self.proj_out(self.final_norm(h, shift, scale)), lengths).to(x.dtype)
 
     def _check_conditions(self, conditions: Conditions, batch: int, time: int, device: torch.device) -> None:
-        """Raise unless every condition is one that the model takes, and fits the latents."""
+        """Check that the model takes every given condition, and that its shape fits the latents.
+
+        Raises:
+            TypeError: a condition is not a tensor of the right dtype.
+            ValueError: the model does not take it, or its shape or device is wrong.
+        """
         c = self.config
         sizes = {
             "text": ((batch, None, c.text_dim), f"[B, S, C_text] with the model's text_dim of {c.text_dim},"),
@@ -177,7 +181,7 @@ class DiT(nn.Module):
                 )
 
     def _context(self, conditions: Conditions, batch: int) -> tuple[Tensor | None, Tensor | None]:
-        """What is attended to, [B, S, C], and its lengths (None: all S); the null token where there is no text."""
+        """The inputs of cross-attention [B, S, C] and their lengths (None: all S); the null token without a text."""
         if self.text is None or self.null_text is None:
             return None, None
         null = self.null_text
@@ -217,9 +221,9 @@ class DiT(nn.Module):
     # -- text ----------------------------------------------------------------------------------------------------------
 
     def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Features of ``texts`` for :class:`Conditions`, by the text encoder that the configuration names.
+        """Features of ``texts`` for :class:`Conditions`, from the text encoder that the configuration names.
 
-        With ``bytes`` gradients flow into the encoder. A Hugging Face encoder is loaded at the first call, frozen.
+        The ``bytes`` encoder takes gradients. A Hugging Face encoder is loaded at the first call and is frozen.
 
         Returns:
             (text [B, S, C_text], text_lengths [B] int64), on the model's device.
@@ -249,12 +253,12 @@ class DiT(nn.Module):
     # -- latents -------------------------------------------------------------------------------------------------------
 
     def set_latents(self, mean: Tensor, std: Tensor, tokenizer: str | None = None) -> None:
-        """Store the statistics of the latents to be learned, and which tokenizer they are of.
+        """Store the statistics of the latents to learn, and the tokenizer that they are of.
 
         Args:
-            mean: [d], of each dimension over the valid tokens of the training set.
-            std: [d], positive.
-            tokenizer: ``LoSATok.fingerprint()``; None leaves what is stored.
+            mean: [d], mean of each dimension over the valid tokens of the training set.
+            std: [d], its standard deviation; positive.
+            tokenizer: ``LoSATok.fingerprint()``; None: do not change the stored one.
 
         Raises:
             ValueError: another shape, values that are not finite, or a deviation of 0.
@@ -272,7 +276,7 @@ class DiT(nn.Module):
             self.config = dataclasses.replace(self.config, tokenizer=tokenizer)
 
     def normalise(self, z: Tensor) -> Tensor:
-        """Latents [..., d] of the tokenizer to mean 0 and deviation 1 in each dimension, as the network takes them."""
+        """Latents [..., d] of the tokenizer, scaled to mean 0 and deviation 1 in each dimension for the network."""
         return ((z - self.statistics.mean) / self.statistics.std).to(z.dtype)
 
     def denormalise(self, x: Tensor) -> Tensor:
@@ -280,10 +284,13 @@ class DiT(nn.Module):
         return (x * self.statistics.std + self.statistics.mean).to(x.dtype)
 
     def check_tokenizer(self, fingerprint: str) -> None:
-        """Raise unless the model was trained on the latents of the tokenizer of that fingerprint.
+        """Check that the model was trained on the latents of a tokenizer. A model that stores no tokenizer fits all.
+
+        Args:
+            fingerprint: ``LoSATok.fingerprint()`` of the tokenizer.
 
         Raises:
-            UserError: it was trained on those of another one. A model that stores none fits all.
+            UserError: it was trained on the latents of another tokenizer.
         """
         known = self.config.tokenizer
         if known is not None and known != fingerprint:
@@ -296,13 +303,14 @@ class DiT(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if needed), each whole or not."""
-        checkpoint.save(self, folder, MODEL_TYPE)
+        checkpoint.save(self, folder, DIT)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> DiT:
         """The model that :meth:`save_pretrained` wrote, in eval mode.
 
         Raises:
-            CheckpointError: a file is missing or unreadable, or a tensor is missing, left over or of another shape.
+            CheckpointError: the folder holds no network of a generator, a file is missing or unreadable, a tensor is
+                missing, left over or of another shape, or a weight is NaN or infinite.
         """
-        return checkpoint.load(cls, folder, DiTConfig, MODEL_TYPE).to(device)
+        return checkpoint.load(cls, open_folder(folder, DIT), DiTConfig).to(device)

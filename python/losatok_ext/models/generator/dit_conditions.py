@@ -1,4 +1,4 @@
-"""What a generator is told besides the noisy latents: text, time-aligned content, properties of the whole clip."""
+"""The conditions of a generator: text, time-aligned content, and properties of the whole clip."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 @dataclass
 class Conditions:
-    """The conditions of a batch of B clips; whatever is None is not given, and the model puts its null embedding there.
+    """The conditions of a batch of B clips. For conditions that are None the model uses its null embeddings.
 
     Attributes:
         text: [B, S, C_text], features of the tokens of a text (:meth:`DiT.encode_text`).
         text_lengths: [B] int64, tokens of each text; None: all S. An item of length 0 has no text. What lies past a
-            length is not read, even NaN.
+            length is not read, even if it is NaN.
         aligned: [B, T, C_aligned], one vector for each frame of the latents.
         global_: [B, C_global], one vector for the clip.
-        drop: [B] bool; all conditions of an item that is True are replaced by the null embeddings, as in training for
-            classifier-free guidance, and as in its unconditional half. None: of no item.
+        drop: [B] bool; where it is True, all conditions of the item are replaced by the null embeddings (for training
+            with classifier-free guidance, and for its unconditional half). None: nothing is dropped.
     """
 
     text: Tensor | None = None
@@ -32,23 +32,24 @@ class Conditions:
     drop: Tensor | None = None
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditions:
-        """The same on ``device``, features in ``dtype`` (None: as they are)."""
+        """The same conditions on ``device``, with features in ``dtype`` (None: unchanged)."""
         return self._map(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None))
 
     def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> Conditions:
-        """The items of ``index``: a slice, positions (which may repeat) or one, or a tensor of positions or bool.
+        """Some items, as a batch.
 
-        What comes back is a batch, of one item too.
+        Args:
+            index: a position, several positions (which may repeat), a slice, or a tensor of positions or bool.
         """
         items = [index] if isinstance(index, int) else index if isinstance(index, slice | Tensor) else list(index)
         return self._map(lambda x: x[items])
 
     def batch(self) -> int | None:
-        """B, or None where nothing is given."""
+        """B; None if no condition is given."""
         return next((len(x) for x in self.tensors().values()), None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is given, by name."""
+        """The conditions that are given, by name."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: x for name, x in values.items() if x is not None}
 
@@ -56,8 +57,8 @@ class Conditions:
         """The same items without conditions, for the unconditional half of classifier-free guidance.
 
         Args:
-            batch: B, needed where nothing is given.
-            device: of the result's ``drop``, where nothing is given.
+            batch: B, needed if no condition is given.
+            device: of the result's ``drop``, if no condition is given.
 
         Raises:
             ValueError: neither ``batch`` nor any tensor says how many items there are.
@@ -70,7 +71,7 @@ class Conditions:
         return dataclasses.replace(self, drop=drop)
 
     def guided(self, batch: int | None = None, device: torch.device | str | None = None) -> Conditions:
-        """2 B items: those of this batch, then the same without conditions. Arguments as of :meth:`dropped`."""
+        """2 B items: those of this batch, then the same without conditions. For the arguments see :meth:`dropped`."""
         without = self.dropped(batch, device)
         assert without.drop is not None
         kept = torch.zeros_like(without.drop) if self.drop is None else self.drop
@@ -81,8 +82,8 @@ class Conditions:
         """One batch of the items of all ``parts``, texts padded to the longest.
 
         Raises:
-            ValueError: no parts, or a condition that some parts have and others do not, or of another width or, for
-                ``aligned``, of another number of frames.
+            ValueError: there are no parts; only some parts have a condition; or widths differ, or for ``aligned`` the
+                numbers of frames.
         """
         if not parts:
             raise ValueError("parts should hold at least one Conditions, got none")
@@ -122,7 +123,7 @@ def _size(text: Tensor | None) -> int:
 
 
 def _drops(parts: Sequence[Conditions]) -> list[Tensor | None]:
-    """``drop`` of each part; where some part has one, those without get one that drops nothing."""
+    """``drop`` of each part. If one part has it, the parts without get one that is False everywhere."""
     drops = [part.drop for part in parts]
     if all(drop is None for drop in drops):
         return drops

@@ -1,19 +1,22 @@
-"""The configuration of a generator: typed, checked, and written to JSON as it is."""
+"""The configuration of a diffusion transformer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from losatok_ext.configuration import Multiple, Range, Share
 from losatok_ext.models.storage.stored_config import StoredConfig
 from losatok_ext.nn.dit_attention import QKNorm
 from losatok_ext.nn.dit_block import DiTBlockConfig
 from losatok_ext.nn.feed_forward import Activation
-from losatok_ext.nn.fields import check_kinds, require
 from losatok_ext.nn.modulation import Gate, NormWeights
 
 HUB = "hf:"
 """How the name of a Hugging Face text encoder begins in a configuration."""
+
+Width = Annotated[int, Range(1, 65536)]
+OptionalWidth = Annotated[int, Range(0, 65537)]  # 0: the part is left out; aligned_dim may be latent_dim + 1
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,15 @@ class DiTConfig(StoredConfig):
         ConfigError: a value of the wrong kind, or values that do not fit together.
     """
 
-    latent_dim: int = 128
+    latent_dim: Width = 128
     """d, width of the latents."""
-    width: int = 512
+    width: Width = 512
     """C, features of a frame within."""
-    depth: int = 12
+    depth: Annotated[int, Range(1, 1024)] = 12
     """Transformer blocks."""
-    heads: int = 8
+    heads: Width = 8
     """Attention heads; ``width / heads`` is their size."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Range(above=0, most=64)] = 4.0
     """Hidden width of the feed-forward parts over ``width``."""
     activation: Activation = "geglu"
     """Of the feed-forward parts: ``gelu``, ``gelu_tanh``; gated: ``geglu``, ``geglu_tanh``, ``swiglu``."""
@@ -40,50 +43,44 @@ class DiTConfig(StoredConfig):
     """Learned weights of the layer norms besides the modulation: ``none``, ``scale`` or ``affine``."""
     qk_norm: QKNorm = "rms"
     """Norm of queries and keys over each head: ``none``, ``rms`` or ``layer``."""
-    rotary: float = 1.0
+    rotary: Share = 1.0
     """Share of a head's features that rotary embedding turns; 0: no positions at all."""
     modulation: Literal["block", "shared"] = "block"
     """``block``: each block maps the condition to its modulation (adaLN); ``shared``: one map for all, and a learned
     table for each (adaLN-single), with a quarter of the weights fewer."""
-    modulation_rank: int = 0
+    modulation_rank: OptionalWidth = 0
     """With ``shared``, and above 0: low-rank maps for each block besides its table (adaLN-SOLA)."""
     gate: Gate = "g"
     """What multiplies a branch, from its part g of the modulation: ``g``, ``1-g``, ``tanh(1-g)``, ``sigmoid(1-g)``."""
     long_skip: bool = True
     """U-shaped: the outputs of the first blocks are merged into the last ones, the first into the last, and so on."""
-    time_features: int = 256
+    time_features: Annotated[int, Range(2, 65536), Multiple(2)] = 256
     """Sines and cosines of the time that its embedding is made of; even."""
     text_encoder: str = "bytes"
     """``bytes``: a small transformer over UTF-8 bytes, part of the model and trained with it; ``hf:NAME_OR_PATH``: a
     frozen Hugging Face encoder, which is not stored with the model; ``none``: :class:`Conditions` bring features."""
-    text_dim: int = 512
+    text_dim: OptionalWidth = 512
     """C_text, width of the text features; 0: the model takes no text."""
-    text_layers: int = 6
+    text_layers: Annotated[int, Range(0, 1024)] = 6
     """Layers of the ``bytes`` encoder."""
-    text_bytes: int = 1024
+    text_bytes: Annotated[int, Range(0, 2**20)] = 1024
     """Longest text of the ``bytes`` encoder, in bytes."""
-    aligned_dim: int = 0
+    aligned_dim: OptionalWidth = 0
     """C_aligned, width of time-aligned conditions; 0: none."""
-    global_dim: int = 0
+    global_dim: OptionalWidth = 0
     """C_global, width of conditions of the whole clip; 0: none."""
     tokenizer: str | None = None
     """Fingerprint of the LoSATok model whose latents this one was trained on (``LoSATok.fingerprint()``)."""
 
-    def __post_init__(self) -> None:
-        check_kinds(self)
-        for name in ("latent_dim", "width", "depth", "heads", "time_features", "mlp_ratio"):
-            require(getattr(self, name) > 0, name, "positive", getattr(self, name))
-        fits = self.width % self.heads == 0
-        require(fits, "heads", f"a divisor of width ({self.width})", self.heads)
-        require(self.rotary <= 1, "rotary", "within 0..1", self.rotary)
-        require(self.time_features % 2 == 0, "time_features", "even", self.time_features)
+    def _check_fit(self) -> None:
+        self._require(self.width % self.heads == 0, "heads", f"a divisor of width ({self.width})")
         named = self.text_encoder in ("bytes", "none") or bool(self.hub_name)
-        require(named, "text_encoder", "'bytes', 'none' or 'hf:NAME_OR_PATH'", self.text_encoder)
+        self._require(named, "text_encoder", "'bytes', 'none' or 'hf:NAME_OR_PATH'")
         if self.text_encoder == "bytes" and self.text_dim:
             for name in ("text_layers", "text_bytes"):
-                require(getattr(self, name) > 0, name, "positive", getattr(self, name))
-            require(self.text_dim % 32 == 0, "text_dim", "a multiple of 32 for the 'bytes' encoder", self.text_dim)
-        self.block(0)  # its own checks
+                self._require(getattr(self, name) > 0, name, "above 0 for the 'bytes' encoder")
+            self._require(self.text_dim % 32 == 0, "text_dim", "a multiple of 32 for the 'bytes' encoder")
+        self.block(0)  # checks what concerns a block
 
     @property
     def hub_name(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Parts of the generator's network: the embedding of the time and of conditions, and the latents' statistics."""
+"""Parts of the generator's network: the embedding of the time and of conditions, and the normalization of latents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TIME_SCALE = 1000.0
-"""A time within 0..1 is this many positions of the sinusoidal embedding, which was made for 1000 diffusion steps."""
+"""Times within 0..1 are multiplied by this: sinusoidal embeddings are usual for 1000 diffusion steps."""
 
 
 def table_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -41,8 +41,11 @@ class TimeEmbedding(nn.Module):
         return self.fc2(F.silu(self.fc1(waves)))
 
 
-class LatentStatistics(nn.Module):
-    """Mean and standard deviation of each latent dimension over a training set; they stay in float32."""
+class LatentNormalization(nn.Module):
+    """The mean and standard deviation of each latent dimension over a training set, which normalize latents.
+
+    They stay in float32 when a model is cast to another dtype.
+    """
 
     mean: Tensor
     std: Tensor

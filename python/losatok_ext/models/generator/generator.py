@@ -1,4 +1,4 @@
-"""The generator as it is trained, sampled and stored: a DiT, the flow it learns, and whether it sees context."""
+"""The generator: a DiT, the flow that it learns, and whether it sees the context of an edit."""
 
 from __future__ import annotations
 
@@ -6,69 +6,49 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from losatok_ext.errors import ConfigError, UserError
+from losatok_ext.errors import UserError
 from losatok_ext.masks import valid_mask
 from losatok_ext.models.generator.dit import DiT
 from losatok_ext.models.generator.dit_conditions import Conditions
 from losatok_ext.models.generator.dit_config import DiTConfig
 from losatok_ext.models.storage import checkpoint
+from losatok_ext.models.storage.folders import GENERATOR, open_folder
 from losatok_ext.models.storage.stored_config import StoredConfig
 from losatok_ext.nn.flow_matching import ConditionDropout, FlowMatching, SpanMasking
 from losatok_ext.nn.noise import whole_batch
 
-MODEL_TYPE = "losatok-generator"
-
 
 @dataclass(frozen=True)
 class GeneratorConfig(StoredConfig):
-    """What a :class:`Generator` is made of.
+    """The configuration of a :class:`Generator`.
 
     Raises:
-        ConfigError: the DiT's time-aligned conditions are not as wide as ``context`` needs them.
+        ConfigError: with ``context``, ``dit.aligned_dim`` is not ``latent_dim + 1``.
     """
 
     dit: DiTConfig = field(default_factory=DiTConfig)
     flow: FlowMatching = field(default_factory=FlowMatching)
     context: bool = False
-    """The time-aligned condition is the known part of a clip: its latents, zeros elsewhere, and a channel that is 1
-    where they are known (``dit.aligned_dim = latent_dim + 1``). Such a model edits; without, it generates only."""
+    """Whether the time-aligned condition is the known part of a clip: its latents, with zeros elsewhere, and a channel
+    that is 1 where they are known (``dit.aligned_dim = latent_dim + 1``). Such a generator is better at editing."""
 
-    def __post_init__(self) -> None:
-        if self.context and self.dit.aligned_dim != self.dit.latent_dim + 1:
-            raise ConfigError(
-                f"aligned_dim should be latent_dim + 1 = {self.dit.latent_dim + 1} for a generator with context, got "
-                f"{self.dit.aligned_dim}"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain values; :meth:`from_dict` reads them back."""
-        return {"dit": self.dit.to_dict(), "flow": dataclasses.asdict(self.flow), "context": self.context}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GeneratorConfig:
-        """The configuration of what :meth:`to_dict` gave.
-
-        Raises:
-            ConfigError: an unknown key, or a value that does not fit.
-        """
-        if not isinstance(values, Mapping) or set(values) != {"dit", "flow", "context"}:
-            raise ConfigError("a generator's configuration should have the keys dit, flow and context")
-        try:
-            flow = FlowMatching(**values["flow"])
-        except TypeError as error:
-            raise ConfigError(f"flow: {error}") from None
-        return cls(DiTConfig.from_dict(values["dit"]), flow, bool(values["context"]))
+    def _check_fit(self) -> None:
+        fits = not self.context or self.dit.aligned_dim == self.dit.latent_dim + 1
+        self._require(
+            fits,
+            "context",
+            f"false, or dit.aligned_dim latent_dim + 1 = {self.dit.latent_dim + 1} (it is {self.dit.aligned_dim})",
+        )
 
 
 class Generator(nn.Module):
     """Generates a tokenizer's latents from text, and edits them.
 
-    Its statistics (:meth:`DiT.set_latents`) are part of it: latents go in and come out as the tokenizer has them.
+    It normalizes latents itself (:meth:`DiT.set_latents`): its inputs and outputs are latents of the tokenizer.
 
     Args:
         config: what to build.
@@ -81,17 +61,17 @@ class Generator(nn.Module):
 
     @property
     def config(self) -> GeneratorConfig:
-        """The configuration, with the fingerprint of the tokenizer once that is known."""
+        """The configuration, with the fingerprint of the tokenizer once :meth:`DiT.set_latents` has stored it."""
         return dataclasses.replace(self._config, dit=self.dit.config)
 
     @property
     def flow(self) -> FlowMatching:
-        """Direction and training times."""
+        """The direction of the flow, and how training times are drawn."""
         return self._config.flow
 
     @property
     def context(self) -> bool:
-        """Whether it sees the known part of a clip (:attr:`GeneratorConfig.context`)."""
+        """Whether the generator sees the known part of a clip (:attr:`GeneratorConfig.context`)."""
         return self._config.context
 
     @property
@@ -124,8 +104,8 @@ class Generator(nn.Module):
         Args:
             batch: B.
             time: T.
-            texts: one for each item; ``""`` is none. None: of no item.
-            known: [B, T, d] latents as the tokenizer has them; read where ``given`` is True, elsewhere even NaN.
+            texts: one for each item; ``""`` is no text. None: no item has a text.
+            known: [B, T, d] latents of the tokenizer. They are read where ``given`` is True, and may be NaN elsewhere.
             given: [B, T] bool.
             global_: [B, C_global].
 
@@ -162,30 +142,32 @@ class Generator(nn.Module):
         global_: Tensor | None = None,
         masking: SpanMasking | None = None,
         dropout: ConditionDropout | None = None,
-        whole: Tensor | None = None,
+        all_lengths: Tensor | None = None,
     ) -> Tensor:
         """The flow-matching loss of a training batch: a float32 scalar, in units of normalised latents.
 
-        With context, parts of each clip are given (:class:`SpanMasking`) and the loss counts the others; where the
-        context is hidden, all.
+        With context, some parts of each clip are known (:class:`SpanMasking`), and the loss is a mean over the others;
+        where the context is hidden, over all.
 
         Args:
-            latents: [B, T, d] as the tokenizer has them; no gradient goes to them.
+            latents: [B, T, d] of the tokenizer; they take no gradient.
             lengths: [B] int64 tokens; None: all T.
-            texts: one for each item; ``""`` is none.
+            texts: one for each item; ``""`` is no text.
             global_: [B, C_global].
-            masking: what is given; None: its defaults.
-            dropout: of conditions; None: its defaults.
-            whole: [B'] tokens of all clips of the batch that these are some of, inside ``nn.noise.rows_of``; T is that
-                of the whole batch. The result is then what these clips add to the loss of the whole.
+            masking: which parts are known; None: the defaults of :class:`SpanMasking`.
+            dropout: of conditions; None: the defaults of :class:`ConditionDropout`.
+            all_lengths: [B'] int64 tokens of all clips of a larger batch, where these clips are only a part of it
+                (inside ``nn.noise.rows_of``). T is that of the larger batch. The result is then what these clips add to
+                the loss of the larger batch.
 
         Raises:
-            UserError, ValueError: as :meth:`conditions`.
+            UserError: texts for a generator that takes none, or one that is too long.
+            ValueError: not one text for each item.
         """
         batch, time, device = len(latents), latents.shape[1], self.device
         latents = latents.detach().to(device, torch.float32)
         counts = torch.full((batch,), time, device=device) if lengths is None else lengths.to(device)
-        everyone = counts if whole is None else whole.to(device)
+        everyone = counts if all_lengths is None else all_lengths.to(device)
         given = counted = None
         with whole_batch() as own:
             hidden = (dropout or ConditionDropout()).draw(len(everyone), device)
@@ -194,7 +176,7 @@ class Generator(nn.Module):
                 blind = (hidden["aligned"] | hidden["joint"])[:, None]
                 counted = ((masking or SpanMasking()).draw(everyone, time) | blind) & inside
         share = None
-        if whole is not None:
+        if all_lengths is not None:
             targets = inside if counted is None else counted
             share = targets[own].sum() / targets.sum().clamp(min=1)
         hidden = {name: rows[own] for name, rows in hidden.items()}
@@ -209,7 +191,7 @@ class Generator(nn.Module):
         return loss if share is None else loss * share
 
     def _hide(self, conditions: Conditions, hidden: Mapping[str, Tensor]) -> Conditions:
-        """``conditions`` without what each item is not to see; its context is hidden already."""
+        """``conditions`` without those that are hidden from an item. The context was hidden before."""
         lengths, global_, text = conditions.text_lengths, conditions.global_, conditions.text
         if text is not None:
             if lengths is None:
@@ -221,7 +203,7 @@ class Generator(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if needed), each whole or not."""
-        checkpoint.save(self, folder, MODEL_TYPE)
+        checkpoint.save(self, folder, GENERATOR)
 
     @classmethod
     def from_pretrained(
@@ -233,12 +215,13 @@ class Generator(nn.Module):
         """The generator that :meth:`save_pretrained` wrote, in eval mode.
 
         Args:
-            folder: of the generator.
+            folder: of the generator, or of the run of `losatok train generator` that trained it.
             device: where to put it.
             dtype: of its weights, a floating-point one; None: as they were saved. The latents' statistics stay in
                 float32.
 
         Raises:
-            CheckpointError: a file is missing or unreadable, or a tensor is missing, left over or of another shape.
+            CheckpointError: the folder holds no generator, a file is missing or unreadable, a tensor is missing, left
+                over or of another shape, or a weight is NaN or infinite.
         """
-        return checkpoint.load(cls, folder, GeneratorConfig, MODEL_TYPE).to(device, dtype)
+        return checkpoint.load(cls, open_folder(folder, GENERATOR), GeneratorConfig).to(device, dtype)

@@ -1,4 +1,4 @@
-"""Text encoders: what a prompt becomes before a generator attends to it."""
+"""Text encoders: they map a prompt to the features that a generator attends to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     """``texts`` as a list.
 
     Raises:
-        TypeError: a text alone instead of a list of them, or an element that is no text.
+        TypeError: ``texts`` is one text instead of a list, or an element is not a text.
     """
     if isinstance(texts, str):
         raise TypeError(f"texts should be a list of texts, one for each item, got one text: pass [{texts[:20]!r}]")
@@ -82,7 +82,12 @@ class ByteTextEncoder(nn.Module):
         return keep_valid(self.norm(x), lengths)
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts to (features [B, S, dim], lengths [B] int64), on the encoder's device. Raises as :meth:`tokens`."""
+        """Texts to (features [B, S, dim], lengths [B] int64), on the encoder's device.
+
+        Raises:
+            TypeError: ``texts`` is not a list of texts.
+            UserError: a text is longer than ``max_bytes``.
+        """
         tokens, lengths = (x.to(self.embedding.weight.device) for x in self.tokens(texts))
         return self.encode(tokens, lengths), lengths
 
@@ -94,7 +99,7 @@ class HuggingFaceTextEncoder(nn.Module):
 
     Args:
         name_or_path: a local folder, or a name on the Hugging Face hub, which is fetched once and cached there.
-        max_tokens: longest text; None: what the tokenizer says, or 512 where it says nothing.
+        max_tokens: longest text; None: the maximum of the tokenizer, or 512 if it has none.
 
     Raises:
         UserError: transformers is not installed, or the encoder cannot be loaded.
@@ -123,19 +128,19 @@ class HuggingFaceTextEncoder(nn.Module):
         self.model: Any = model
         self.dim = int(model.config.hidden_size)
         known = self.tokenizer.model_max_length
-        self.max_tokens = max_tokens or (known if known < 10**6 else 512)  # unknown ones say 1e30
+        self.max_tokens = max_tokens or (known if known < 10**6 else 512)  # tokenizers without a maximum give 1e30
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> HuggingFaceTextEncoder:
-        """Stays in eval mode: the encoder is frozen."""
+        """Stay in eval mode: the encoder is frozen."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts to (features [B, S, dim], lengths [B] int64), on the encoder's device; zeros past each length.
 
-        An empty text has length 0, though tokenizers give it an end token.
+        An empty text has length 0, although tokenizers add an end token to it.
 
         Raises:
             TypeError: ``texts`` is not a list of texts.
@@ -145,7 +150,7 @@ class HuggingFaceTextEncoder(nn.Module):
         device = next(self.model.parameters()).device
         if not texts:
             return torch.zeros(0, 1, self.dim, device=device), torch.zeros(0, dtype=torch.int64, device=device)
-        # Padding on the right, whatever the tokenizer's habit: a length says which tokens are valid.
+        # Padding on the right, whatever the tokenizer's default is, so that lengths say which tokens are valid.
         batch = self.tokenizer(texts, padding=True, padding_side="right", truncation=False, return_tensors="pt")
         mask = batch["attention_mask"]
         lengths = mask.sum(1)
@@ -163,7 +168,7 @@ class HuggingFaceTextEncoder(nn.Module):
 
 
 def _load(transformers: Any, name: str, config: Any) -> Any:
-    """The encoder of the model ``name``: of CLIP its text part, of an encoder-decoder its encoder, else all of it."""
+    """The model ``name``; only the text part of CLIP, and only the encoder of an encoder-decoder."""
     if type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
         return transformers.AutoModelForTextEncoding.from_pretrained(name)
     if config.model_type == "clip":

@@ -1,18 +1,19 @@
-"""What the configurations of all models share: presets, and the way to JSON and back."""
+"""What the configurations of all models share: presets."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from losatok_ext.configuration import Configuration
 from losatok_ext.errors import ConfigError
 
 C = TypeVar("C", bound="StoredConfig")
 
 
-class StoredConfig:
-    """Base of the frozen dataclasses that configure a model."""
+@dataclass(frozen=True)
+class StoredConfig(Configuration):
+    """Base of the configurations that are stored with a model."""
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, Any]]:
@@ -34,25 +35,3 @@ class StoredConfig:
         if name not in presets:
             raise ConfigError(f"there is no preset {name!r}; it is one of {', '.join(presets)}")
         return cls.from_dict({**presets[name], **overrides})
-
-    @classmethod
-    def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
-        """The configuration of ``values`` (what :meth:`to_dict` gave; fields left out take their defaults).
-
-        Raises:
-            ConfigError: an unknown key, or a value that does not fit.
-        """
-        if not isinstance(values, Mapping):
-            raise ConfigError(
-                f"a model configuration should be a mapping of names to values, got {type(values).__name__}"
-            )
-        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        unknown = [str(key) for key in values if key not in known]
-        if unknown:
-            raise ConfigError(f"unknown key {unknown[0]!r} in the model configuration; known are {', '.join(known)}")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields by name, as JSON has them (lists for tuples)."""
-        values = dataclasses.asdict(self)  # type: ignore[call-overload]
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

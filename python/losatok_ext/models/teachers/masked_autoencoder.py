@@ -1,4 +1,4 @@
-"""The masked autoencoder that a semantic teacher is trained as: it restores mel patches that it was not shown.
+"""The masked autoencoder by which a semantic teacher is trained: it predicts mel patches that are hidden from it.
 
 Sources: He et al. 2022 (arXiv 2111.06377) for the method; Dinkel et al. 2024 (arXiv 2406.06992, Dasheng) for patches
 that span all mel bins and four frames of sound.
@@ -11,6 +11,7 @@ import os
 import torch
 from torch import Tensor, nn
 
+from losatok_ext.masks import valid_mask
 from losatok_ext.models.tokenizer.config import SEMANTIC_PATCH
 from losatok_ext.models.tokenizer.dasheng import SemanticEncoder
 from losatok_ext.models.tokenizer.losatok import LoSATok
@@ -21,11 +22,11 @@ from losatok_ext.nn.noise import uniform
 class MaskedAutoencoder(nn.Module):
     """The semantic encoder of a LoSATok model, and a small decoder that is needed for its training only.
 
-    A share of each clip's patches goes through the encoder, and the decoder, which is told where they lay, restores the
-    others. It is asymmetric: the encoder never sees what is hidden, so that it costs little.
+    The encoder processes a part of each clip's patches; the decoder gets its output with the positions, and predicts
+    the other patches. The encoder does not process the hidden patches, so that training is cheap.
 
     Args:
-        tokenizer: whose semantic encoder trains. Nothing else of it does.
+        tokenizer: its semantic encoder is trained, and no other part of it.
         decoder_dim: width of the decoder.
         decoder_depth: its transformer blocks.
     """
@@ -55,7 +56,7 @@ class MaskedAutoencoder(nn.Module):
 
     @property
     def encoder(self) -> SemanticEncoder:
-        """The semantic encoder, which takes gradients here."""
+        """The semantic encoder. Unlike elsewhere, it takes gradients."""
         encoder = self.tokenizer.semantic_encoder
         assert isinstance(encoder, SemanticEncoder)
         return encoder
@@ -72,13 +73,13 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             audio: [B, N] at the model's sample rate, at most ``chunk_frames`` mel frames of it.
-            lengths: [B] int64 samples; on the CPU they cost a GPU no wait.
-            mask_ratio: share of each clip's patches that is hidden, rounded down; one at least stays visible.
-            normalise: compare patches that were normalised by their own mean and deviation (He et al., section 3).
-            generator: of the choice, on the CPU.
+            lengths: [B] int64 samples. If they are on the CPU, a GPU is not waited for.
+            mask_ratio: share of each clip's patches that is hidden, rounded down; at least one stays visible.
+            normalise: compare patches that are normalized by their own mean and deviation (He et al., section 3).
+            generator: of the random choice of patches, on the CPU.
 
         Raises:
-            ValueError: clips longer than the encoder sees at once.
+            ValueError: clips are longer than one chunk of the encoder.
         """
         encoder = self.encoder
         patches, tokens = encoder.patches(audio, lengths)
@@ -87,16 +88,16 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(
                 f"audio has {time} tokens and the encoder sees {encoder.chunk_tokens} at once; cut shorter crops"
             )
-        # Counted where lengths are: on the CPU, to know the size of what is shown without a wait.
-        counts = torch.where(lengths > 0, (lengths // encoder.mel.hop + 1) // SEMANTIC_PATCH, 0)
+        # Counted on the device of the lengths: if that is the CPU, a GPU is not waited for.
+        counts = encoder.token_counts(lengths)
         counts = (counts - (counts * mask_ratio).long()).clamp(min=1)
         kept = counts.to(audio.device)
         target = encoder.normalise(patches)
 
-        # The order in which tokens are shown: those of the clip by lot, those past its end last.
-        lots = uniform((batch, time), generator=generator).to(audio.device)
-        inside = torch.arange(time, device=audio.device) < tokens[:, None]
-        order = torch.where(inside, lots, 2.0).argsort(dim=1)
+        # A random order of the tokens, with those past the clip's end last; the first ones are visible.
+        drawn = uniform((batch, time), generator=generator).to(audio.device)
+        inside = valid_mask(tokens, time)
+        order = torch.where(inside, drawn, 2.0).argsort(dim=1)
         place = order.argsort(dim=1)
         shown = order[:, : int(counts.max())]
         x = encoder.embed(target)
@@ -119,5 +120,5 @@ class MaskedAutoencoder(nn.Module):
         return {"masked": hidden.sum() / count.clamp(min=1)}
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a LoSATok model folder, whose semantic encoder is the trained one, for ``train sembo --init``."""
+        """Write the tokenizer with the trained semantic encoder as a model folder, for ``train sembo --init``."""
         self.tokenizer.save_pretrained(folder)

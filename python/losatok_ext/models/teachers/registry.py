@@ -1,4 +1,4 @@
-"""Semantic teachers by name: 16 kHz audio to features [B, T, D] at 25 Hz, whoever trained them."""
+"""Semantic teachers, found by name: they map 16 kHz audio to features [B, T, D] at 25 Hz."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from losatok_ext import pretrained
 from losatok_ext.errors import CheckpointError, UserError
 from losatok_ext.models.storage import checkpoint
+from losatok_ext.models.storage.folders import TOKENIZER, is_model, open_folder
 from losatok_ext.models.tokenizer import huggingface_encoder, published
 from losatok_ext.models.tokenizer.config import LoSATokConfig
 from losatok_ext.models.tokenizer.losatok import LoSATok
@@ -25,11 +26,11 @@ _ENCODER_FIELDS = (
     "top_db", "chunk_frames", "semantic",
 )  # fmt: skip
 KINDS = (
-    "a model folder or the folder of a run of `losatok train`, a file or folder of published LoSATok or MiDashengLM "
-    "weights, hub:NAME (such weights on the Hugging Face hub), or hf:FOLDER_OR_NAME[#LAYER] (any audio encoder of "
-    "transformers)"
+    "a model folder or the folder of a run of `losatok train`, a bundled model, a file or folder of published LoSATok "
+    "or MiDashengLM weights, hub:NAME (such weights on the Hugging Face hub), or hf:FOLDER_OR_NAME[#LAYER] (any audio "
+    "encoder of transformers)"
 )
-"""What :func:`open_teacher` takes, for help texts and messages."""
+"""The names that :func:`open_teacher` takes, for help texts and messages."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Teacher:
     """A frozen semantic encoder: call it on audio.
 
     Attributes:
-        name: as it was asked for.
+        name: the name that it was opened by.
         encoder: the module; it takes no gradients.
         config: of a model with this encoder; ``embed_dim`` is D.
     """
@@ -62,7 +63,7 @@ class Teacher:
         return self.config.samples_per_token * self.config.semantic_upsampling
 
     def __call__(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of each clip as if it were alone.
+        """Features of each clip, the same as if it were alone.
 
         Args:
             audio: [B, N] float32 at :attr:`sample_rate`; what lies past a length is not read.
@@ -78,7 +79,7 @@ class Teacher:
         return dataclasses.replace(self, encoder=self.encoder.to(device))
 
     def fingerprint(self) -> str:
-        """16 hex digits that name the encoder: a hash of what shapes it, and of its weights rounded to bfloat16."""
+        """16 hex digits that name the encoder: a hash of its architecture, and of its weights rounded to bfloat16."""
         values = self.config.to_dict()
         keys = _ENCODER_FIELDS if self.config.semantic is None else ("embed_dim", "semantic")
         return checkpoint.digest({key: values.get(key) for key in keys}, self.encoder.state_dict())
@@ -92,30 +93,32 @@ def open_teacher(name: str, config: LoSATokConfig | None = None) -> Teacher:
             ``.safetensors`` or ``.pth`` file, or a folder of shards, of which only the encoder is read), ``hub:NAME``
             for such weights on the Hugging Face hub, or ``hf:FOLDER_OR_NAME`` for any audio encoder of transformers
             that takes 16 kHz, ``#LAYER`` after it choosing the hidden states.
-        config: the shape of the encoder where ``name`` does not tell it: of published weights; None is the published
-            model.
+        config: the shape of the encoder for published weights, which do not come with one; None is the published model.
 
     Raises:
-        UserError: nothing of that kind is there, or a library is missing.
-        CheckpointError: it cannot be read, or does not fit ``config``.
+        UserError: a library is missing, or a number of a layer is wrong.
+        CheckpointError: it does not exist, cannot be read, or does not fit ``config``.
     """
     model_config, state = teacher_state(name, config)
     with torch.device("meta"):
         model = LoSATok(model_config)
     encoder = model.semantic_encoder
-    checkpoint.check_fit({n: tuple(t.shape) for n, t in encoder.state_dict().items()}, state, name)
+    checkpoint.check_weights(encoder, state, name)
     encoder.load_state_dict(state, assign=True)
     return Teacher(name, encoder.requires_grad_(False).eval(), model_config)
 
 
 def teacher_state(name: str, config: LoSATokConfig | None = None) -> tuple[LoSATokConfig, dict[str, Tensor]]:
-    """The configuration of a model with the teacher ``name``, and the weights of its semantic encoder.
+    """The configuration of a tokenizer whose semantic encoder is the teacher ``name``, and that encoder's weights.
 
     Args:
         name: as in :func:`open_teacher`.
-        config: of the model that is to have it: what does not belong to the encoder is kept. None: the published one.
+        config: of the tokenizer that gets this encoder; only what belongs to the encoder is changed. None: the
+            published configuration.
 
-    Raises as :func:`open_teacher`.
+    Raises:
+        UserError: a library is missing, or a number of a layer is wrong.
+        CheckpointError: it does not exist, cannot be read, or does not fit ``config``.
     """
     base = config or LoSATokConfig()
     if name.startswith(HUGGING_FACE):
@@ -126,24 +129,16 @@ def teacher_state(name: str, config: LoSATokConfig | None = None) -> tuple[LoSAT
         ours = dataclasses.replace(base, semantic=semantic, embed_dim=huggingface_encoder.width(semantic), num_heads=1)
         return ours, huggingface_encoder.pretrained_state(source)
     path = _from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else pretrained.resolve(name)
-    folder = path / "model" if (path / "model" / checkpoint.CONFIG_FILE).is_file() else path
-    if _is_ours(folder):
-        theirs = checkpoint.read_config(folder)
-        weights = checkpoint.read_safetensors(folder / checkpoint.WEIGHTS_FILE)
+    if is_model(path):
+        folder = open_folder(path, TOKENIZER)
+        theirs = folder.config(LoSATokConfig)
+        weights = checkpoint.read_safetensors(folder.weights)
         state = {n.removeprefix(_PREFIX): t for n, t in weights.items() if n.startswith(_PREFIX)}
         return (theirs if config is None else _with_encoder_of(base, theirs)), state
     if not path.exists():
         raise CheckpointError(f"{name} does not exist; a teacher is {KINDS}")
     found = published.semantic_state(path, base)
     return base, {n.removeprefix(_PREFIX): t for n, t in found.items()}
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        values = json.loads((folder / checkpoint.CONFIG_FILE).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(values, dict) and values.get("model_type") == checkpoint.MODEL_TYPE
 
 
 def _with_encoder_of(config: LoSATokConfig, theirs: LoSATokConfig) -> LoSATokConfig:
@@ -171,7 +166,7 @@ def _from_hub(name: str) -> Path:
         wanted = {file for tensor, file in where.items() if tensor.startswith("audio_encoder.")} or set(where.values())
         for file in sorted(wanted):
             hf_hub_download(name, file)
-    except Exception as error:  # whatever the network and its libraries raise
+    except Exception as error:  # the network and its libraries raise many kinds
         reason = str(error).strip().split("\n", 1)[0]
         raise CheckpointError(
             f"{HUB}{name} cannot be fetched ({reason}); download it elsewhere and pass its folder"

@@ -11,8 +11,8 @@ from losatok_ext.models.tokenizer.config import LoSATokConfig
 class AcousticEncoder(nn.Module):
     """16 kHz audio to D-dimensional acoustic features at the token rate: log mel -> patches -> linear -> LayerNorm.
 
-    Whole patches only: a clip of N samples has ``(N // hop + 1) // patch`` tokens, ``patch`` being the mel frames per
-    token.
+    A clip of N samples has ``(N // hop + 1) // patch`` tokens, one for each whole patch; ``patch`` is the number of mel
+    frames per token.
     """
 
     def __init__(self, config: LoSATokConfig) -> None:
@@ -26,7 +26,7 @@ class AcousticEncoder(nn.Module):
         """audio [B, N] and lengths [B] (int64 samples) to (features [B, T, D], token lengths [B] int64)."""
         mel, frame_lengths = self.mel(audio, lengths)
         tokens = mel.shape[1] // self.patch
-        # Patches as the published convolution's weight has them: bins first, then frames.
+        # In the order of the published convolution's weight: bins first, then frames.
         patches = mel[:, : tokens * self.patch].unflatten(1, (tokens, self.patch)).transpose(2, 3).flatten(2)
         features = self.norm(self.patch_embed(patches.to(self.patch_embed.weight.dtype)))
         return features, frame_lengths.div(self.patch, rounding_mode="floor")

@@ -1,18 +1,27 @@
-"""The configuration of a LoSATok model: typed, checked, and written to JSON as it is."""
+"""The configuration of a LoSATok model."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from losatok_ext.configuration import Length, Multiple, NonNegative, Range
 from losatok_ext.errors import ConfigError
 from losatok_ext.models.storage.stored_config import StoredConfig
-from losatok_ext.nn.quantizers import QuantizerConfig, quantizer_config
+from losatok_ext.nn.quantizers import QuantizerConfig
 
 SEMANTIC_PATCH = 4
 """Mel frames per token of the semantic encoder (25 tokens per second at a hop of 160)."""
+
+# The upper bounds lie far above any model that can be trained today. They refuse a damaged or hostile config.json
+# before a million modules are made for it.
+Width = Annotated[int, Range(1, 65536)]
+Depth = Annotated[int, Range(1, 1024)]
+MelBins = Annotated[int, Range(1, 2048)]
+Window = Annotated[int, Range(1, 32768), Multiple(2)]
+MelWindow = Annotated[int, Range(1, 32768), Multiple(4)]
+Hop = Annotated[int, Range(1, 32768)]
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class LoSATokConfig(StoredConfig):
         istft_n_fft: samples of the window of the decoder's inverse STFT.
         istft_hop: samples between its frames.
         kl_clamp: nats per dimension and frame below which the KL loss does not push.
-        mel_loss_windows: window lengths in samples of the multi-scale mel loss; the hop is a quarter of each.
+        mel_loss_windows: Annotated[tuple[MelWindow, ...], Length(1, 32)] = (32, 64, 128, 256, 512, 1024, 2048)
         mel_loss_bins: mel bins at each of these scales.
         nested_dims: sizes of the prefixes of a latent that are usable alone, ascending to ``latent_dim``; empty: only
             the whole latent is.
@@ -57,107 +66,60 @@ class LoSATokConfig(StoredConfig):
         ConfigError: a value of the wrong kind, or values that do not fit together.
     """
 
-    sample_rate: int = 16000
-    frame_rate: int = 25
-    hop_length: int = 160
-    embed_dim: int = 1280
-    depth: int = 32
-    num_heads: int = 16
-    mlp_ratio: int = 4
-    semantic_mels: int = 64
-    semantic_n_fft: int = 512
-    top_db: float = 120.0
-    chunk_frames: int = 1008
-    chunk_batch: int = 16
-    latent_dim: int = 128
-    bottleneck_dim: int = 512
-    acoustic_mels: int = 128
-    acoustic_n_fft: int = 1024
-    decoder_dim: int = 1280
-    decoder_depth: int = 12
-    decoder_hidden: int = 5120
-    istft_n_fft: int = 1280
-    istft_hop: int = 320
-    kl_clamp: float = 0.0
-    mel_loss_windows: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
-    mel_loss_bins: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
-    nested_dims: tuple[int, ...] = ()
+    sample_rate: Annotated[int, Range(1, 1_000_000)] = 16000
+    frame_rate: Annotated[int, Range(1, 1_000_000)] = 25
+    hop_length: Hop = 160
+    embed_dim: Width = 1280
+    depth: Depth = 32
+    num_heads: Width = 16
+    mlp_ratio: Annotated[int, Range(1, 64)] = 4
+    semantic_mels: MelBins = 64
+    semantic_n_fft: Window = 512
+    top_db: NonNegative = 120.0
+    chunk_frames: Annotated[int, Range(1, 1_000_000), Multiple(SEMANTIC_PATCH)] = 1008
+    chunk_batch: Annotated[int, Range(1, 65536)] = 16
+    latent_dim: Width = 128
+    bottleneck_dim: Width = 512
+    acoustic_mels: MelBins = 128
+    acoustic_n_fft: Window = 1024
+    decoder_dim: Width = 1280
+    decoder_depth: Depth = 12
+    decoder_hidden: Width = 5120
+    istft_n_fft: Window = 1280
+    istft_hop: Hop = 320
+    kl_clamp: NonNegative = 0.0
+    mel_loss_windows: Annotated[tuple[MelWindow, ...], Length(1, 32)] = (32, 64, 128, 256, 512, 1024, 2048)
+    mel_loss_bins: Annotated[tuple[MelBins, ...], Length(1, 32)] = (5, 10, 20, 40, 80, 160, 320)
+    nested_dims: Annotated[tuple[Width, ...], Length(0, 64)] = ()
     quantizer: QuantizerConfig | None = None
     semantic: dict[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int":
-                self._require(type(value) is int and value > 0, field.name, "a positive whole number", value)
-            elif field.type == "float":
-                number = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-                self._require(number, field.name, "a number of at least 0", value)
-                object.__setattr__(self, field.name, float(value))
-            elif field.name == "quantizer":
-                if value is not None and not isinstance(value, QuantizerConfig):
-                    object.__setattr__(self, field.name, quantizer_config(value))
-            elif field.name == "semantic":
-                keys = {"architecture", "extractor", "layer"}
-                fits = value is None or (isinstance(value, Mapping) and set(value) == keys)
-                self._require(fits, field.name, f"a mapping of {', '.join(sorted(keys))}, or None", value)
-            else:
-                numbers = isinstance(value, (list, tuple)) and all(type(v) is int and v > 0 for v in value)
-                filled = numbers and (len(value) > 0 or field.name == "nested_dims")
-                self._require(filled, field.name, "a list of positive whole numbers", value)
-                object.__setattr__(self, field.name, tuple(value))
-        self._check_fit()
-
-    def _require(self, holds: bool, name: str, should: str, value: object) -> None:
-        if not holds:
-            raise ConfigError(f"{name} should be {should}, got {value!r}")
-
     def _check_fit(self) -> None:
         semantic_rate = self.sample_rate / (self.hop_length * SEMANTIC_PATCH)
-        ratio = self.frame_rate / semantic_rate
+        rates = [factor * semantic_rate for factor in (1, 2, 4)]
         self._require(
-            ratio in (1, 2, 4),
+            self.frame_rate in rates,
             "frame_rate",
-            f"{semantic_rate:g}, {2 * semantic_rate:g} or {4 * semantic_rate:g} tokens per second",
-            self.frame_rate,
+            f"{rates[0]:g}, {rates[1]:g} or {rates[2]:g} tokens per second",
         )
-        self._require(
-            self.embed_dim % self.num_heads == 0,
-            "num_heads",
-            f"a divisor of embed_dim ({self.embed_dim})",
-            self.num_heads,
-        )
-        self._require(
-            self.chunk_frames % SEMANTIC_PATCH == 0,
-            "chunk_frames",
-            f"a multiple of {SEMANTIC_PATCH}",
-            self.chunk_frames,
-        )
+        self._require(self.embed_dim % self.num_heads == 0, "num_heads", f"a divisor of embed_dim ({self.embed_dim})")
         fits = self.samples_per_token % self.istft_hop == 0
-        self._require(fits, "istft_hop", f"a divisor of the {self.samples_per_token} samples per token", self.istft_hop)
+        self._require(fits, "istft_hop", f"a divisor of the {self.samples_per_token} samples per token")
         fits = self.istft_n_fft % self.istft_hop == 0 and (self.istft_n_fft - self.istft_hop) % 2 == 0
         self._require(
-            fits,
-            "istft_n_fft",
-            f"a multiple of istft_hop ({self.istft_hop}), an even number of samples above it",
-            self.istft_n_fft,
-        )
-        for name in ("semantic_n_fft", "acoustic_n_fft", "istft_n_fft"):
-            self._require(getattr(self, name) % 2 == 0, name, "even", getattr(self, name))
-        self._require(
-            all(w % 4 == 0 for w in self.mel_loss_windows), "mel_loss_windows", "multiples of 4", self.mel_loss_windows
+            fits, "istft_n_fft", f"a multiple of istft_hop ({self.istft_hop}), an even number of samples above it"
         )
         nested = self.nested_dims
         self._require(
             not nested or (list(nested) == sorted(set(nested)) and nested[-1] == self.latent_dim),
             "nested_dims",
-            f"empty, or ascend to latent_dim ({self.latent_dim})",
-            list(nested),
+            f"empty, or ascending to latent_dim ({self.latent_dim})",
         )
         same = len(self.mel_loss_bins) == len(self.mel_loss_windows)
-        self._require(
-            same, "mel_loss_bins", f"as long as mel_loss_windows ({len(self.mel_loss_windows)})", self.mel_loss_bins
-        )
+        self._require(same, "mel_loss_bins", f"as long as mel_loss_windows ({len(self.mel_loss_windows)})")
+        keys = ["architecture", "extractor", "layer"]
+        fits = self.semantic is None or sorted(self.semantic) == keys
+        self._require(fits, "semantic", f"a mapping of {', '.join(keys)}, or null")
 
     @property
     def samples_per_token(self) -> int:
@@ -238,16 +200,10 @@ class LoSATokConfig(StoredConfig):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, as JSON has them (lists for tuples); without ``nested_dims``, ``quantizer`` and
-        ``semantic`` where there is none."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if not self.nested_dims:
-            del values["nested_dims"]
-        values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        quantizer, semantic = values.pop("quantizer"), values.pop("semantic")
-        if quantizer is not None:
-            values["quantizer"] = quantizer.to_dict()
-        return values if semantic is None else {**values, "semantic": dict(semantic)}
+        """All fields by name, of what JSON has; without ``nested_dims``, ``quantizer`` and ``semantic`` where there is
+        none."""
+        optional = ("nested_dims", "quantizer", "semantic")
+        return {name: value for name, value in super().to_dict().items() if value or name not in optional}
 
 
 _PUBLISHED = {

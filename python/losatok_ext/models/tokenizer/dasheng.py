@@ -1,20 +1,23 @@
-"""The semantic encoder: a Dasheng transformer over mel patches, as MiDashengLM has it, frozen."""
+"""The semantic encoder of the published model: the Dasheng transformer over mel patches of MiDashengLM, frozen."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from losatok_ext.audio.mel import SemanticMel
+from losatok_ext.models.tokenizer.chunked_encoder import Chunk, ChunkedEncoder
 from losatok_ext.models.tokenizer.config import SEMANTIC_PATCH, LoSATokConfig
 from losatok_ext.nn.attention import TransformerBlock
 
 TYPICAL_DECIBELS, TYPICAL_SPREAD = -25.0, 30.0
-"""Mean and standard deviation of the mel decibels of the bundled recordings: for an encoder with random weights."""
+"""Mean and standard deviation of the mel decibels of the bundled recordings, for encoders with random weights."""
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation over mel bins [..., M] by stored statistics, in training too, computed in float32."""
+    """Batch normalization over mel bins [..., M] with stored statistics, also in training; computed in float32."""
 
     def __init__(self, bins: int) -> None:
         super().__init__()
@@ -33,17 +36,18 @@ class FrozenBatchNorm(nn.Module):
         return x * scale + (self.bias.float() - self.running_mean.float() * scale)
 
 
-class SemanticEncoder(nn.Module):
+class SemanticEncoder(ChunkedEncoder):
     """16 kHz audio to D-dimensional semantic features at 25 Hz. Its weights take no gradient and it stays in eval mode.
 
-    Mel decibels are normalised per bin, cut into patches of 4 frames, and go through the transformer in chunks of
-    ``config.chunk_frames``, each alone: positions restart, the last chunk stays short. Whole patches only: a clip of N
-    samples has ``(N // hop + 1) // 4`` tokens.
+    The mel spectrogram in decibels is normalised per bin, cut into patches of 4 frames, and goes through the
+    transformer in chunks of ``config.chunk_frames``. Each chunk is encoded alone, with positions from 0; the last chunk
+    of a clip may be shorter. A clip of N samples has ``(N // hop + 1) // 4`` tokens, one for each whole patch.
     """
 
     def __init__(self, config: LoSATokConfig) -> None:
         super().__init__()
         dim, mels = config.embed_dim, config.semantic_mels
+        self.dim, self.hop = dim, config.hop_length
         self.chunk_tokens = config.chunk_frames // SEMANTIC_PATCH
         self.chunk_batch = config.chunk_batch
         self.mel = SemanticMel(config.semantic_n_fft, mels, config.hop_length, config.top_db, config.sample_rate)
@@ -58,96 +62,69 @@ class SemanticEncoder(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> SemanticEncoder:
-        """Stays in eval mode: the encoder is frozen."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, audio: Tensor, lengths: Tensor, project: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """Features of each clip as if it were alone.
-
-        Args:
-            audio: [B, N]; what lies past a length is not read.
-            lengths: [B] int64 samples. On the CPU they also decide which chunks need no work and which no mask; on a
-                GPU nothing waits for them.
-            project: applied to each group of chunks [n, T', D]; what it returns is kept instead of the features, which
-                for a long recording are larger than all else.
-
-        Returns:
-            (features [B, T, D], token lengths [B] int64 on the device of ``audio``); zeros past a clip's tokens.
-        """
-        patches, token_lengths = self.patches(audio, lengths)
-        tokens = patches.shape[1]
-        on_host = None
-        if lengths.device.type == "cpu":
-            hop = self.mel.hop
-            on_host = [(n // hop + 1) // SEMANTIC_PATCH if n > 0 else 0 for n in lengths.tolist()]
-        columns = [
-            self._encode_column(patches, start, token_lengths, on_host, project)
-            for start in range(0, max(tokens, 1), self.chunk_tokens)
-        ]
-        return (columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)), token_lengths
-
     @torch.no_grad()
     def patches(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Mel decibels of clips [B, N] in patches as the convolution's weight has them: [B, T, bins, 4] float32.
+        """The mel spectrogram of clips in decibels, cut into patches.
 
-        With them the tokens of each clip [B] int64, on the device of ``audio``; what lies past them is undefined.
+        Args:
+            audio: [B, N].
+            lengths: [B] int64 samples.
+
+        Returns:
+            (patches [B, T, bins, 4] float32, in the order of the published convolution's weight; tokens of each clip
+            [B] int64, on the device of ``audio``). Patches past a clip's tokens are undefined.
         """
         mel, frame_lengths = self.mel(audio, lengths.to(audio.device))
         tokens = mel.shape[1] // SEMANTIC_PATCH
         patches = mel[:, : tokens * SEMANTIC_PATCH].unflatten(1, (tokens, SEMANTIC_PATCH)).transpose(2, 3)
         return patches, frame_lengths.div(SEMANTIC_PATCH, rounding_mode="floor")
 
-    def _encode_column(
-        self, patches: Tensor, start: int, token_lengths: Tensor, on_host: list[int] | None, project: nn.Module | None
-    ) -> Tensor:
-        """The chunks of all clips that begin at token ``start``, ``chunk_batch`` at a time."""
-        column = patches[:, start : start + self.chunk_tokens]
-        batch, width = column.shape[:2]
-        inside = (token_lengths - start).clamp(min=0, max=width)
-        rows = list(range(batch)) if on_host is None else [b for b in range(batch) if on_host[b] > start]
-        rows = rows if width else []
-        result: Tensor | None = None
-        for first in range(0, len(rows), self.chunk_batch):
-            group = rows[first : first + self.chunk_batch]
-            whole = on_host is not None and all(on_host[b] >= start + width for b in group)
-            if len(group) == batch:  # all at once: nothing to pick, no list to copy to a GPU
-                chunks, lengths = column, inside
-            else:
-                index = torch.tensor(group, device=column.device)
-                chunks, lengths = column[index], inside[index]
-            features = self.encode_chunks(chunks, None if whole else lengths)
-            features = features if project is None else project(features)
-            if not whole:
-                kept = torch.arange(width, device=column.device) < lengths[:, None]
-                features = torch.where(kept[:, :, None], features, 0.0)
-            if len(group) == batch:
-                return features
-            if result is None:
-                result = features.new_zeros(batch, width, features.shape[-1])
-            result[index] = features
-        if result is None:
-            features = self.patch_embed.weight.new_zeros(batch, width, self.norm.normalized_shape[0])
-            return features if project is None else project(features).zero_()
-        return result
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the features."""
+        return self.patch_embed.weight.dtype
+
+    @torch.no_grad()
+    def chunks(self, audio: Tensor, lengths: Tensor) -> Iterator[Chunk]:
+        """See :meth:`ChunkedEncoder.chunks`; ``chunk_batch`` clips at a time."""
+        patches, token_lengths = self.patches(audio, lengths)
+        counts = self.token_counts(lengths).tolist() if lengths.device.type == "cpu" else None
+        for start in range(0, patches.shape[1], self.chunk_tokens):
+            column = patches[:, start : start + self.chunk_tokens]
+            batch, width = column.shape[:2]
+            inside = (token_lengths - start).clamp(min=0, max=width)
+            clips = [clip for clip in range(batch) if counts is None or counts[clip] > start]
+            for first in range(0, len(clips), self.chunk_batch):
+                group = clips[first : first + self.chunk_batch]
+                index = None
+                part, part_lengths = column, inside
+                if len(group) < batch:  # else there is nothing to pick, and no list to copy to a GPU
+                    index = torch.tensor(group, device=column.device)
+                    part, part_lengths = column[index], inside[index]
+                full = counts is not None and all(counts[clip] >= start + width for clip in group)
+                valid = None if full else part_lengths
+                yield Chunk(index, start, self.encode_chunks(part, valid), valid)
 
     def encode_chunks(self, patches: Tensor, lengths: Tensor | None) -> Tensor:
-        """Patches [n, T', bins, 4] of mel decibels, T' up to ``chunk_tokens``, to features [n, T', D]; one chunk each.
+        """Encode one chunk of each of n clips.
 
-        ``lengths`` [n] (tokens) marks what may be attended to; None means all. What comes out past a length is
-        undefined.
+        Args:
+            patches: [n, T', bins, 4] of mel decibels, T' up to ``chunk_tokens``.
+            lengths: [n] int64 tokens; what lies past is not attended to. None: all T'.
+
+        Returns:
+            Features [n, T', D]; undefined past a length.
         """
         x = self.embed(self.normalise(patches))
         return self.transform(x, lengths)
 
     def normalise(self, patches: Tensor) -> Tensor:
-        """Patches [n, T', bins, 4] of decibels, each bin normalised, as vectors [n, T', 4 bins] float32."""
+        """Normalise each bin of patches [n, T', bins, 4] of decibels; vectors [n, T', 4 bins] float32."""
         with torch.autocast(patches.device.type, enabled=False):
             return self.batch_norm(patches.float().transpose(2, 3)).transpose(2, 3).flatten(2)
 
     def embed(self, normalised: Tensor) -> Tensor:
-        """Vectors [n, T', 4 bins] to tokens [n, T', D] with their positions."""
+        """Vectors [n, T', 4 bins] to tokens [n, T', D], position embeddings added."""
         x = self.patch_embed(normalised.to(self.patch_embed.weight.dtype))
         return (x + (self.time_position[: x.shape[1]] + self.frequency_position)).to(x.dtype)
 
@@ -159,7 +136,7 @@ class SemanticEncoder(nn.Module):
 
 
 def init_semantic_encoder(encoder: SemanticEncoder) -> None:
-    """Random weights: truncated normal of 0.02, zero biases, as vision transformers start."""
+    """Random weights: truncated normal with deviation 0.02, zero biases, as for vision transformers."""
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -11,13 +11,13 @@ from losatok_ext.nn.convnext import ConvNeXtBackbone
 from losatok_ext.nn.istft import ISTFTHead
 
 BLOCK_TOKENS = 750
-"""Tokens decoded at once in inference (30 s at 25 Hz): bounds the memory that an hour of tokens takes."""
+"""Tokens decoded at once in inference (30 s at 25 Hz), so that long recordings need little memory."""
 
 
 class Decoder(nn.Module):
     """Latents [B, T, d] to audio [B, samples_per_token T].
 
-    The upsampler is a transposed convolution whose kernel is its stride, so it is one matrix product per token.
+    The upsampler is a transposed convolution whose kernel size equals its stride: one matrix product per token.
     """
 
     def __init__(self, config: LoSATokConfig) -> None:
@@ -43,7 +43,7 @@ class Decoder(nn.Module):
         return self.head(self.backbone(x, frames), frames)
 
     def decode_long(self, z: Tensor, lengths: Tensor | None = None, block_tokens: int = BLOCK_TOKENS) -> Tensor:
-        """As :meth:`forward`, ``block_tokens`` at a time with all the context they see: the same, in bounded memory."""
+        """The result of :meth:`forward` in bounded memory: ``block_tokens`` at a time, each block with its context."""
         tokens, context, size = z.shape[1], self.context_tokens, self.samples_per_token
         if tokens <= block_tokens + 2 * context:
             return self(z, lengths)
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
 
 
 def init_decoder(decoder: Decoder) -> None:
-    """Random weights: truncated normal of 0.02, zero biases; the head starts with magnitudes near ``exp(-1)``."""
+    """Random weights: truncated normal with deviation 0.02, zero biases. Magnitudes start near ``exp(-1)``."""
     for module in decoder.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d)):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from losatok_ext.errors import CheckpointError, UserError
+from losatok_ext.models.tokenizer.chunked_encoder import Chunk, ChunkedEncoder
 from losatok_ext.models.tokenizer.config import SEMANTIC_PATCH, LoSATokConfig
 
 SAMPLE_RATE, HOP = 16000, 160
 CHUNK_SECONDS = 30.0
-"""Longer clips are encoded in pieces of so many seconds, each alone: what Whisper takes at once."""
+"""Seconds of a chunk: as much as Whisper takes at once."""
 
 
 def _transformers() -> Any:
@@ -27,12 +29,12 @@ def _transformers() -> Any:
 
 
 def describe(source: str | os.PathLike[str], layer: int | None = None) -> dict[str, Any]:
-    """What ``LoSATokConfig.semantic`` holds for the encoder of a local folder or a name on the Hugging Face hub.
+    """The entry ``LoSATokConfig.semantic`` for an encoder in a local folder or on the Hugging Face hub.
 
     Args:
         source: folder that ``save_pretrained`` of transformers wrote, or a name such as ``microsoft/wavlm-base-plus``.
-        layer: which hidden states are the features: 0 are the inputs of the first block, 1 what it gives, and so on;
-            negative counts from the last; None takes what the model gives at its end.
+        layer: which hidden states are the features: 0 are the inputs of the first block, 1 its outputs, and so on;
+            negative numbers count from the last. None: the final output of the model.
 
     Raises:
         UserError: transformers is not installed, or there is no such layer.
@@ -55,7 +57,7 @@ def describe(source: str | os.PathLike[str], layer: int | None = None) -> dict[s
     depth = _depth(config)
     if layer is not None and depth is not None and not -depth - 1 <= layer <= depth:
         raise UserError(f"layer should lie within {-depth - 1}..{depth} for {source}, got {layer}")
-    # Where it lay and who wrote it is nothing that the encoder is made of.
+    # Where the model was stored, and by which version, does not belong to its architecture.
     architecture = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     return {"architecture": architecture, "extractor": extractor.to_dict(), "layer": layer}
 
@@ -73,15 +75,17 @@ def width(semantic: dict[str, Any]) -> int:
     return int(architecture.get("d_model") or architecture["hidden_size"])
 
 
-class HuggingFaceEncoder(nn.Module):
+class HuggingFaceEncoder(ChunkedEncoder):
     """16 kHz audio to semantic features at 25 Hz by an encoder of transformers. Frozen: it stays in eval mode.
 
-    Each clip is encoded alone, in pieces of 30 s, so that its features do not depend on its neighbours. The features of
-    a token are read between the encoder's frames by linear interpolation at the token's centre.
+    Each clip is encoded alone, in chunks of 30 s, so that its features do not depend on the other clips of a batch. The
+    features of a token are interpolated linearly between the encoder's frames, at the token's centre.
 
     Args:
-        config: its ``semantic`` is what :func:`describe` gave. The weights are random until a checkpoint's are loaded.
+        config: its ``semantic`` is what :func:`describe` gave. The weights are random until a checkpoint is loaded.
     """
+
+    hop = HOP
 
     def __init__(self, config: LoSATokConfig) -> None:
         super().__init__()
@@ -91,7 +95,7 @@ class HuggingFaceEncoder(nn.Module):
         self.layer: int | None = config.semantic["layer"]
         self.dim = config.embed_dim
         ours = transformers.AutoConfig.for_model(**architecture)
-        # On the CPU in any case: such models hold buffers that no checkpoint would fill.
+        # Always on the CPU: such models compute buffers when they are made, which no checkpoint holds.
         with torch.device("cpu"):
             self.encoder = _encoder_of(transformers.AutoModel.from_config(ours))
         self.extractor = getattr(transformers, extractor["feature_extractor_type"]).from_dict(extractor)
@@ -100,44 +104,25 @@ class HuggingFaceEncoder(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> HuggingFaceEncoder:
-        """Stays in eval mode: the encoder is frozen."""
-        return super().train(False)
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the features: float32, whatever the weights are."""
+        return torch.float32
 
     @torch.no_grad()
-    def forward(self, audio: Tensor, lengths: Tensor, project: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """Features of each clip as if it were alone.
-
-        Args:
-            audio: [B, N]; what lies past a length is not read.
-            lengths: [B] int64 samples. They are looked at on the CPU.
-            project: applied to the features [n, D] of each piece; what it returns is kept instead of them.
-
-        Returns:
-            (features [B, T, D], token lengths [B] int64 on the device of ``audio``); zeros past a clip's tokens.
-        """
-        counts = [(n // HOP + 1) // SEMANTIC_PATCH if n > 0 else 0 for n in lengths.tolist()]
-        longest = (audio.shape[1] // HOP + 1) // SEMANTIC_PATCH if audio.shape[1] else 0
-        piece = round(CHUNK_SECONDS * SAMPLE_RATE) // (HOP * SEMANTIC_PATCH)
-        rows = []
-        for clip, tokens, samples in zip(audio, counts, lengths.tolist(), strict=True):
-            parts = []
-            for start in range(0, tokens, piece):
-                size = min(piece, tokens - start)
-                first = start * HOP * SEMANTIC_PATCH
-                last = min(first + size * HOP * SEMANTIC_PATCH, samples)
-                parts.append(self._piece(clip[first:last].float(), size))
-            features = torch.cat(parts) if parts else self._nothing(audio.device)
-            features = features if project is None else project(features)
-            rows.append(torch.nn.functional.pad(features, (0, 0, 0, longest - tokens)))
-        result = torch.stack(rows) if rows else self._nothing(audio.device)[None].expand(0, longest, -1)
-        return result, torch.tensor(counts, dtype=torch.int64, device=audio.device)
-
-    def _nothing(self, device: torch.device) -> Tensor:
-        return torch.zeros(0, self.dim, device=device)
+    def chunks(self, audio: Tensor, lengths: Tensor) -> Iterator[Chunk]:
+        """See :meth:`ChunkedEncoder.chunks`; one clip at a time. The lengths are read on the CPU."""
+        counts, samples = self.token_counts(lengths).tolist(), lengths.tolist()
+        token, longest = HOP * SEMANTIC_PATCH, round(CHUNK_SECONDS * SAMPLE_RATE) // (HOP * SEMANTIC_PATCH)
+        for number, clip in enumerate(audio):
+            index = torch.tensor([number], device=audio.device)
+            for start in range(0, counts[number], longest):
+                size = min(longest, counts[number] - start)
+                piece = clip[start * token : min((start + size) * token, samples[number])]
+                yield Chunk(index, start, self._piece(piece.float(), size)[None], None)
 
     def _piece(self, clip: Tensor, tokens: int) -> Tensor:
-        """Features [tokens, D] of a piece [n] of a clip; a last token that is not whole is continued with zeros."""
+        """Features [tokens, D] of a piece [n] of a clip; zeros are added to an incomplete last token."""
         clip = torch.nn.functional.pad(clip, (0, tokens * HOP * SEMANTIC_PATCH - len(clip)))
         inputs = self.extractor(clip.cpu().numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
         values = inputs[self.encoder.main_input_name]
@@ -145,7 +130,7 @@ class HuggingFaceEncoder(nn.Module):
         output = self.encoder(values.to(weight.device, weight.dtype), output_hidden_states=self.layer is not None)
         frames = (output.last_hidden_state if self.layer is None else output.hidden_states[self.layer])[0].float()
         centres = (torch.arange(tokens, device=frames.device, dtype=torch.float64) + 0.5) * HOP * SEMANTIC_PATCH
-        if self._frames_of_samples is None:  # frames spread evenly over what the extractor made of the piece
+        if self._frames_of_samples is None:  # the frames are spread evenly over the samples that the extractor covered
             samples = self._extracted_samples(values, len(clip))
             position = centres * (len(frames) / samples) - 0.5
         else:
@@ -157,7 +142,7 @@ class HuggingFaceEncoder(nn.Module):
         return torch.lerp(frames[low], frames[(low + 1).clamp(max=len(frames) - 1)], weights)
 
     def _extracted_samples(self, values: Tensor, samples: int) -> float:
-        """How many samples the extractor's frames span: it may have padded the piece."""
+        """Samples that the extractor's frames cover: it may have padded the piece."""
         hop = getattr(self.extractor, "hop_length", None)
         return float(values.shape[-1] * hop) if hop and values.dim() == 3 else float(samples)
 

@@ -1,4 +1,4 @@
-"""What callers hand to the model, checked and brought to one form: a batch of clips on its device."""
+"""Checks of the arguments of the model's methods, and their conversion to batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from losatok_ext.errors import UserError
+from losatok_ext.masks import valid_mask
 from losatok_ext.ops import checks
 
 
@@ -43,7 +44,7 @@ def require_latents(z: Tensor, dim: int) -> None:
 
 
 def clip_lengths(lengths: Tensor | Sequence[int] | None, batch: int, size: int) -> Tensor:
-    """``lengths`` (None: all of ``size``) as an int64 tensor [B] on the CPU; a tensor on a GPU is waited for.
+    """``lengths`` as an int64 tensor [B] on the CPU; None: ``size`` for each clip. Copying from a GPU waits for it.
 
     Raises:
         TypeError: not whole numbers.
@@ -63,8 +64,7 @@ def clip_lengths(lengths: Tensor | Sequence[int] | None, batch: int, size: int) 
 def require_finite(name: str, x: Tensor, lengths: Tensor) -> None:
     """Raise UserError when ``x`` [B, T, ...] is not finite below ``lengths`` [B]; the first such clip is named."""
     finite = torch.isfinite(x).flatten(2).all(-1) if x.dim() > 2 else torch.isfinite(x)
-    past = torch.arange(x.shape[1], device=x.device) >= lengths.to(x.device)[:, None]
-    bad = (~(finite | past)).any(1)
+    bad = (~finite & valid_mask(lengths.to(x.device), x.shape[1])).any(1)
     if bool(bad.any()):
         clip = int(bad.int().argmax())
         raise UserError(
@@ -74,7 +74,7 @@ def require_finite(name: str, x: Tensor, lengths: Tensor) -> None:
 
 
 def resample_clips(audio: Tensor, lengths: Tensor, from_rate: int, to_rate: int) -> tuple[Tensor, Tensor]:
-    """Each clip of ``audio`` [B, N] resampled alone, so that padding does not ring into it.
+    """Each clip of ``audio`` [B, N] resampled alone, so that its padding does not affect it.
 
     Returns:
         (audio [B, N'], lengths [B] int64).

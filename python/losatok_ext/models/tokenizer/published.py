@@ -1,4 +1,4 @@
-"""The published checkpoint's names and layout, to and from ours; nothing is lost either way.
+"""Conversion between the published checkpoint's names and layout and ours, without loss in both directions.
 
 | published | ours |
 |---|---|
@@ -9,8 +9,7 @@
 | ``fc_a.*``, ``fc_mu.*``, ``fc_logvar.*`` | the same |
 
 Patch embeddings are convolutions there and matrices here (the same numbers in the same order); position embeddings are
-[1, D, 1, T] there and [T, D] here. Windows and filter banks are computed here: those of a checkpoint are compared with
-ours.
+[1, D, 1, T] there and [T, D] here. Windows and filter banks are computed, and compared with those of the checkpoint.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ _TO_PUBLISHED = [
     (r"decoder\.", "dasheng_tokenizer.decoder."),
 ]
 _IGNORED = re.compile(r"semantic_encoder\.encoder\.(outputlayer|head)\.")
-"""Classifiers of the semantic encoder's own training, which no latent depends on."""
+"""Classifiers from the training of the semantic encoder. No latent depends on them."""
 
 
 def _rename(name: str, rules: list[tuple[str, str]]) -> str:
@@ -153,7 +152,7 @@ def from_published(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[s
 
 
 def read(source: Source, config: LoSATokConfig, semantic_encoder: Source | None = None) -> dict[str, Tensor]:
-    """The published checkpoint ``source`` (with the semantic encoder from elsewhere, if given) by our names.
+    """The published checkpoint ``source`` by our names, with the semantic encoder of another source if one is given.
 
     Raises:
         CheckpointError: a file is missing or unreadable, or does not hold a state dict.
@@ -166,12 +165,58 @@ def read(source: Source, config: LoSATokConfig, semantic_encoder: Source | None 
 
 
 def semantic_state(source: Source, config: LoSATokConfig) -> dict[str, Tensor]:
-    """The semantic encoder's weights alone, by our names, out of whatever ``source`` holds. Raises as :func:`read`."""
+    """The weights of the semantic encoder in ``source``, by our names.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable, or holds no semantic encoder.
+    """
     return _complete(dict(_semantic_names(source)), config)
 
 
+def describe(path: Path) -> dict[str, Any]:
+    """What a published checkpoint holds, as far as its tensors tell.
+
+    Args:
+        path: a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, or a folder of safetensors files.
+
+    Returns:
+        ``parts`` (such as ``decoder``), ``weights`` (their number), ``dtype``, and those fields of
+        :class:`LoSATokConfig` that follow from the shapes.
+
+    Raises:
+        CheckpointError: it cannot be read, or no tensor has a published name.
+    """
+    found = dict(_tensors(path, "audio_encoder."))
+    if not any(name.startswith((SEMANTIC, "dasheng_tokenizer.", "fc_mu.")) for name in found):
+        found = dict(_semantic_names(found, str(path)))
+    ours = {_rename(name, _TO_OURS): tensor for name, tensor in found.items() if not _IGNORED.match(name)}
+    sizes = {
+        field: ours[name].shape[0]
+        for field, name in (
+            ("embed_dim", "semantic_encoder.norm.weight"),
+            ("bottleneck_dim", "bottleneck.down.fc1.weight"),
+            ("latent_dim", "fc_mu.weight"),
+            ("decoder_dim", "decoder.backbone.final_norm.weight"),
+            ("decoder_hidden", "decoder.backbone.blocks.0.fc1.weight"),
+        )
+        if name in ours
+    }
+    for field, blocks in (("depth", "semantic_encoder.blocks."), ("decoder_depth", "decoder.backbone.blocks.")):
+        numbers = {name.removeprefix(blocks).split(".")[0] for name in ours if name.startswith(blocks)}
+        if numbers:
+            sizes[field] = len(numbers)
+    floats = [tensor for tensor in ours.values() if tensor.is_floating_point()]
+    smallest = min({tensor.dtype for tensor in floats}, key=lambda dtype: dtype.itemsize)
+    return {
+        "parts": list(dict.fromkeys(name.split(".")[0] for name in ours)),
+        "weights": sum(tensor.numel() for tensor in floats),
+        "dtype": str(smallest).removeprefix("torch."),
+        **sizes,
+    }
+
+
 def _complete(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[str, Tensor]:
-    """``state`` by our names, with what some exports leave out or name otherwise."""
+    """``state`` by our names, with the tensors that some exports leave out or name differently."""
     state = {
         re.sub(r"^(semantic_encoder\.encoder\.init_bn\.)(?!1\.)", r"\g<1>1.", name): t for name, t in state.items()
     }
@@ -181,21 +226,25 @@ def _complete(state: Mapping[str, Tensor], config: LoSATokConfig) -> dict[str, T
     return result
 
 
-def _semantic_names(source: Source) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a semantic encoder by the published names, whatever prefix they come with."""
+def _semantic_names(source: Source, name_of_source: str = "semantic_encoder") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a semantic encoder by the published names, whatever prefix they come with.
+
+    Raises:
+        CheckpointError: there is no semantic encoder; ``name_of_source`` begins the message.
+    """
     tensors = dict(_tensors(source, "audio_encoder."))
     for prefix in ("audio_encoder.", SEMANTIC, "encoder.", ""):
         found = {name: t for name, t in tensors.items() if name.startswith(prefix)}
         if prefix + "patch_embed.proj.weight" in found:
             return iter([(SEMANTIC + name.removeprefix(prefix), t) for name, t in found.items()])
     raise CheckpointError(
-        "semantic_encoder holds no semantic encoder: there is no tensor named patch_embed.proj.weight, bare or under "
+        f"{name_of_source} holds no semantic encoder: there is no tensor named patch_embed.proj.weight, alone or after "
         "audio_encoder., semantic_encoder.encoder. or encoder."
     )
 
 
 def _tensors(source: Source, only: str | None = None) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a state dict, file or folder of shards; of a folder see :func:`_shards`."""
+    """The names and tensors of a state dict, a file, or a folder of shards (of a folder only some: :func:`_shards`)."""
     if isinstance(source, Mapping):
         yield from _state_dict(source, "the state dict").items()
         return
@@ -209,7 +258,7 @@ def _tensors(source: Source, only: str | None = None) -> Iterator[tuple[str, Ten
     else:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # other bytes than a pickle make its reader trip over anything
+        except Exception as error:  # the pickle reader raises errors of many kinds for other files
             reason = str(error).split("\n", 1)[0]
             raise CheckpointError(
                 f"{path} cannot be read as a file of weights ({reason}); "
@@ -248,7 +297,7 @@ def _names(file: Path) -> list[str]:
 
 
 def _state_dict(loaded: Any, source: str) -> dict[str, Tensor]:
-    """The mapping of names to tensors in ``loaded``, within the usual wrappings."""
+    """The mapping of names to tensors in ``loaded``, or in its entry ``state_dict`` or ``model``."""
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

@@ -1,4 +1,4 @@
-"""What a model says of its quantizer: its name, and how many codes there are at each place of a token."""
+"""Facts about a quantizer: its name, and how many different codes there are at each place of a token."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from losatok_ext.nn.quantizers import (
     FSQConfig,
     LFQConfig,
     Quantizer,
+    QuantizerConfig,
     ResidualVQConfig,
     VQConfig,
 )
 from losatok_ext.nn.quantizers.affine import UNSIGNED
 
 
-def quantizer_name(quantizer: Quantizer) -> str:
+def quantizer_name(config: QuantizerConfig) -> str:
     """The kind and sizes, as `losatok fit-quantizer` takes them: ``"rvq 8x1024"``, ``"fsq 8,5,5,5"``."""
-    config = quantizer.config
     if isinstance(config, ResidualVQConfig):
         return f"rvq {config.stages}x{config.codebook_size}"
     if isinstance(config, VQConfig):
         return f"vq {config.codebook_size}"
-    several = f"{config.num_codebooks}x" if isinstance(config, FSQConfig | LFQConfig) and quantizer.code_dim else ""
-    if isinstance(config, FSQConfig):
-        return f"fsq {several}{','.join(map(str, config.levels))}"
-    if isinstance(config, LFQConfig):
-        return f"lfq {several}{config.bits}"
+    if isinstance(config, FSQConfig | LFQConfig):
+        codebooks = f"{config.num_codebooks}x" if config.num_codebooks > 1 else ""
+        sizes = ",".join(map(str, config.levels)) if isinstance(config, FSQConfig) else config.bits
+        return f"{config.kind} {codebooks}{sizes}"
     assert isinstance(config, AffineConfig)
     return f"affine {config.bits}"
 
 
 def code_sizes(quantizer: Quantizer) -> tuple[int, ...]:
-    """How many codes there are at each of the Q places of a token (one where codes have no last dimension)."""
+    """The number of different codes at each of the Q places of a token; Q is 1 where codes have no last dimension."""
     config = quantizer.config
     if isinstance(config, ResidualVQConfig):
         return (quantizer.codebook_size,) * config.stages

@@ -1,4 +1,4 @@
-"""Networks that tell decoded audio from recorded audio, to train a decoder against."""
+"""Discriminators: networks that learn to tell decoded from recorded audio, for adversarial training of a decoder."""
 
 from losatok_ext.nn.discriminators.base import Discriminator, Scores
 from losatok_ext.nn.discriminators.build import DISCRIMINATORS, Discriminators

@@ -1,8 +1,8 @@
-"""What the discriminators share: stacks of 2-D convolutions that hear nothing past a clip's end, and what they return.
+"""What the discriminators share: stacks of 2-D convolutions over the frames within each clip, and their scores.
 
-Every discriminator looks at planes [B, C, T, W]: T goes with time, W is frequency, or the place within a period. The
-published ones reflect at the ends of a batch; here all is zero beyond the ends of each clip, before every convolution,
-so that a clip is judged the same alone, in any batch and behind any padding.
+The input of every discriminator is planes [B, C, T, W]: T is time, W is frequency or the position within a period. The
+published ones pad by reflection at the ends of a batch's rows. Here the values beyond the ends of each clip are zero
+before every convolution, so that the scores of a clip are the same alone, in any batch and with any padding.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from losatok_ext.masks import valid_mask, zero_past
 
 
 class Scores(NamedTuple):
-    """What one view of the audio says of each clip; past a clip's own frames all is zero.
+    """The output of one view of the audio; zero past the frames of each clip.
 
     Attributes:
-        logits: [B, T', W'], high for what seems real.
-        maps: outputs of the layers before it, after their activation, [B, C, T_i, W_i] each.
+        logits: [B, T', W'], high for audio that seems recorded.
+        maps: feature maps, the outputs of the layers before the last after their activation, [B, C, T_i, W_i] each.
         lengths: valid T of each map and, last, of the logits, [B] int64 each; None: all are valid.
     """
 
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """A 2-D convolution over (time, width) with as much zero padding as keeps a size at stride 1; kernels are odd."""
+    """A 2-D convolution over (time, width) with zero padding that keeps the size at stride 1; kernel sizes are odd."""
 
     channels: int
     kernel: tuple[int, int]
@@ -44,12 +44,12 @@ class Layer:
 
 
 class ConvStack(nn.Module):
-    """Weight-normalised convolutions, a leaky ReLU after each but the last, which gives one channel: the logits.
+    """Weight-normalised convolutions with a leaky ReLU after each but the last, whose one channel is the logits.
 
     Args:
-        in_channels: of the planes.
-        layers: all but the last.
-        last: kernel of the last.
+        in_channels: channels of the planes.
+        layers: all convolutions but the last.
+        last: kernel size of the last convolution.
         slope: of the leaky ReLU below zero.
     """
 
@@ -65,7 +65,7 @@ class ConvStack(nn.Module):
             in_channels = layer.channels
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Scores:
-        """Judge planes ``x`` [B, C, T, W], of which those below ``lengths`` [B] along T are read (None: all)."""
+        """The scores of planes ``x`` [B, C, T, W]; only the frames below ``lengths`` [B] are read (None: all T)."""
         x = _keep_valid(x, lengths)
         maps: list[Tensor] = []
         kept: list[Tensor] = []
@@ -90,27 +90,27 @@ def scaled(channels: int, scale: float) -> int:
 
 
 class Discriminator(nn.Module):
-    """Base of the kinds: several views of the same audio, each judged by a network of its own in :attr:`parts`."""
+    """Base of all kinds: several views of the same audio, each with a network of its own in :attr:`parts`."""
 
     parts: nn.ModuleList
 
     def planes(self, index: int, audio: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What part ``index`` looks at: planes [B, C, T, W], and the valid T of each clip."""
+        """The input of part ``index``: (planes [B, C, T, W], valid frames of each clip [B] or None)."""
         raise NotImplementedError
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> list[Scores]:
-        """Judge clips.
+        """The scores of clips.
 
         Args:
             audio: [B, N] floating point, samples in -1..1, N >= 1. Views are computed in float32 (float64 for float64),
                 whatever autocast does to the networks.
-            lengths: [B] int64 samples; None: all N. What lies past is not read, even NaN, and takes no gradient.
+            lengths: [B] int64 samples; None: all N. Samples past a length are not read, even NaN, and take no gradient.
 
         Returns:
-            The scores of each view.
+            One :class:`Scores` for each view.
 
         Raises:
-            ValueError: ``audio`` is not [B, N] with samples in it.
+            ValueError: ``audio`` is not [B, N] with N >= 1.
         """
         if audio.dim() != 2 or audio.shape[1] == 0:
             raise ValueError(f"audio should have shape [B, N] with N >= 1, got {list(audio.shape)}")

@@ -1,4 +1,4 @@
-"""From names to discriminators."""
+"""Discriminators by name."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ DISCRIMINATORS: dict[str, type[Discriminator]] = {
     "mrd": MultiResolutionDiscriminator,
     "msstft": MultiScaleSTFTDiscriminator,
 }
-"""The kinds by name; each takes ``scale``, a factor of its channels."""
+"""The kinds by name; each takes ``scale``, a factor of its numbers of channels."""
 
 
 class Discriminators(nn.ModuleDict):
-    """Several kinds that judge the same audio; :meth:`forward` gives the scores of all their views, one after another.
+    """Several kinds on the same audio; :meth:`forward` gives the scores of all their views in one list.
 
     Args:
         kinds: keys of :data:`DISCRIMINATORS`, each at most once.
         scale: factor of the published numbers of channels; networks for a CPU take 1/16 or less.
 
     Raises:
-        ValueError: no, an unknown or a repeated kind, or a scale that is not positive.
+        ValueError: there is no kind, an unknown or a repeated one, or the scale is not positive.
     """
 
     def __init__(self, kinds: Sequence[str], scale: float = 1.0) -> None:

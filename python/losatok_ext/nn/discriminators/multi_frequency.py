@@ -1,4 +1,4 @@
-"""MFD, the multi-frequency discriminator that LoSATok trains against (arXiv 2605.27840)."""
+"""MFD, the multi-frequency discriminator of LoSATok (arXiv 2605.27840)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class MultiFrequencyDiscriminator(Discriminator):
     """Complex spectra at several hops, real and imaginary part as two channels, 3x3 convolutions over time and
     frequency.
 
-    The paper names the discriminator and no more. Public copies of an MFD (VISinger 2, Zhang et al. 2022, and singing
-    models after it) agree on channels 256, 512 and 512 at hops of 128, 256 and 512 (FFTs of four hops), divided by 32,
-    16, 8, 4, 2, 1, 1 over seven convolutions with strides 1, 2, 1, 2, 1, 2, 1 in both directions. The last pair of the
-    seven is the convolution from the full width to the logits, so that the widths are c/32 to c and then 1, and that is
-    what this is. They differ in what goes in: a magnitude and its logarithm there, the complex spectrum here, as in
-    EnCodec. Activations are leaky ReLUs of 0.2 after each convolution but the last.
+    The paper names the discriminator without details. Public versions of an MFD (VISinger 2, Zhang et al. 2022, and
+    later singing models) agree on channels 256, 512 and 512 at hops of 128, 256 and 512 (FFTs of four hops), divided by
+    32, 16, 8, 4, 2, 1, 1 over seven convolutions with strides 1, 2, 1, 2, 1, 2, 1 in both directions. The last divisor
+    belongs to the convolution from the full width c to the logits: the widths are c/32 to c, then 1. This
+    implementation has the same layers. The input differs: magnitude and logarithm there, the complex spectrum here, as
+    in EnCodec. Activations are leaky ReLUs of 0.2 after each convolution but the last.
 
     Args:
         scale: of the channels.

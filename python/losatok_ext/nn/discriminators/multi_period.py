@@ -12,7 +12,7 @@ from losatok_ext.nn.discriminators.base import ConvStack, Discriminator, Layer, 
 
 
 class MultiPeriodDiscriminator(Discriminator):
-    """The waveform folded into rows of p samples, for several prime p; convolutions along the rows' columns.
+    """The waveform folded into rows of p samples, for several prime p; convolutions along the columns.
 
     Kernels of 5 (the logits' of 3) over time and 1 within a period; channels 32, 128, 512, 1024, 1024, strides 3, 3, 3,
     3, 1; leaky ReLUs of 0.1. A last row that a clip does not fill is filled with zeros.

@@ -1,4 +1,4 @@
-"""Spectra that discriminators look at: each clip as if it were alone, silence beyond its ends."""
+"""Spectra as input of discriminators: each clip as if it were alone, with zeros beyond its ends."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Spectrum(Constants):
         return torch.fft.rfft(frames * window), counts
 
     def planes(self, audio: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`forward`, real and imaginary part as two channels: [B, 2, T, n_fft // 2 + 1]."""
+        """The spectra of :meth:`forward` with real and imaginary part as two channels: [B, 2, T, n_fft // 2 + 1]."""
         spectra, frames = self(audio, lengths)
         return torch.view_as_real(spectra).movedim(3, 1), frames
 

@@ -1,4 +1,4 @@
-"""Latents as they come back from storage, in training."""
+"""The rounding of stored latents, in training."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ UNSIGNED = 2**32
 class AffineQuantizer(Quantizer):
     """Integers of 8 or 4 bits with a scale and an offset: :func:`losatok_ext.ops.affine_quantize` and back.
 
-    A model trained through it knows what storing its latents does to them. The gradient passes straight through; there
-    are no losses. All is float32, as in files. Latents that are not [B, T, d] count as one clip.
+    A model trained with it learns to decode latents that were stored in so many bits. The gradient is straight-through;
+    there are no losses. All tensors are float32, as in files. Latents that are not [B, T, d] count as one clip.
 
     Args:
-        config: what it is made of.
+        config: of the quantizer.
         dim: d, features of the latents.
 
     Codes are [..., d + 2 s] for latents [..., d]: the d integers, then the bit patterns of s scales and s offsets in
-    float32, as unsigned numbers; s is 1 when a token's values share a scale (``dim=-1``), and d when a feature's do.
-
-    Raises (in use, on the CPU):
-        ValueError: a value within its length that is not finite.
+    float32, as unsigned numbers. s is 1 if the values of a token share a scale (``dim=-1``), and d if the values of a
+    feature do. On the CPU, values within a length that are not finite raise a ValueError.
     """
 
     config: AffineConfig
@@ -38,12 +36,12 @@ class AffineQuantizer(Quantizer):
 
     @property
     def codebook_size(self) -> int:
-        """2^bits, the values of an integer."""
+        """2^bits, the number of different integers."""
         return 2**self.config.bits
 
     @property
     def bits_per_token(self) -> float:
-        """Those of the d integers, and of a scale and an offset where each token has its own."""
+        """Bits of the d integers, and of scale and offset if each token has its own."""
         return float(self.config.bits * self.dim + (64 if self.config.dim == -1 else 0))
 
     def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
@@ -56,7 +54,7 @@ class AffineQuantizer(Quantizer):
         valid = frame_mask(lengths, time)
         values = x.detach().float()
         if valid is not None and lengths is not None and time:
-            # What lies past a length repeats the first frame, lest it widen a range.
+            # Past a length the first frame is repeated, so that these frames do not widen the range.
             first = torch.where((lengths > 0).view(-1, 1, 1), values[:, :1], 0.0)
             values = torch.where(valid, values, first)
         packed, scale, offset = ops.affine_quantize(values, self.config.bits, self.config.dim)

@@ -1,4 +1,4 @@
-"""What all quantizers share: their results, their shapes, and the linear maps around them."""
+"""The base class of all quantizers: their results, the shapes that they take, and the linear maps around them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from losatok_ext.ops import checks
 
 
 class Quantized(NamedTuple):
-    """What a quantizer makes of latents.
+    """The result of a quantizer.
 
     Attributes:
-        quantized: the shape and dtype of the latents; 0 past a length. Its gradient reaches the latents by the
-            quantizer's own estimate.
+        quantized: the shape and dtype of the latents; 0 past a length. How its gradient reaches the
+            latents depends on the kind of quantizer.
         codes: int64, [...] for latents [..., d], or [..., n] for n codes per token; -1 past a length.
-        losses: float32 (float64) scalars by name, weighted: what a training step adds to its loss is their sum. Empty
-            in eval mode, and where the quantizer has none.
+        losses: weighted float32 (float64) scalars by name; a training step adds their sum to its loss. Empty in eval
+            mode, and for quantizers without losses.
     """
 
     quantized: Tensor
@@ -29,12 +29,12 @@ class Quantized(NamedTuple):
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64, else float32: what distances, losses and statistics are computed in."""
+    """The dtype of distances, losses and statistics: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def frame_mask(lengths: Tensor | None, time: int) -> Tensor | None:
-    """[B, T, 1] bool: True below ``lengths`` [B]; None where all frames count."""
+    """[B, T, 1] bool: True below ``lengths`` [B]; None if all frames are valid."""
     return None if lengths is None else valid_mask(lengths, time).unsqueeze(-1)
 
 
@@ -44,11 +44,11 @@ class Quantizer(nn.Module):
     Args:
         config: of the kind.
         dim: d, features of the latents.
-        inner_dim: features that are quantized: when they differ from d, ``project_in`` and ``project_out`` map to them
-            and back.
-        code_dim: whether codes have a last dimension of their own.
+        inner_dim: number of features that are quantized. If it differs from d, the linear maps ``project_in`` and
+            ``project_out`` map to it and back.
+        code_dim: whether codes have a last dimension for several codes per token.
 
-    A subclass gives ``_quantize``, ``_encode``, ``_decode``, ``codebook_size`` and ``bits_per_token``.
+    A subclass defines ``_quantize``, ``_encode``, ``_decode``, ``codebook_size`` and ``bits_per_token``.
     """
 
     def __init__(self, config: QuantizerConfig, dim: int, inner_dim: int, code_dim: bool) -> None:
@@ -62,12 +62,12 @@ class Quantizer(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """How many values a code may take."""
+        """Number of different values of a code."""
         raise NotImplementedError
 
     @property
     def bits_per_token(self) -> float:
-        """Bits that a token's codes take when all are equally likely."""
+        """Bits of a token's codes, if all codes are equally likely."""
         raise NotImplementedError
 
     def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
@@ -82,16 +82,16 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Quantized:
-        """Quantize ``x`` [..., d]; in training mode, losses and what the quantizer learns by itself come with it.
+        """Quantize latents. In training mode the losses are computed too, and codebooks learn.
 
         Args:
             x: [..., d]; float32, bfloat16, float16 or float64. With ``lengths``, [B, T, d].
-            lengths: [B] int64, valid tokens of each clip, or None for T. What lies past a length, NaN included, changes
-                nothing.
+            lengths: [B] int64, valid tokens of each clip, or None for T. Values past a length, even NaN, have no
+                effect.
 
         Raises:
-            TypeError: a dtype or kind of argument that is not taken; the message names the argument.
-            ValueError: shapes or devices that do not fit, or lengths outside 0..T (looked at on the CPU only).
+            TypeError: an argument has a wrong type or dtype; the message names it.
+            ValueError: shapes or devices do not fit, or lengths are outside 0..T (checked on the CPU only).
             BackendUnavailableError: see :func:`losatok_ext.use_backend`.
         """
         lengths, frames, inner = self._enter(x, lengths)
@@ -104,27 +104,29 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The codes of ``x`` [..., d]: int64 [...] or [..., n], -1 past a length. Nothing is learned, in any mode.
+        """The codes of ``x`` [..., d]: int64 [...] or [..., n], -1 past a length. Codebooks do not learn, in any mode.
 
         Raises:
-            TypeError, ValueError, BackendUnavailableError: as :meth:`forward`.
+            TypeError: an argument has a wrong type or dtype.
+            ValueError: shapes or devices do not fit, or lengths are outside 0..T (checked on the CPU only).
+            BackendUnavailableError: see :func:`losatok_ext.use_backend`.
         """
         lengths, _, inner = self._enter(x, lengths)
         with torch.autocast(x.device.type, enabled=False):
             return self._shaped(self._encode(inner, lengths), x)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The latents [..., d] that ``codes`` stand for; zeros where they are -1.
+        """The quantized latents [..., d] of ``codes``; zeros where codes are -1.
 
         Args:
-            codes: int64 [...], or [..., n], as :meth:`encode` gives them.
+            codes: int64 [...], or [..., n], from :meth:`encode`.
 
         Returns:
-            The dtype of ``project_out`` where there is one, else float32 (float64 for a codebook in it).
+            [..., d] in the dtype of ``project_out`` if there is one, else in float32 (float64 for a float64 codebook).
 
         Raises:
             TypeError: codes that are not integers.
-            ValueError: codes out of range (looked at on the CPU only), or of the wrong shape.
+            ValueError: codes out of range (checked on the CPU only), or of the wrong shape.
             BackendUnavailableError: see :func:`losatok_ext.use_backend`.
         """
         codes = checks.integers("codes", codes)
@@ -144,7 +146,7 @@ class Quantizer(nn.Module):
         frames = checks.as_batch(x)
         if self.project_in is None:
             return lengths, frames, frames
-        # Zeros before the map: a weight's gradient would be NaN * 0 otherwise.
+        # Zeros before the map: otherwise the gradient of the weight would be NaN * 0.
         return lengths, frames, self.project_in(zero_past(frames, frame_mask(lengths, frames.shape[1])))
 
     def _check_code_dim(self, codes: Tensor, count: int) -> None:
@@ -155,5 +157,5 @@ class Quantizer(nn.Module):
         return codes.view((*x.shape[:-1], codes.shape[-1]) if self.code_dim else x.shape[:-1])
 
     def extra_repr(self) -> str:
-        """Shown in the module's printout."""
+        """The configuration, for the module's printout."""
         return f"dim={self.dim}, {self.config}"

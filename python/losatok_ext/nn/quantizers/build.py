@@ -1,4 +1,4 @@
-"""From a configuration to its module."""
+"""Quantizers by their configurations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
     """The quantizer of ``config`` for latents of ``dim`` features.
 
     Raises:
-        TypeError: ``config`` is none of the configurations of this package.
+        TypeError: ``config`` is not a quantizer configuration of this package.
         ValueError: ``dim`` is not a positive whole number.
     """
     if isinstance(config, ResidualVQConfig):

@@ -1,4 +1,4 @@
-"""Chains of codebooks: each stage codes what those before it left over. A single codebook is a chain of one."""
+"""Chains of codebooks: each stage quantizes the residual of the stages before. One codebook is a chain of one stage."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from losatok_ext.ops.quantize import sums_by_code
 
 
 class Chain(Quantizer):
-    """The base of :class:`VectorQuantizer` and :class:`ResidualVQ`: Q stages, each with its codebook or all with one.
+    """The base of :class:`VectorQuantizer` and :class:`ResidualVQ`: Q stages, with a codebook each or one for all.
 
     Args:
         config: of the codebooks.
         dim: features of the latents.
         stages: Q.
-        shared: one codebook for all.
-        code_dim: whether codes are [..., Q]; else there is one stage, and they are [...].
+        shared: whether all stages use one codebook.
+        code_dim: whether codes are [..., Q]; otherwise there is one stage, and they are [...].
     """
 
     config: VQConfig
@@ -39,11 +39,11 @@ class Chain(Quantizer):
 
     @property
     def codebook_size(self) -> int:
-        """K, codes of a codebook."""
+        """K, number of codes of a codebook."""
         return self.config.codebook_size
 
     def _per_clip_stages(self, batch: int, device: torch.device) -> Tensor | None:
-        """[B] int64, how many stages each clip uses in this training step, or None for all."""
+        """[B] int64, number of stages that each clip uses in this training step; None: all use all."""
         return None
 
     def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
@@ -67,13 +67,13 @@ class Chain(Quantizer):
         return codes if self.code_dim else codes.squeeze(-1)
 
     def _unit(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """Rows of length 1 with the cosine option."""
+        """``x`` with rows of length 1 if the option ``cosine`` is set, else ``x`` itself."""
         if not self.config.cosine:
             return x
         return F.normalize(zero_past(x, frame_mask(lengths, x.shape[1])).to(wide_dtype(x)), dim=-1, eps=1e-6)
 
     def _stage_lengths(self, x: Tensor, lengths: Tensor | None) -> Sequence[Tensor | None]:
-        """The lengths that each stage sees: 0 for a clip that does not use it."""
+        """The lengths for each stage: 0 for clips that do not use it."""
         used = self._per_clip_stages(x.shape[0], x.device) if self.codebooks.ready else None
         if used is None:
             return [lengths] * self.stages
@@ -81,7 +81,7 @@ class Chain(Quantizer):
         return [torch.where(stage < used, whole, 0) for stage in range(self.stages)]
 
     def _learn(self, x: Tensor, lengths: Tensor | None) -> Quantized:
-        """One training step: every stage chooses, tells its loss, and its codebook learns."""
+        """One training step: every stage chooses codes and computes its losses, and its codebook learns."""
         books, config = self.codebooks, self.config
         stage_lengths = self._stage_lengths(x, lengths)
         starting, started = not books.ready, False
@@ -124,9 +124,9 @@ class Chain(Quantizer):
 
 
 class _Losses:
-    """The losses of all stages and their gradients, known with them: kept is one gradient, not each stage's rows.
+    """The losses of all stages with their gradients, so that one gradient is kept instead of the rows of each stage.
 
-    Commitment is the mean of (x - sg(c))^2 over the frames and features of a stage; the codebook's that of
+    Commitment is the mean of (x - sg(c))^2 over the frames and features of a stage; the codebook loss that of
     (sg(x) - c)^2 (van den Oord et al. 2017, equation 3). Both are summed over the stages.
     """
 
@@ -136,7 +136,7 @@ class _Losses:
         self.gradient: Tensor | None = None
 
     def add(self, frames: Frames, left: Tensor, distance: Tensor, indices: Tensor, table: Tensor) -> None:
-        """``left`` [B, T, d] is what the stage left of its ``frames``, 0 past their lengths."""
+        """Add a stage; ``left`` [B, T, d] is the residual of its ``frames``, 0 past their lengths."""
         config = self.config
         scale = 1 / (frames.total().clamp(min=1).to(left.dtype) * left.shape[-1])
         value = distance.sum() * scale

@@ -1,4 +1,4 @@
-"""Codebooks that learn from the rows that choose them: moving means, a start from k-means, revival of dead codes."""
+"""Codebooks that learn from the rows that choose them: moving means, k-means at the start, dead codes replaced."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ NARROW = (torch.bfloat16, torch.float16)
 
 
 class Codebooks(nn.Module):
-    """S codebooks of K codes, and how much each code is used.
+    """S codebooks of K codes, and how often each code is used.
 
-    All is float32 (float64 after ``double()``) and stays so when the model is cast to bfloat16 or float16: moving means
-    in these would lose codes to rounding.
+    All tensors are float32 (float64 after ``double()``), also when the model is cast to bfloat16 or float16, in which
+    rounding would stop the moving means.
 
     Args:
-        config: how they learn.
+        config: of the codebooks.
         stages: S.
         dim: d, features of a code.
 
     Attributes:
-        codes: [S, K, d]; a parameter when learned, else a buffer.
+        codes: [S, K, d]; a parameter if learned, else a buffer.
         usage: [S, K], moving means of the frames per step that chose each code.
-        sums: [S, K, d], moving sums of these frames; None when learned.
-        started: [] int64, whether the codes came from k-means, or never will.
+        sums: [S, K, d], moving sums of these frames; None if learned.
+        started: [] int64, 1 once k-means has run, or if it will not run.
     """
 
     codes: Tensor
@@ -53,23 +53,23 @@ class Codebooks(nn.Module):
             self.register_buffer("sums", codes.clone())
         self.register_buffer("usage", torch.ones(stages, config.codebook_size))
         self.register_buffer("started", torch.tensor(int(not config.kmeans)))
-        self._started = not config.kmeans  # the same on the host, where it decides what runs
+        self._started = not config.kmeans  # a copy on the host, for decisions without waiting for the device
 
     @property
     def ready(self) -> bool:
-        """Whether the codes have started: from k-means, at random, or from a checkpoint that had."""
+        """Whether the codes have their starting values: from k-means, at random, or from a checkpoint."""
         return self._started
 
     def table(self, stage: int) -> Tensor:
-        """The codes of a stage [K, d], of length 1 with the cosine option; with their gradient when learned."""
+        """The codes of a stage [K, d], of length 1 with the option ``cosine``; with their gradient if learned."""
         codes = self.codes[stage]
         if self.config.cosine and self.sums is None:
-            # Of a copy: the parameter moves (a start, a revival) before the backward pass needs what it was.
+            # A copy: the parameter changes (start, replaced codes) before the backward pass reads its old value.
             return F.normalize(codes.clone(), dim=-1)
         return codes
 
     def tables(self, stages: int) -> Tensor:
-        """The codes of all stages [stages, K, d], one codebook as many times where it is shared; no gradient."""
+        """The codes of all stages [stages, K, d], with a shared codebook repeated; without gradient."""
         codes = self.codes.detach()
         if self.config.cosine and self.sums is None:
             codes = F.normalize(codes, dim=-1)
@@ -77,11 +77,11 @@ class Codebooks(nn.Module):
 
     @torch.no_grad()
     def start(self, stage: int, frames: Frames) -> bool:
-        """Take the codes of a stage from k-means of ``frames``, of all processes; False where a batch has no frames."""
+        """Set the codes of a stage by k-means of the ``frames`` of all processes; False if there are no frames."""
         config = self.config
         shares = pooled(frames.shares(self.codes.dtype))[0].to(torch.int64)
         total = shares.sum()
-        # Between processes, which do not know each other's sizes on the host, the most that may be.
+        # With several processes the largest possible size, as the host does not know the sizes of the others.
         size = frames.x.shape[0] * frames.x.shape[1]
         size = min(size, config.kmeans_rows) if processes()[1] == 1 else config.kmeans_rows
         if size == 0:
@@ -93,7 +93,7 @@ class Codebooks(nn.Module):
         some = total > 0
         usage = chosen * (total / kept.clamp(min=1))
         if not config.dead_below:
-            usage = usage.clamp(min=1)  # else a code that nobody chose would fall to 0, for good
+            usage = usage.clamp(min=1)  # otherwise codes that are not chosen would become 0
         self.codes[stage].copy_(torch.where(some, agreed(centres), self.codes[stage]))
         self.usage[stage].copy_(torch.where(some, agreed(usage), self.usage[stage]))
         if self.sums is not None:
@@ -101,7 +101,7 @@ class Codebooks(nn.Module):
         return True
 
     def finish_start(self) -> None:
-        """All stages have started."""
+        """Note that all stages have started."""
         self._started = True
         self.started.fill_(1)
 
@@ -110,7 +110,7 @@ class Codebooks(nn.Module):
         """Learn from ``frames`` that chose ``codes`` [B, T] (-1: none) of a stage.
 
         Usage n and sums s move by ``n <- decay n + (1 - decay) count`` and likewise; with ``refresh`` codes become
-        ``s / n``, and dead ones are revived. Without any such frame nothing moves.
+        ``s / n``, and dead ones are replaced. Without such frames nothing changes.
         """
         config = self.config
         if self.sums is None and not config.dead_below:
@@ -132,7 +132,7 @@ class Codebooks(nn.Module):
 
     @torch.no_grad()
     def refresh(self, stage: int) -> None:
-        """Each code becomes the moving mean of the frames that chose it, ``epsilon`` frames given to each for free."""
+        """Set each code to the moving mean of the frames that chose it; ``epsilon`` is added to each count."""
         if self.sums is None:
             return
         usage, epsilon = self.usage[stage], self.config.epsilon
@@ -143,17 +143,17 @@ class Codebooks(nn.Module):
 
     @torch.no_grad()
     def revive(self, stage: int, frames: Frames) -> None:
-        """Put rows of ``frames`` in the place of codes that are hardly used."""
+        """Replace codes that are hardly used by rows of ``frames``."""
         if self.config.dead_below:
             self._replace(stage, frames, *pooled(*self._draw(frames)))
 
     def _draw(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """The own count of frames among the processes', and the random numbers that choose rows."""
+        """The numbers of frames of all processes (own one filled in), and the random numbers that choose rows."""
         noise = torch.rand(self.config.codebook_size, dtype=self.codes.dtype, device=self.codes.device)
         return frames.shares(noise.dtype), only_first(noise)
 
     def _replace(self, stage: int, frames: Frames, shares: Tensor, noise: Tensor) -> None:
-        """Dead codes become rows of different stretches of the joint batch; as many as it has rows, no row twice."""
+        """Replace dead codes by rows of different stretches of the joint batch; no row twice while there are enough."""
         config = self.config
         usage = self.usage[stage]
         unit = usage.mean() if config.usage_unit == "mean" else torch.ones_like(usage[0])

@@ -1,4 +1,4 @@
-"""Codes by rounding: a few levels per dimension."""
+"""Codes by rounding to a few levels per dimension."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from losatok_ext.nn.quantizers.config import FSQConfig
 class FSQ(Quantizer):
     """Finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505): :func:`losatok_ext.ops.fsq_quantize`.
 
-    Nothing but the linear maps is learned, and there are no losses; the gradient passes straight through the rounding.
+    Only the linear maps are learned, and there are no losses; the gradient of the rounding is straight-through.
 
     Args:
-        config: what it is made of.
+        config: of the quantizer.
         dim: d, features of the latents.
 
-    Codes are [...] for latents [..., d], or [..., C] with C = ``num_codebooks`` above 1, each of its own dimensions.
+    Codes are [...] for latents [..., d], or [..., C] with C = ``num_codebooks`` if that is above 1; each code has its
+    own dimensions.
     """
 
     config: FSQConfig
@@ -39,7 +40,7 @@ class FSQ(Quantizer):
         return self.config.num_codebooks * math.log2(self.codebook_size)
 
     def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
-        # The codes of a token one after another, as tokens of their own.
+        # The codes of a token are quantized as if they were consecutive tokens.
         count = self.config.num_codebooks
         rows = x.reshape(x.shape[0], x.shape[1] * count, len(self.config.levels))
         each = None if lengths is None else lengths * count

@@ -1,4 +1,4 @@
-"""Gradients past a choice that has none: straight through, or turned as the choice turned the latent."""
+"""Gradients of choosing a code, which has none of its own: straight-through, or rotated from the code to the latent."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 SHORTEST = 1e-6
-"""Rows shorter than this have no direction to turn from."""
+"""Rows shorter than this have no direction."""
 
 OPPOSITE = 1e-6
 """|u + t|^2 up to which directions u and t count as opposite."""
 
 
 class Choice(NamedTuple):
-    """What a stage chose, for its gradient.
+    """The choice of a stage, for its gradient.
 
     Attributes:
-        source: [B, T, d], what was quantized.
-        quantized: [B, T, d], what was chosen for it.
+        source: [B, T, d], the input of the stage.
+        quantized: [B, T, d], the chosen codes.
         valid: [B, T, 1] bool, frames that have a gradient; None: all.
     """
 
@@ -55,12 +55,12 @@ def _sum(parts: Sequence[Any]) -> Tensor:
 
 
 def pass_gradient(x: Tensor, choices: Sequence[Choice], kind: str) -> Tensor:
-    """What the ``choices`` add up to, in their order and bit for bit, with the sum of their gradients to ``x``.
+    """The sum of the chosen codes, added in their order, with the sum of their gradients to ``x``.
 
     Args:
-        x: [B, T, d], what gets the gradient.
-        choices: of one stage or of several; the gradient goes past them, to x alone.
-        kind: of :attr:`VQConfig.gradient`, ``"straight_through"`` or ``"rotation"``.
+        x: [B, T, d]; it gets the gradient.
+        choices: of one stage or of several; they get no gradient.
+        kind: ``"straight_through"`` or ``"rotation"``, see :attr:`VQConfig.gradient`.
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return _sum([choice.quantized for choice in choices])
@@ -69,12 +69,12 @@ def pass_gradient(x: Tensor, choices: Sequence[Choice], kind: str) -> Tensor:
 
 
 def rotate_back(grad: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """The gradient to ``source`` when ``target`` is taken for ``s R source``, with R and s held constant.
+    """The gradient to ``source`` if ``target`` is written as ``s R source`` with constant R and s.
 
     R turns the direction u of ``source`` into that of ``target``, t, within their plane, and s is the ratio of their
     lengths: ``R = I - 2 r r^T + 2 t u^T``, r the direction of u + t (Fifty et al. 2024, arXiv 2410.06424, section 4.2).
-    Where u and t are opposite to 1e-3, r has no direction, and its term is left out; a source shorter than 1e-6 gets
-    the gradient as it is.
+    Where u and t are opposite to 1e-3, r has no direction, and its term is left out; for a source shorter than 1e-6
+    the gradient is not rotated.
 
     All are [..., d].
     """

@@ -1,4 +1,4 @@
-"""k-means on the rows of a first batch: where codebooks start from."""
+"""k-means on the rows of the first batch, for the starting values of codebooks."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from losatok_ext import ops
 from losatok_ext.ops.quantize import sums_by_code
 
 ROUNDS = 8
-"""Rounds in which the first centres are drawn."""
+"""Number of rounds in which the first centres are drawn."""
 
 
 def kmeans(
     rows: Tensor, valid: Tensor, size: int, iterations: int, noise: Tensor, cosine: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from spread-out rows; a centre that nobody chooses moves to the row farthest from its own.
+    """Lloyd's algorithm. A centre that no row chooses moves to the row that is farthest from its centre.
 
-    The first centres are drawn in rounds, each row with a chance as its squared distance from those drawn before: one
-    by one that is k-means++ (Arthur and Vassilvitskii 2007), all in a few rounds it is the idea of k-means|| (Bahmani
-    et al. 2012). Nothing waits for the device, and equal arguments give equal bits.
+    The first centres are drawn in a few rounds, each row with a probability proportional to its squared distance from
+    the centres drawn before, as in k-means|| (Bahmani et al. 2012); drawing one centre per round would be k-means++
+    (Arthur and Vassilvitskii 2007). The device is not waited for, and equal arguments give equal bits.
 
     Args:
         rows: [n, d] float32 or float64, n >= 1.
-        valid: int64 scalar: the first so many rows count.
-        size: K, centres; those beyond the number of rows repeat others.
-        iterations: of assignment and mean.
-        noise: [K] within 0..1, the chances.
-        cosine: centres have length 1, as the rows should.
+        valid: int64 scalar, number of rows (the first ones) that are used.
+        size: K, number of centres; if there are fewer rows, some centres are equal.
+        iterations: number of assignments and means.
+        noise: [K] within 0..1, the random numbers.
+        cosine: centres have length 1; rows should too.
 
     Returns:
-        centres [K, d] and how many rows chose each, [K] in the dtype of ``rows``.
+        centres [K, d] and the number of rows that chose each, [K] in the dtype of ``rows``.
     """
     batch, lengths = rows.unsqueeze(0), valid.view(1)
     centres = first_centres(rows, valid, size, noise)
@@ -42,7 +42,7 @@ def kmeans(
         means = sums / counts.clamp(min=1).unsqueeze(-1)
         if cosine:
             means = F.normalize(means, dim=-1)
-        # Stable, so that rows that do not count change nothing among equally far ones.
+        # Stable, so that unused rows do not change the order of rows at equal distance.
         far = torch.where(chosen >= 0, distance, -1.0).view(-1).argsort(descending=True, stable=True)
         empty = counts == 0
         turn = empty.cumsum(0) - 1
@@ -54,7 +54,7 @@ def kmeans(
 
 
 def first_centres(rows: Tensor, valid: Tensor, size: int, noise: Tensor) -> Tensor:
-    """[size, d]: rows drawn as :func:`kmeans` tells."""
+    """The first centres [size, d]; see :func:`kmeans`."""
     counted = (torch.arange(len(rows), device=rows.device) < valid) & torch.isfinite(rows).all(-1)
     weight = counted.double()
     centres = rows[:0]
@@ -67,7 +67,7 @@ def first_centres(rows: Tensor, valid: Tensor, size: int, noise: Tensor) -> Tens
             distance = ops.vq_nearest(rows.unsqueeze(0), centres, valid.view(1))[1][0]
             weight = torch.where(counted, distance.double(), 0.0)
             weight = torch.where(weight.sum() > 0, weight, counted.double())
-        # One draw from each of as many equal parts of all the weight.
+        # One draw from each of several equal parts of the total weight.
         mass = weight.cumsum(0)
         part = torch.arange(end - begin, device=rows.device) + noise[begin:end]
         drawn = torch.searchsorted(mass, part * (mass[-1] / (end - begin)), right=True)
@@ -76,12 +76,13 @@ def first_centres(rows: Tensor, valid: Tensor, size: int, noise: Tensor) -> Tens
 
 
 def usable(codes: Tensor, distance: Tensor) -> Tensor:
-    """``codes`` with -1 for rows that are not finite: they would spoil every mean they enter."""
+    """``codes`` with -1 for rows that are not finite, which would make the means not finite."""
     return torch.where(torch.isfinite(distance), codes, -1)
 
 
 def count_and_sum(x: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """How many rows of ``x`` [B, T, d] chose each code, [size], and their sums [size, d]; ``codes`` [B, T], -1 none."""
+    """The number of rows of ``x`` [B, T, d] that chose each code, [size], and their sums [size, d]. Rows chose none
+    where ``codes`` [B, T] are -1."""
     flat, chosen = x.flatten(0, 1), codes.flatten()
     ones = flat.new_ones((1, 1)).expand(len(chosen), 1)
     return sums_by_code(ones, chosen, size)[:, 0], sums_by_code(flat, chosen, size)

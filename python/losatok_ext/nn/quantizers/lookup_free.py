@@ -1,4 +1,4 @@
-"""Codes of signs: each dimension is a bit."""
+"""Codes from signs: each dimension is a bit."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from losatok_ext.ops.reference.quantize import check_range
 class LFQ(Quantizer):
     """Lookup-free quantization (Yu et al. 2023, arXiv 2310.05737): ``scale`` times the sign of each dimension.
 
-    The gradient passes straight through the sign. Losses: ``"commitment"`` and ``"entropy"``, see
+    The gradient of the sign is straight-through. Losses: ``"commitment"`` and ``"entropy"``, see
     :func:`entropy_loss`; diversity is that of the joint batch of all processes.
 
     Args:
-        config: what it is made of.
+        config: of the quantizer.
         dim: d, features of the latents.
 
-    Codes are [...] for latents [..., d], or [..., C] with C = ``num_codebooks`` above 1, each of its own dimensions;
-    the first dimension is the most significant bit, 1 where it is above 0.
+    Codes are [...] for latents [..., d], or [..., C] with C = ``num_codebooks`` if that is above 1; each code has its
+    own dimensions. The first dimension is the most significant bit, which is 1 for values above 0.
     """
 
     config: LFQConfig
@@ -85,13 +85,14 @@ class LFQ(Quantizer):
 
 
 def entropy_loss(x: Tensor, lengths: Tensor | None, config: LFQConfig) -> Tensor:
-    """Mean over frames of H(p), less ``diversity`` times H of the mean of p: certain each, diverse together.
+    """Mean over frames of the entropy H(p), minus ``diversity`` times H of the mean of p: it is small if each frame is
+    certain of its code and all codes are in use.
 
-    p is the softmax over all 2^bits codes c of -|x - c|^2 / temperature (Yu et al. 2023, equation 5), in nats. Bits are
-    independent in it, so that a frame's entropy is the sum of its bits' own, and its p is an outer product of those of
-    two halves of the bits: the mean of p is a matrix product of the halves, and the [N, 2^bits] of all frames never
-    exist. More than ``entropy_group`` bits are split in groups, whose entropies add up to an upper bound of the joint
-    one.
+    p is the softmax over all 2^bits codes c of -|x - c|^2 / temperature (Yu et al. 2023, equation 5), in nats. Its bits
+    are independent, so that the entropy of a frame is the sum over its bits, and p is the outer product of the p of two
+    halves of the bits. The mean of p is then a matrix product of the halves, and [N, 2^bits] for all frames is never
+    stored. More than ``entropy_group`` bits are split into groups; the sum of their entropies is an upper bound of the
+    joint entropy.
 
     Args:
         x: [B, T, C, bits], finite, 0 past a length.

@@ -1,8 +1,8 @@
-"""Batches as all processes see them: what they sum, and rows of the joint batch.
+"""The joint batch of all processes: sums over it, and rows of it.
 
 The process group is looked up when it is used. Without one, or in one of a single process, nothing is exchanged. The
-joint batch is the valid frames of rank 0, then those of rank 1, and so on; with equal random numbers (rank 0's) all
-processes then hold what one process would hold that had the joint batch.
+joint batch is the valid frames of rank 0, then those of rank 1, and so on. With the same random numbers (those of
+rank 0), all processes compute what one process with the joint batch would.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _PooledSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        # All processes compute the same of the sum, so that their gradients to it are alike, and add up to this.
+        # All processes compute the same function of the sum, so their gradients to it are equal and add up to this.
         return grad * processes()[1]
 
 
@@ -55,7 +55,7 @@ def pooled_with_gradient(x: Tensor) -> Tensor:
 
 
 def agreed(tensor: Tensor) -> Tensor:
-    """``tensor`` as rank 0 has it."""
+    """The ``tensor`` of rank 0."""
     if processes()[1] == 1:
         return tensor
     shared = tensor.clone()
@@ -64,7 +64,7 @@ def agreed(tensor: Tensor) -> Tensor:
 
 
 def only_first(tensor: Tensor) -> Tensor:
-    """``tensor`` on rank 0, zeros elsewhere: what to pool for all to have rank 0's."""
+    """``tensor`` on rank 0, zeros on other ranks: their sum is the tensor of rank 0."""
     return tensor if processes()[0] == 0 else torch.zeros_like(tensor)
 
 
@@ -75,23 +75,23 @@ class Frames(NamedTuple):
     lengths: Tensor | None
 
     def total(self) -> Tensor:
-        """How many there are: int64 scalar."""
+        """Number of valid frames: int64 scalar."""
         if self.lengths is None:
             return torch.full((), self.x.shape[0] * self.x.shape[1], dtype=torch.int64, device=self.x.device)
         return self.lengths.sum()
 
     def shares(self, dtype: torch.dtype) -> Tensor:
-        """[processes] with the own :meth:`total` at the own rank, else zeros: pooled, the counts of all."""
+        """[processes], :meth:`total` at the own rank, else zeros: the sum over processes is the counts of all."""
         rank, size = processes()
         own = torch.arange(size, device=self.x.device) == rank
         return torch.where(own, self.total(), 0).to(dtype)
 
     def rows(self, positions: Tensor, counts: Tensor) -> Tensor:
-        """Frames of the joint batch, zeros for those of other processes: pooled, all of them.
+        """Frames of the joint batch, with zeros for those of other processes: the sum over processes is all of them.
 
         Args:
-            positions: [n] int64, which frames of the joint batch.
-            counts: [processes] int64, how many frames each process has.
+            positions: [n] int64, positions in the joint batch.
+            counts: [processes] int64, number of frames of each process.
 
         Returns:
             [n, d] in the dtype of x.
@@ -118,8 +118,8 @@ def spread(parts: Tensor, total: Tensor, size: int, noise: Tensor | None = None)
     Args:
         parts: int64 scalar of at least 1.
         total: int64 scalar.
-        size: how many positions to give; those from ``parts`` on lie beyond ``total``.
-        noise: [size] within 0..1, where in its stretch each lies; None: at its start.
+        size: number of positions in the result; those from ``parts`` on lie beyond ``total``.
+        noise: [size] within 0..1, the place of each position in its stretch; None: at its start.
 
     Returns:
         [size] int64.

@@ -1,4 +1,4 @@
-"""Several codes per token, each for what those before it left over."""
+"""Several codes per token, each for the residual of those before it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from losatok_ext.nn.quantizers.config import ResidualVQConfig
 class ResidualVQ(Chain):
     """Residual vector quantization: :class:`VectorQuantizer` in stages (Zeghidour et al. 2021, arXiv 2107.03312).
 
-    In eval mode all stages run in one pass. With ``dropout``, some clips of a training batch use their first stages
-    only: their later codes are -1, add nothing to ``quantized`` and to the losses, and later codebooks do not learn
-    from them. A batch that codebooks start from uses all stages. The losses are summed over the stages.
+    In eval mode all stages run in one pass. With ``dropout``, some clips of a training batch use only their first
+    stages: their later codes are -1, are not part of ``quantized`` and of the losses, and later codebooks do not learn
+    from these clips. The batch that sets the starting values of the codebooks uses all stages. The losses are summed
+    over the stages.
 
     Args:
-        config: what it is made of.
+        config: of the quantizer.
         dim: d, features of the latents.
 
-    Codes are [..., Q] for latents [..., d]; fewer than Q decode as well. Latents that are not [B, T, d] count as one
-    clip.
+    Codes are [..., Q] for latents [..., d]; fewer than Q can be decoded too. Latents that are not [B, T, d] count as
+    one clip.
     """
 
     config: ResidualVQConfig

@@ -11,16 +11,16 @@ from losatok_ext.nn.quantizers.config import VQConfig
 
 
 class VectorQuantizer(Chain):
-    """The nearest code of a codebook, which learns from the latents that choose it.
+    """Vector quantization: the nearest code of a codebook that learns from the latents that choose it.
 
-    In training mode the codebook starts from k-means of the first batch, moves with the latents, and puts latents of
-    the batch in the place of codes that are hardly used (see :class:`VQConfig`); all processes of a group hold the same
-    codebook, that of their joint batch. In eval mode nothing changes. Losses: ``"commitment"``, and ``"codebook"`` when
-    the codebook is learned. Distances and statistics are float32 whatever the dtype of the latents. A row that is not
-    finite gets code 0 and shows in the losses, but no codebook learns from it.
+    In training mode the codebook starts from k-means of the first batch, follows the latents, and replaces codes that
+    are hardly used by latents of the batch (see :class:`VQConfig`). All processes of a group have the same codebook,
+    learned from their joint batch. In eval mode it does not change. Losses: ``"commitment"``, and ``"codebook"`` if the
+    codebook is learned. Distances and statistics are float32, whatever the dtype of the latents. A row that is not
+    finite gets code 0 and makes the losses not finite, but the codebook does not learn from it.
 
     Args:
-        config: what it is made of.
+        config: of the quantizer.
         dim: d, features of the latents.
 
     Codes are [...] for latents [..., d].

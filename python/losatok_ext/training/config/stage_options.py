@@ -2,83 +2,79 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
 
+from losatok_ext.configuration import Configuration, Count, Length, NonNegative, Positive
 from losatok_ext.nn.flow_matching import ConditionDropout, FlowMatching, SpanMasking
-from losatok_ext.training.config.typed import require
+
+NO_WEIGHT = "above 0, unless another weight is: with all at 0 there is nothing to train"
 
 
 @dataclass(frozen=True)
-class SemBoWeights:
+class SemBoWeights(Configuration):
     """Weights of the SemBo losses; the paper's by default."""
 
-    reconstruction: float = 1e3
-    relation: float = 1.0
-    window: int | None = None
-    """Frames that a pair of the time relation may lie apart; null takes all pairs, 1 neighbours only (smoothness)."""
-    prefixes: tuple[int, ...] = ()
-    """Numbers of dimensions that should each do alone, such as [16, 32, 64] of 128 (all are one of them anyway): both
-    losses become means over them, and the model can cut its latents to them. Empty: only all dimensions together."""
+    reconstruction: NonNegative = 1e3
+    """Weight of the reconstruction of the teacher's features."""
+    relation: NonNegative = 1.0
+    """Weight of the time relation: similarities between frames as the teacher has them."""
+    window: Count | None = None
+    """Largest distance in frames between the two frames of a pair of the time relation. null takes all pairs, 1
+    neighbours only (smoothness)."""
+    prefixes: Annotated[tuple[Count, ...], Length(0, 64)] = ()
+    """Numbers of leading dimensions that should be usable alone, ascending, such as [16, 32, 64] of 128 (all 128 are
+    always one of them). Both losses become means over them, and the model can cut its latents to them. Empty: only all
+    dimensions together."""
 
-    def __post_init__(self) -> None:
-        check_weights("sembo", self, but=("window",))
-        require(
-            self.window is None or self.window >= 1, f"sembo.window should be at least 1 or null, got {self.window}"
-        )
-        require(
-            list(self.prefixes) == sorted(set(self.prefixes)) and all(size > 0 for size in self.prefixes),
-            f"sembo.prefixes should ascend from at least 1, got {list(self.prefixes)}",
+    def _check_fit(self) -> None:
+        self._require(self.reconstruction + self.relation > 0, "reconstruction", NO_WEIGHT)
+        self._require(
+            list(self.prefixes) == sorted(set(self.prefixes)), "prefixes", "a list in ascending order, each number once"
         )
 
 
 @dataclass(frozen=True)
-class TokenizerWeights:
+class TokenizerWeights(Configuration):
     """Weights of the tokenizer losses; the paper's by default."""
 
-    mel: float = 45.0
-    semantic_high: float = 45.0
-    semantic_low: float = 45.0
-    kl: float = 1e-2
-    feature_matching: float = 1.0
-    adversarial: float = 1.0
-    """Of what the decoder pays for being found out; this and feature matching where there are discriminators."""
-    label: float = 1.0
-    """Of the probe's cross-entropy, with ``supervision.labels``."""
-    quantizer: float = 1.0
-    """Of the losses of a quantizer, where the model has one; they are weighted among themselves by its own options."""
+    mel: NonNegative = 45.0
+    """Weight of the multi-scale mel loss."""
+    semantic_high: NonNegative = 45.0
+    """Weight of the distance between acoustic and semantic features at full width (L_H)."""
+    semantic_low: NonNegative = 45.0
+    """Weight of the distance between them in the latent's dimensions (L_L)."""
+    kl: NonNegative = 1e-2
+    """Weight of the KL divergence of the latent from a unit Gaussian."""
+    feature_matching: NonNegative = 1.0
+    """Weight of the feature matching, where there are discriminators."""
+    adversarial: NonNegative = 1.0
+    """Weight of the decoder's adversarial loss, where there are discriminators."""
+    label: NonNegative = 1.0
+    """Weight of the probe's cross-entropy, with ``supervision.labels``."""
+    quantizer: NonNegative = 1.0
+    """Weight of the losses of a quantizer, where the model has one. The quantizer's own options weigh them against
+    each other."""
 
-    def __post_init__(self) -> None:
-        check_weights("tokenizer", self)
+    def _check_fit(self) -> None:
+        self._require(any(self.to_dict().values()), "mel", NO_WEIGHT)
 
 
 @dataclass(frozen=True)
-class GeneratorOptions:
+class GeneratorOptions(Configuration):
     """The generator stage: what it learns from, and how."""
 
     tokenizer: str | None = None
-    """Folder of the LoSATok model whose latents are generated, checked for latent files; None: the bundled one, for
-    recordings."""
+    """Tokenizer whose latents are generated: a model folder, or the name of a bundled model. It encodes recordings, and
+    is compared with the one that wrote latent files. null takes the bundled one for recordings, and none for latent
+    files."""
     context: bool = True
     """Train for editing: parts of each clip are given as a time-aligned condition, see :class:`SpanMasking`."""
     flow: FlowMatching = field(default_factory=FlowMatching)
+    """The path from noise to data, and the times that training draws."""
     dropout: ConditionDropout = field(default_factory=ConditionDropout)
+    """How often conditions are hidden, for guidance."""
     masking: SpanMasking = field(default_factory=SpanMasking)
-    statistics_seconds: float = 36000.0
-    """The latents' mean and deviation are measured over so much of the data at most, evenly chosen."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.statistics_seconds > 0,
-            f"generator.statistics_seconds should be positive, got {self.statistics_seconds}",
-        )
-
-
-def check_weights(group: str, weights: Any, but: tuple[str, ...] = ()) -> None:
-    """Raise ConfigError unless the numbers in the dataclass ``weights``, ``but`` some, are at least 0, one above it."""
-    values = dataclasses.asdict(weights)
-    values = {name: value for name, value in values.items() if not isinstance(value, tuple) and name not in but}
-    for name, value in values.items():
-        require(value >= 0, f"{group}.{name} should not be negative, got {value}")
-    require(any(values.values()), f"{group}: every weight is 0, so there is nothing to train")
+    """Which parts of a clip are given, with ``context``."""
+    statistics_seconds: Positive = 36000.0
+    """Seconds of audio over which the latents' mean and deviation are measured at most, evenly chosen."""

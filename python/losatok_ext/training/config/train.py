@@ -1,96 +1,105 @@
-"""What a training run is told: one typed configuration for all stages, from a file, the command line or Python."""
+"""The configuration of a training run: one for all stages, from a file, the command line or Python."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
+from losatok_ext.configuration import Configuration, Count, Range, from_layers, parse_assignments, read_yaml
 from losatok_ext.errors import ConfigError
-from losatok_ext.training.config import typed
+from losatok_ext.nn.quantizers import QuantizerConfig
 from losatok_ext.training.config.data_options import AugmentConfig
 from losatok_ext.training.config.options import CheckpointConfig, DataConfig, LogConfig, OptimizerConfig
 from losatok_ext.training.config.stage_options import GeneratorOptions, SemBoWeights, TokenizerWeights
 from losatok_ext.training.config.teacher_options import MaskedAutoencoderOptions
 from losatok_ext.training.config.tokenizer_options import DiscriminatorOptions, SupervisionOptions
-from losatok_ext.training.config.typed import require
 from losatok_ext.training.config.validation_options import ValidationConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Configuration):
     """A training run, of any stage. Keys are those of the YAML file, and of ``--set`` with dots.
 
+    The first sentence under a field is the help line of its command-line option, where ``losatok train`` has one.
+
     Raises:
-        ConfigError: a value out of its range, or ``init`` together with ``preset``, ``model`` or ``teacher``.
+        ConfigError: a value of the wrong kind or out of its range, or ``init`` together with ``preset``, ``model`` or
+            ``teacher``.
     """
 
     preset: Literal["tiny", "base", "wide"] | None = None
-    """Size of the model; ``base``, the published one, where neither this nor ``init`` is given. ``wide`` is a
-    generator's only."""
+    """Size of the model; ``wide`` is a generator's only. null is ``base``, the published size, where there is no
+    ``init``."""
     model: dict[str, Any] = field(default_factory=dict)
     """Keys of ``LoSATokConfig``, for a generator of ``DiTConfig``, that replace the preset's."""
     teacher: str | None = None
-    """SemBo: the teacher by name, as :func:`losatok_ext.models.teachers.registry.open_teacher` takes it. Without it the
-    teacher is a frozen Dasheng of the preset's size with seeded random weights."""
+    """SemBo: the teacher by name, as :func:`losatok_ext.models.teachers.registry.open_teacher` takes it. null is a
+    frozen Dasheng of the preset's size with seeded random weights."""
     init: str | None = None
-    """Model folder to start from. The tokenizer stage needs one that ``train sembo`` wrote; a generator may go on from
-    another."""
-    quantizer: dict[str, Any] = field(default_factory=dict)
+    """Model folder to start from, instead of a preset. A tokenizer starts from the folder that ``train sembo`` wrote, a
+    generator from another generator."""
+    quantizer: QuantizerConfig | None = None
     """Tokenizer: a quantizer to train with the rest (``kind``: vq, rvq, fsq, lfq or affine, and keys of its
     configuration), in place of the one that the model of ``init`` may have."""
-    steps: int | None = None
-    """Optimizer steps; null takes the paper's (SemBo, generator 100 000, tokenizer 1 000 000); a teacher's 400 000."""
-    batch_size: int = 16
+    steps: Count | None = None
+    """Optimizer steps. null takes the paper's: 100 000 for SemBo and a generator, 1 000 000 for a tokenizer; a teacher
+    takes 400 000."""
+    batch_size: Count = 16
     """Crops per step."""
-    seed: int = 0
-    """Decides new weights, the order of clips, crops and sampling noise."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """Seed of new weights, of the order of clips, of crops and of sampling noise."""
     device: str = "auto"
-    """A torch device such as ``cpu`` or ``cuda:1``; ``auto`` is the GPU where torch sees one, else the CPU."""
+    """Device to train on: cpu, cuda or cuda:N; auto is the GPU where torch sees one, else the CPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """``bfloat16`` runs the network under autocast; weights, losses and the optimizer stay float32."""
-    max_skipped: int = 10
-    """Steps whose losses or gradient are not finite are skipped; after so many in a row training stops."""
+    """Precision of the network: with bfloat16 it runs under autocast. Weights, losses and the optimizer stay
+    float32."""
+    max_skipped: Count = 10
+    """Steps in a row whose losses or gradient are not finite, after which training stops. Each of them is skipped."""
     data: DataConfig = field(default_factory=DataConfig)
+    """How audio becomes batches."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How crops of recordings are varied."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW, the learning rate, accumulation, and the moving mean of the weights."""
     masked_autoencoder: MaskedAutoencoderOptions = field(default_factory=MaskedAutoencoderOptions)
+    """Teacher: how much of a clip is hidden, and what restores it."""
     sembo: SemBoWeights = field(default_factory=SemBoWeights)
+    """SemBo: weights of the losses."""
     tokenizer: TokenizerWeights = field(default_factory=TokenizerWeights)
+    """Tokenizer: weights of the losses."""
     discriminator: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
+    """Tokenizer: the networks that the decoder trains against."""
     supervision: SupervisionOptions = field(default_factory=SupervisionOptions)
+    """Tokenizer: what teaches the latents, besides reconstruction."""
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
+    """Generator: what it learns from, and how."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Validation: on what, and how often."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When the state is written, and how many states are kept."""
     log: LogConfig = field(default_factory=LogConfig)
+    """What is written down."""
 
     def __post_init__(self) -> None:
-        require(self.steps is None or self.steps >= 1, f"steps should be at least 1, got {self.steps}")
-        require(self.batch_size >= 1, f"batch_size should be at least 1, got {self.batch_size}")
-        require(0 <= self.seed < 2**63, f"seed should lie within 0..2^63-1, got {self.seed}")
-        require(self.max_skipped >= 1, f"max_skipped should be at least 1, got {self.max_skipped}")
-        if self.init is not None:
-            for name in ("preset", "model", "teacher"):
-                require(
-                    not getattr(self, name),
-                    f"{name} cannot be given together with init: the folder {self.init} decides it",
-                )
+        if isinstance(self.quantizer, Mapping) and not self.quantizer:
+            object.__setattr__(self, "quantizer", None)  # how runs of 0.1 wrote down that there is none
+        super().__post_init__()
 
-    @staticmethod
-    def from_dict(values: Mapping[str, Any], source: str = "config") -> TrainConfig:
-        """The configuration that nested ``values`` describe; ``source`` begins error messages.
+    def _check_fit(self) -> None:
+        for name in ("preset", "model", "teacher"):
+            self._require(
+                self.init is None or not getattr(self, name),
+                name,
+                f"left out where init is given (the model of {self.init} decides it)",
+            )
 
-        Raises:
-            ConfigError: an unknown key, a value of the wrong kind or out of range.
-        """
-        return typed.build(TrainConfig, values, source)
-
-    @staticmethod
+    @classmethod
     def load(
+        cls,
         path: str | Path | None = None,
         options: Mapping[str, Any] | None = None,
         assignments: Iterable[str] = (),
@@ -100,24 +109,17 @@ class TrainConfig:
         ones win.
 
         Args:
+            path: the YAML file; None: none.
+            options: nested mappings.
+            assignments: as ``--set`` takes them; values are read as YAML.
             base: what the file starts from, instead of the defaults.
 
         Raises:
             ConfigError: the file cannot be read, or a key or value does not fit; the message names where it stood.
         """
-        values = base.to_dict() if base else {}
-        source = "config"
-        layers = [] if path is None else [(str(path), typed.read_yaml(Path(path)))]
-        layers += [("options", dict(options or {})), ("--set", typed.parse_assignments(assignments))]
-        for name, layer in layers:
-            if layer:
-                typed.fit(TrainConfig, layer, name)  # each alone, so that the message names where it stood
-                values, source = typed.merge(values, layer), name
-        return typed.build(TrainConfig, values, source)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, fit for JSON and YAML; :meth:`from_dict` reads them back."""
-        return _plain(dataclasses.asdict(self))
+        layers: list[tuple[str, Mapping[str, Any]]] = [] if path is None else [(str(path), read_yaml(Path(path)))]
+        layers += [("options", options or {}), ("--set", parse_assignments(assignments))]
+        return from_layers(cls, base.to_dict() if base else {}, layers)
 
     def torch_device(self) -> torch.device:
         """The device to train on.
@@ -139,13 +141,6 @@ class TrainConfig:
                 "devices; use device cpu"
             )
         return device
-
-
-def _plain(value: Any) -> Any:
-    """``value`` with lists for tuples, as JSON has them."""
-    if isinstance(value, dict):
-        return {key: _plain(below) for key, below in value.items()}
-    return [_plain(below) for below in value] if isinstance(value, tuple | list) else value
 
 
 FREE_KEYS = (

@@ -1,1 +1,1 @@
-"""What a stage trains on: recordings, stored tokens and features, cut into batches."""
+"""Training data: recordings, stored features and latents, and the batches that are made of them."""

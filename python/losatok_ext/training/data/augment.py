@@ -1,4 +1,4 @@
-"""Crops varied in level, polarity and company: numbers drawn once per crop, then plain arithmetic."""
+"""Augmentation of crops: gain, polarity, and another clip mixed in. Random numbers are drawn once per crop."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from losatok_ext.training.config.data_options import AugmentConfig
 
 @dataclass(frozen=True)
 class Variation:
-    """What becomes of one crop."""
+    """How one crop is varied."""
 
     gain_db: float | None
     flip: bool
     snr_db: float | None
     """None: no other clip is mixed in."""
     other: tuple[float, float, float]
-    """Which clip that is, where its crop lies in it, and where it lies in this crop; each within 0..1."""
+    """Within 0..1 each: which clip is mixed in, where its crop lies in it, and where that goes in this crop."""
 
 
 def draw_variation(config: AugmentConfig, generator: np.random.Generator) -> Variation:
-    """Draw what becomes of a crop. As many numbers are drawn whatever the options are: one changes none of the rest."""
+    """Draw how a crop is varied. The same amount of numbers is drawn with any options, so that changing one option does
+    not change what the others draw."""
     mix, snr, gain, level, polarity, *other = generator.random(8).tolist()
 
     def within(bounds: tuple[float, float], place: float) -> float:
@@ -40,13 +41,16 @@ def draw_variation(config: AugmentConfig, generator: np.random.Generator) -> Var
 
 
 def vary(audio: Tensor, variation: Variation, other: Tensor | None = None) -> Tensor:
-    """A crop [N] as ``variation`` has it, a new tensor of its length; itself where nothing changes.
+    """Vary a crop.
 
     Args:
-        audio: float32.
-        variation: what to do.
-        other: [n] with n at most N, float32, to be mixed in. Its level is set by the mean power of both; where one of
-            them is silent nothing is mixed.
+        audio: [N] float32.
+        variation: how.
+        other: [n] float32 with n at most N, to be mixed in. Its level follows from the mean power of both; where one of
+            them is silent, nothing is mixed in.
+
+    Returns:
+        A new tensor [N] float32; ``audio`` itself where nothing changes.
     """
     result = audio
     if variation.snr_db is not None and other is not None:
@@ -73,18 +77,18 @@ def _mix(audio: Tensor, other: Tensor, snr_db: float, place: float) -> Tensor:
 
 
 def check_not_augmented(augment: AugmentConfig, data: object, kind: str) -> None:
-    """Raise ConfigError where ``augment`` would vary what is not audio."""
+    """Raise ConfigError where ``augment`` is on and the data is not audio."""
     if augment.changes_audio:
         raise ConfigError(f"augment varies recordings, and {data} holds {kind}; leave it out, or train on recordings")
 
 
 def check_features_stay(augment: AugmentConfig, data: object, hears_power: bool) -> None:
-    """Raise ConfigError where ``augment`` would change what stored features should be of the audio beside them.
+    """Raise ConfigError where the stored features of a recording would not fit its audio after ``augment``.
 
     Args:
         augment: how crops are varied.
         data: for the message.
-        hears_power: whether the teacher sees the power of a spectrum alone, to which polarity is nothing.
+        hears_power: whether the teacher's input is a power spectrum, which does not depend on polarity.
     """
     named = {"mix": augment.mix, "gain": augment.gain, "polarity": 0.0 if hears_power else augment.polarity}
     changing = [f"augment.{name}" for name, probability in named.items() if probability > 0]

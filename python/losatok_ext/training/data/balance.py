@@ -1,4 +1,4 @@
-"""Which domain each crop is from: a function of seed and number alone, so that resuming needs no state."""
+"""Which domain each crop is from: a function of the seed and the crop's number, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import numpy as np
 from losatok_ext.errors import ConfigError
 from losatok_ext.training.config.data_options import BalanceConfig
 
-_DOMAINS = 2  # random stream of a seed; data.py has the others
+_DOMAINS = 2  # random stream of a seed; crops.py has the others
 _BLOCK = 4096
 
 
 @dataclass(frozen=True)
 class DomainShare:
-    """One domain of a corpus, and its part in training."""
+    """One domain of a corpus, and its share of the crops."""
 
     name: str
-    """``""`` where clips name none."""
+    """``""`` where clips have no domain."""
     clips: int
     seconds: float
     share: float
-    """Of all crops, 0..1."""
+    """Its part of all crops, 0..1."""
     visits: int
-    """Crops that make one epoch of it: each clip once per crop of its length."""
+    """Crops in one epoch of the domain, in which each clip comes once per crop of its length."""
 
     def epochs(self, crops: int) -> float:
-        """How often ``crops`` crops of training visit its clips."""
+        """Epochs of the domain in a run of ``crops`` crops."""
         return crops * self.share / self.visits
 
 
@@ -36,12 +36,12 @@ def domain_shares(visits: Mapping[str, int], config: BalanceConfig) -> dict[str,
     """Each domain's share of the crops, together 1.
 
     Args:
-        visits: domain -> crops that there are in it, which ``proportional`` goes by.
+        visits: domain -> crops in one epoch of it; mode ``proportional`` shares by these.
         config: how to share.
 
     Raises:
-        ConfigError: shares are wanted where no clip names a domain, or ``weights`` does not name the domains that
-            there are.
+        ConfigError: the crops are to be shared among domains and no clip has one, or ``weights`` does not name exactly
+            the domains of the data.
     """
     if not config.changes_shares:
         base: Mapping[str, float] = visits
@@ -71,10 +71,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class DomainSchedule:
-    """Deals crops to domains in blocks of a fixed composition, spread evenly: any few crops have about the shares.
+    """Assigns crops to domains, in blocks with a fixed number of crops of each domain.
+
+    Within a block the crops of a domain are spread evenly, so that any short run of crops has about the right shares.
 
     Args:
-        shares: of each domain, together 1; one above 0 gets at least one crop of a block.
+        shares: share of each domain, together 1; a domain with a share above 0 has at least one crop in a block.
         seed: of the order within a block.
     """
 
@@ -85,7 +87,7 @@ class DomainSchedule:
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def place(self, number: int) -> tuple[int, int]:
-        """(domain, how many crops of that domain came before) of crop ``number``."""
+        """(domain, number of earlier crops of that domain) of crop ``number``."""
         block, position = divmod(number, self.block)
         domains, ranks = self._deal(block)
         domain = int(domains[position])
@@ -105,7 +107,8 @@ class DomainSchedule:
 
 
 def _apportion(shares: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers that add up to ``total``, by the largest remainder; at least 1 for a share above 0."""
+    """Integers in proportion to ``shares`` that add up to ``total`` (largest remainder method); at least 1 for a share
+    above 0."""
     exact = shares * total
     counts = np.maximum(np.floor(exact), shares > 0).astype(np.int64)
     while counts.sum() != total:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext.errors import TrainingError
@@ -21,77 +16,21 @@ from losatok_ext.training.config.data_options import AugmentConfig
 from losatok_ext.training.config.options import DataConfig
 from losatok_ext.training.data.augment import draw_variation, vary
 from losatok_ext.training.data.balance import DomainSchedule, DomainShare, domain_shares
-from losatok_ext.training.data.corpus import BAD_FILES, Clip, Corpus
+from losatok_ext.training.data.batches import Batch
+from losatok_ext.training.data.corpus import BAD_FILES, Clip, Corpus, Crop
 
 MAX_UNREADABLE = 16
 _ORDER, _CROP = 0, 1  # separate random streams of one seed; balance.py has 2
 _DOMAIN_ORDER, _VARIATION = 3, 4
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Crops padded with zeros to the longest: ``audio`` [B, N] float32 and ``lengths`` [B] int64 (samples).
-
-    Of a corpus of latents ``audio`` holds latents [B, T, d], of one of teacher features those [B, T, D], and lengths
-    are tokens.
-    """
-
-    audio: Tensor
-    lengths: Tensor
-    names: tuple[str, ...]
-    """The clips that the crops were taken from."""
-    seconds: float
-    """Audio in the batch, padding not counted."""
-    texts: tuple[str, ...] = ()
-    """What the clips' manifest or folder says of them; ``""`` is nothing."""
-    whole: Tensor | None = None
-    """[B'] int64, lengths of all crops of the step's batch, of which these are some; None: these are all."""
-    gram_energy: Tensor | None = None
-    """Of teacher features: what ``ops.gram_energy`` gave for each crop, [B] float32, NaN where a crop is only a part of
-    its clip."""
-    features: Tensor | None = None
-    """Of recordings whose teacher features are stored: these, [B, T, D] float32, zeros past each crop's; T is that of
-    the padded audio."""
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch with its audio and features on ``device``; lengths stay on the CPU, where the model reads them at
-        once."""
-        if device.type == "cpu":
-            return self
-        audio, features = (
-            None if values is None else values.pin_memory().to(device, non_blocking=True)
-            for values in (self.audio, self.features)
-        )
-        assert audio is not None
-        return dataclasses.replace(self, audio=audio, features=features)
-
-    def padded(self, samples: int) -> Batch:
-        """The batch, padded with zeros to ``samples`` samples."""
-        missing = samples - self.audio.shape[1]
-        if missing <= 0:
-            return self
-        features = self.features
-        if features is not None:
-            frames = samples * features.shape[1] // self.audio.shape[1]
-            features = F.pad(features, (0, 0, 0, frames - features.shape[1]))
-        audio = F.pad(self.audio, (0, 0) * (self.audio.dim() - 2) + (0, missing))
-        return dataclasses.replace(self, audio=audio, features=features)
-
-
-class _Crop(NamedTuple):
-    audio: Tensor
-    clip: Clip
-    whole: bool
-    features: Tensor | None
-
-
 class CropSource:
     """Draws batches of random crops from a corpus.
 
     An epoch visits every clip once per ``crop_seconds`` of its length (at least once), in an order shuffled by seed and
-    epoch; each visit takes a crop at a random place. Clips shorter than a crop are taken whole. With
-    ``config.balance`` each domain has such epochs of its own, and crops are dealt to domains by their shares. A file
-    that turns out unreadable is noted in :attr:`unreadable` and the next clip of the order stands in for it.
+    epoch; each visit takes a crop at a random place. Clips shorter than a crop are used completely. With
+    ``config.balance`` each domain has its own epochs, and crops are assigned to domains by their shares. A file
+    that cannot be read is noted in :attr:`unreadable`, and the next clip of the order is used instead.
 
     Args:
         corpus: the clips.
@@ -140,7 +79,7 @@ class CropSource:
             )
             for name, share in shares.items()
         )
-        """The corpus by domain, in the order of their names, and the share of each."""
+        """The domains of the corpus in the order of their names, with the share of each."""
         self._schedule: DomainSchedule | None = None
         if config.balance.changes_shares:
             self._schedule = DomainSchedule(list(shares.values()), seed)
@@ -153,7 +92,7 @@ class CropSource:
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def over(self, corpus: Corpus, augmented: bool) -> CropSource:
-        """The same source of other clips, whose crops are varied as here or not at all."""
+        """A source of other clips with the same settings; ``augmented`` says whether its crops are varied."""
         return CropSource(
             corpus,
             self.config,
@@ -165,13 +104,13 @@ class CropSource:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Batches until every clip was visited in proportion to its length, in the domain that takes the longest."""
+        """Batches in one epoch; with shares by domain, of the domain whose epoch is the longest."""
         if self._schedule is None:
             return len(self._all_visits) / self.batch_size
         return max(domain.visits / domain.share for domain in self.domains if domain.share) / self.batch_size
 
     def check_enough(self) -> None:
-        """Raise TrainingError when all clips together do not fill one batch: it would repeat some of them."""
+        """Raise TrainingError where the clips do not fill one batch, which would then hold some of them twice."""
         crops = len(self._all_visits)
         if crops < self.batch_size:
             raise TrainingError(
@@ -188,7 +127,7 @@ class CropSource:
             self._orders = {**near, (group, epoch): order}
         return order
 
-    def _crop_of(self, number: int) -> _Crop:
+    def _crop_of(self, number: int) -> Crop:
         """Crop ``number``, counted from the start of training."""
         group, rank = (0, number) if self._schedule is None else self._schedule.place(number)
         epoch, position = divmod(rank, len(self._visits[group]))
@@ -196,17 +135,17 @@ class CropSource:
         place = float(np.random.default_rng([self.seed, _CROP, number]).random())
         audio, features, clip = self._read(order, position, self.crop, place)
         if self.augment is None:
-            return _Crop(audio, clip, len(audio) == clip.samples, features)
+            return Crop(audio, clip, len(audio) == clip.samples, features)
         variation = draw_variation(self.augment, np.random.default_rng([self.seed, _VARIATION, number]))
         other = None
         if variation.snr_db is not None:
             which, where, _ = variation.other
             other, *_ = self._read(self._all_visits, int(which * len(self._all_visits)), len(audio), where)
-        return _Crop(vary(audio, variation, other), clip, False, features)
+        return Crop(vary(audio, variation, other), clip, False, features)
 
     def _read(self, order: np.ndarray, position: int, samples: int, place: float) -> tuple[Tensor, Tensor | None, Clip]:
-        """A crop of the clip at ``position`` of ``order``, or of the first one after it that can be read, and its
-        features where they are stored."""
+        """(crop, its stored features or None, its clip) of the clip at ``position`` of ``order``, or of the first clip
+        after it that can be read."""
         for attempt in range(MAX_UNREADABLE):
             index = int(order[(position + attempt) % len(order)])
             clip = self.corpus.clips[index]
@@ -218,12 +157,12 @@ class CropSource:
         raise TrainingError(f"{MAX_UNREADABLE} files in a row cannot be read, the last: {last}")
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
-        """The batch of ``step`` (from 0): always the same one for the same corpus, seed, crop length and batch size.
+        """The batch of one step; it depends on nothing but the corpus, the seed, the crop length and the batch size.
 
         Args:
-            step: which.
-            rows: only these of its crops are read and returned, which is what one of several processes takes of a
-                common batch. The crops are the same as in the whole batch, but padded to the longest of these rows.
+            step: from 0.
+            rows: read and return only these rows of it, as one of several processes does. The crops are those of the
+                complete batch, but padded to the longest of these rows.
 
         Raises:
             ValueError: ``rows`` holds none of the batch's crops.
@@ -233,20 +172,9 @@ class CropSource:
         if not numbers:
             raise ValueError(f"rows should hold some of the {self.batch_size} crops of a batch, got {rows}")
         crops = [self._crop_of(number) for number in numbers]
-        lengths = torch.tensor([len(crop.audio) for crop in crops])
+        lengths = torch.tensor([len(crop.values) for crop in crops])
         longest = -(-int(lengths.max()) // self.multiple) * self.multiple
-        audio = _stacked([crop.audio for crop in crops], longest)
-        features = [crop.features for crop in crops if crop.features is not None]
-        clips = [crop.clip for crop in crops]
-        return Batch(
-            audio,
-            lengths,
-            tuple(clip.name for clip in clips),
-            int(lengths.sum()) / self.corpus.sample_rate,
-            tuple(clip.text for clip in clips),
-            gram_energy=_energies(crops),
-            features=_stacked(features, longest // self.multiple) if features else None,
-        )
+        return self.corpus.batch(crops, lengths, longest)
 
     def batches(self, start: int, stop: int, rows: slice | None = None) -> Iterator[Batch]:
         """The batches of steps ``start`` to ``stop - 1``, read ahead by threads where the corpus is not in memory.
@@ -268,18 +196,3 @@ class CropSource:
                 yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _stacked(rows: list[Tensor], length: int) -> Tensor:
-    """``rows`` [N, ...] of any lengths, padded with zeros to ``length``."""
-    stacked = torch.zeros(len(rows), length, *rows[0].shape[1:])
-    for place, row in zip(stacked, rows, strict=True):
-        place[: len(row)] = row
-    return stacked
-
-
-def _energies(crops: list[_Crop]) -> Tensor | None:
-    if all(crop.clip.gram_energy is None for crop in crops):
-        return None
-    known = ((crop.clip.gram_energy, crop.whole) for crop in crops)
-    return torch.tensor([energy if whole and energy is not None else math.nan for energy, whole in known])

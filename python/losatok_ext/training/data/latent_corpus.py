@@ -1,29 +1,36 @@
-"""Latent files to train a generator on: encoded once, read as often as training likes."""
+"""Latent files to train a generator on."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from losatok_ext.errors import LatentFileError, TrainingError
+from losatok_ext.errors import InputError, LatentFileError, TrainingError
 from losatok_ext.formats.latent_files import SUFFIX, load_latents, read_header
-from losatok_ext.recordings.manifest import Entry, find_entries, manifest_lines
+from losatok_ext.recordings.dataset import find_dataset
+from losatok_ext.recordings.find import search_folder
+from losatok_ext.recordings.manifest import Item, read_manifest
 from losatok_ext.recordings.shard_index import LATENTS, is_shards, shards_kind
-from losatok_ext.training.data.corpus import Clip, Corpus, attempt
+from losatok_ext.training.data.batches import LatentBatch, stack_rows
+from losatok_ext.training.data.corpus import Clip, Corpus, Crop, attempt
 from losatok_ext.training.data.token_corpus import TokenCorpus, open_tokens
 
 
 @dataclass(frozen=True)
 class LatentCorpus(Corpus):
-    """A :class:`Corpus` whose clips are latent files: its samples are tokens [T, d], its rate is tokens per second."""
+    """A :class:`Corpus` of latent files: crops are [T, d], lengths are tokens, the rate is tokens per second."""
 
     fingerprint: str = ""
-    """Of the tokenizer that encoded all of them."""
+    """Fingerprint of the tokenizer that encoded all of them."""
     width: int = 0
-    """d."""
+    """d, the dimensions of a latent."""
+
+    def batch(self, crops: Sequence[Crop], lengths: Tensor, size: int) -> LatentBatch:
+        """See :meth:`Corpus.batch`."""
+        return LatentBatch(latents=stack_rows([crop.values for crop in crops], size), **self._common(crops, lengths))
 
     def _samples(self, clip: Clip, index: int, samples: int, place: float) -> Tensor:
         latents = _latents(clip.path, self.fingerprint) if self.audio is None else self.audio[index]
@@ -35,7 +42,7 @@ def _latents(path: Path, fingerprint: str) -> Tensor:
     """The means [T, d] in a latent file.
 
     Raises:
-        LatentFileError: as :func:`load_latents`, and when it holds codes.
+        LatentFileError: the file cannot be read, is of another tokenizer, or holds codes.
     """
     mu = load_latents(path, fingerprint).mu
     if mu is None:
@@ -47,12 +54,12 @@ def holds_latents(data: Path) -> bool:
     """Whether ``data`` is a folder or manifest of latent files, or shards of latents.
 
     Raises:
-        TrainingError: it has latent files and others.
+        TrainingError: a manifest names both latent files and others.
     """
     if is_shards(data):
         return shards_kind(data) == LATENTS
     if data.is_dir():
-        return any(path.is_file() for path in data.rglob(f"*{SUFFIX}"))
+        return bool(search_folder(data, (SUFFIX,))[0])
     if data.suffix == SUFFIX:
         return True
     if not data.is_file():
@@ -66,11 +73,11 @@ def holds_latents(data: Path) -> bool:
 
 
 def _names(manifest: Path) -> list[str]:
-    """Paths that a manifest names; a line that cannot be read is left for :func:`find_entries` to complain about."""
-    names: list[str] = []
-    with suppress(TrainingError):
-        names.extend(values["path"] for _, values in manifest_lines(manifest))
-    return names
+    """The files that a manifest names; empty for a broken manifest, for which :func:`find_dataset` raises later."""
+    try:
+        return [item.name for item in read_manifest(manifest)]
+    except InputError:
+        return []
 
 
 def open_latents(data: Path, cache_megabytes: int) -> LatentCorpus | TokenCorpus:
@@ -85,14 +92,14 @@ def open_latents(data: Path, cache_megabytes: int) -> LatentCorpus | TokenCorpus
     """
     if is_shards(data):
         return open_tokens(data, LATENTS, cache_megabytes)
-    entries, skipped, count = find_entries(data, (SUFFIX,), "latent")
+    items, skipped, count = find_dataset(data, (SUFFIX,), "latent")
 
-    def header(entry: Entry) -> tuple[Clip, tuple[str, int, float]]:
+    def header(entry: Item) -> tuple[Clip, tuple[str, int, float]]:
         found = read_header(entry.path)
-        clip = Clip(entry.path, entry.name, found.tokens, entry.text, entry.domain)
+        clip = Clip(entry.path, entry.name, found.tokens, entry.text, entry.domain, label=entry.label)
         return clip, (found.fingerprint, found.latent_dim, found.frame_rate)
 
-    found = attempt(header, entries, skipped)
+    found = attempt(header, items, skipped)
     if not found:
         raise TrainingError(f"{data}: none of its {count} latent files can be used; the first: {skipped[0]}")
     (first, kind), *rest = found

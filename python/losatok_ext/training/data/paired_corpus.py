@@ -1,4 +1,4 @@
-"""Recordings with the features that a teacher gave for each, out of shards that hold both clip by clip."""
+"""Recordings with the stored features of a teacher, from shards that hold both for each clip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from losatok_ext.models.tokenizer.config import SEMANTIC_PATCH, LoSATokConfig
 from losatok_ext.recordings.shard_files import Sample
 from losatok_ext.recordings.shard_index import AUDIO_RATE, FEATURES, open_shards
 from losatok_ext.recordings.token_files import read_tokens
-from losatok_ext.training.data.corpus import Clip, Corpus, attempt, long_enough
+from losatok_ext.training.data.batches import RecordingBatch, stack_rows
+from losatok_ext.training.data.corpus import Clip, Corpus, Crop, attempt, long_enough
 from losatok_ext.training.data.token_corpus import token_clip, token_facts
 
 
@@ -26,25 +27,34 @@ class PairedCorpus(Corpus):
     features of a crop are rows of those of its clip."""
 
     fingerprint: str = ""
-    """Of the teacher that computed all of them."""
+    """Fingerprint of the teacher that computed all features."""
     width: int = 0
-    """D."""
+    """D, the dimensions of a feature."""
     samples_per_token: int = 640
     """Samples of audio between frames of features."""
     stored: tuple[Tensor, ...] | None = field(default=None, repr=False)
     """Features [T, D] of each clip, in the dtype they are stored in, when the corpus is kept in memory."""
 
+    def batch(self, crops: Sequence[Crop], lengths: Tensor, size: int) -> RecordingBatch:
+        """See :meth:`Corpus.batch`; with the stored features."""
+        rows = [crop.features for crop in crops if crop.features is not None]
+        return RecordingBatch(
+            audio=stack_rows([crop.values for crop in crops], size),
+            features=stack_rows(rows, size // self.samples_per_token),
+            **self._common(crops, lengths),
+        )
+
     def digest(self, texts: bool = False, domains: bool = False) -> str:
-        """As :meth:`Corpus.digest`, with the fingerprint: other features of the same clips are other data."""
+        """The hash of :meth:`Corpus.digest` and the fingerprint: other features of the same clips are other data."""
         return f"{super().digest(texts, domains)}-{self.fingerprint}"
 
     def pick(self, kept: Sequence[bool]) -> PairedCorpus:
-        """As :meth:`Corpus.pick`."""
+        """See :meth:`Corpus.pick`."""
         stored = None if self.stored is None else tuple(compress(self.stored, kept))
         return dataclasses.replace(super().pick(kept), stored=stored)
 
     def features(self, index: int, samples: int, place: float) -> Tensor | None:
-        """The teacher's features of that crop, [T, D] float32: of a crop that is a part of its clip, samples over
+        """See :meth:`Corpus.features`. For a crop that is a part of its clip, T is ``samples`` divided by
         :attr:`samples_per_token`.
 
         Raises:
@@ -62,7 +72,7 @@ class PairedCorpus(Corpus):
         return features.float()
 
     def _stored(self, clip: Clip) -> Tensor:
-        """The features of a whole clip, in the dtype they are stored in."""
+        """The features [T, D] of a complete clip, in the dtype they are stored in."""
         assert clip.features is not None
         features = read_tokens(clip.features, self.width)
         _check_frames(clip.path, len(features), clip.samples, self.samples_per_token)
@@ -144,7 +154,7 @@ def open_paired(data: str | Path, model: LoSATokConfig, minimum_samples: int, ca
 
 
 def _clip(sample: Sample, sample_rate: int, samples_per_token: int) -> Clip:
-    """The recording, with where its features are."""
+    """A recording, and where its features are in the shard."""
     clip, place = token_clip(sample, FEATURES), f"{sample.member.shard}: {sample.key}"
     if sample.audio is None:
         raise ShardError(f"{place} has features and no audio; write the shard again")

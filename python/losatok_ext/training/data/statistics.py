@@ -1,4 +1,4 @@
-"""Mean and standard deviation of latents that are seen a few at a time."""
+"""Mean and standard deviation of vectors (latents, mel frames) over a corpus, in one pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunningMoments:
         self._squares = torch.zeros(dim, dtype=torch.float64)
 
     def update(self, vectors: Tensor) -> None:
-        """Count ``vectors`` [N, dim] in."""
+        """Add ``vectors`` [N, dim]."""
         if len(vectors) == 0:
             return
         vectors = vectors.detach().to("cpu", torch.float64)
@@ -46,18 +46,18 @@ class RunningMoments:
 
     @property
     def std(self) -> Tensor:
-        """[dim] float32, of the vectors as a whole population; 1 in a dimension that never changes."""
+        """[dim] float32, the population standard deviation; 1 in a dimension that never changes."""
         deviation = (self._squares / max(self.count, 1)).sqrt().float()
         return torch.where(deviation > 0, deviation, 1.0)
 
 
 def measure(corpus: Corpus, seconds: float, vectors: Callable[[Tensor], Tensor], what: str) -> RunningMoments:
-    """Moments of what ``vectors`` makes of evenly chosen clips; of long clips 30 seconds from the middle count.
+    """Mean and deviation of vectors that are computed from evenly chosen clips; of a long clip, from its middle 30 s.
 
     Args:
         corpus: the clips.
-        seconds: so much of them at most.
-        vectors: of a clip [N] (latents [T, d]) the vectors [n, dim].
+        seconds: of audio, at most.
+        vectors: computes the vectors [n, dim] of a clip [N] (of latents [T, d]).
         what: the name of the vectors, for the message.
 
     Raises:

@@ -1,32 +1,46 @@
-"""What a frozen network gave for each clip, to train on in its place: teacher features or latents, out of shards."""
+"""Stored outputs of a frozen network to train on, from shards: features of a teacher, or latents."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from losatok_ext.errors import ShardError, TrainingError
 from losatok_ext.recordings.shard_files import Sample
-from losatok_ext.recordings.shard_index import FEATURES, Shards, open_shards
+from losatok_ext.recordings.shard_index import FEATURES, LATENTS, Shards, open_shards
 from losatok_ext.recordings.token_files import read_tokens
-from losatok_ext.training.data.corpus import Clip, Corpus, attempt
+from losatok_ext.training.data.batches import Batch, FeatureBatch, LatentBatch, stack_rows
+from losatok_ext.training.data.corpus import Clip, Corpus, Crop, attempt
 
 
 @dataclass(frozen=True)
 class TokenCorpus(Corpus):
-    """A :class:`Corpus` of token sequences: its samples are tokens [T, d], its rate is tokens per second."""
+    """A :class:`Corpus` of token sequences: crops are [T, d], lengths are tokens, the rate is tokens per second."""
 
     fingerprint: str = ""
-    """Of the model, of teacher features that of the teacher, which computed all of them."""
+    """Fingerprint of the tokenizer (for features: the teacher) that computed all of them."""
     width: int = 0
-    """d."""
+    """d, the dimensions of a token."""
+    kind: str = LATENTS
+    """``shard_index.FEATURES`` or ``LATENTS``."""
+
+    def batch(self, crops: Sequence[Crop], lengths: Tensor, size: int) -> Batch:
+        """See :meth:`Corpus.batch`."""
+        rows, common = stack_rows([crop.values for crop in crops], size), self._common(crops, lengths)
+        if self.kind == LATENTS:
+            return LatentBatch(latents=rows, **common)
+        known = ((crop.clip.gram_energy, crop.complete) for crop in crops)
+        energy = [energy if complete and energy is not None else math.nan for energy, complete in known]
+        return FeatureBatch(features=rows, gram_energy=torch.tensor(energy), **common)
 
     def digest(self, texts: bool = False, domains: bool = False) -> str:
-        """As :meth:`Corpus.digest`, with the fingerprint: other tokens of the same clips are other data."""
+        """The hash of :meth:`Corpus.digest` and the fingerprint: other tokens of the same clips are other data."""
         return f"{super().digest(texts, domains)}-{self.fingerprint}"
 
     def _samples(self, clip: Clip, index: int, samples: int, place: float) -> Tensor:
@@ -66,6 +80,7 @@ def open_tokens(data: str | Path, kind: str, cache_megabytes: int) -> TokenCorpu
         loaded,
         fingerprint=facts["fingerprint"],
         width=facts["width"],
+        kind=kind,
     )
 
 
@@ -81,10 +96,10 @@ def _read_all(clip: Clip, width: int) -> Tensor:
 
 
 def token_facts(data: Path, shards: Shards) -> dict[str, Any]:
-    """What all clips in shards of tokens have in common: ``fingerprint``, ``width``, ``frame_rate`` and more.
+    """The facts about all clips in shards of tokens: ``fingerprint``, ``width``, ``frame_rate`` and more.
 
     Raises:
-        TrainingError: the shards do not say it.
+        TrainingError: one of these three is missing.
     """
     facts = shards.facts
     counts = [facts.get(name) for name in ("width", "frame_rate")]
@@ -96,10 +111,10 @@ def token_facts(data: Path, shards: Shards) -> dict[str, Any]:
 
 
 def token_clip(sample: Sample, kind: str) -> Clip:
-    """A clip of tokens as its shard describes it.
+    """A clip of tokens, from its description in the shard.
 
     Raises:
-        ShardError: the shard does not say what is needed.
+        ShardError: a value is missing or of the wrong kind.
     """
     values, shard = sample.values, sample.member.shard
     tokens, energy = values.get("tokens"), values.get("gram_energy")
@@ -107,9 +122,9 @@ def token_clip(sample: Sample, kind: str) -> Clip:
         raise ShardError(f"{shard}: {sample.key} does not say how many tokens it has; write the shard again")
     if kind == FEATURES and not (isinstance(energy, float) and math.isfinite(energy) and energy >= 0):
         raise ShardError(f"{shard}: {sample.key} has no gram_energy; write the shard again")
-    texts = {name: values.get(name, "") for name in ("path", "text", "domain")}
+    texts = {name: values.get(name, "") for name in ("path", "text", "domain", "label")}
     if not all(isinstance(text, str) for text in texts.values()):
-        raise ShardError(f"{shard}: path, text and domain of {sample.key} should be texts; write the shard again")
+        raise ShardError(f"{shard}: path, text, domain and label of {sample.key} should be text; write the shard again")
     return Clip(
         shard / sample.key,
         texts["path"] or f"{shard.name}/{sample.key}",
@@ -118,4 +133,5 @@ def token_clip(sample: Sample, kind: str) -> Clip:
         texts["domain"],
         sample.member,
         energy if kind == FEATURES else None,
+        label=texts["label"],
     )

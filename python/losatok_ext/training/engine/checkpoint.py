@@ -1,14 +1,13 @@
-"""The state of a run on disk: written whole or not at all, safetensors and JSON only, the newest few kept.
+"""Checkpoints of a run: written completely or not at all, in safetensors and JSON; the newest few are kept.
 
 ``checkpoints/step-XXXXXXXX/`` holds ``model.safetensors`` (what training changes), ``optimizer.safetensors``,
-``ema.safetensors``, ``critic.safetensors`` and ``critic_optimizer.safetensors`` where there are such, and
-``state.json``. ``checkpoints/frozen.safetensors`` holds the weights that training leaves
-alone, once; ``checkpoints/run.json`` says what the run was told. A run can go on from that folder alone.
+``ema.safetensors``, ``critic.safetensors`` and ``critic_optimizer.safetensors`` where the run has them, and
+``state.json``. ``checkpoints/frozen.safetensors`` holds the weights that do not train, once; ``checkpoints/run.json``
+holds the run's configuration and data. A run can go on from that folder alone.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import random
@@ -16,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from losatok_ext.errors import CheckpointError, TrainingError
-from losatok_ext.files import atomic_path
+from losatok_ext.files import LOCK, atomic_path, locked_folder
 
 _STEP = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: tensors by file (``model``, ``optimizer``, ...) and name, and the JSON ``state``."""
+    """A checkpoint as it was read: tensors by file (``model``, ``optimizer``, ...) and name, and the JSON ``state``."""
 
     path: Path
     step: int
@@ -48,53 +47,47 @@ class CheckpointStore:
 
     Args:
         output: the run's folder.
-        keep: so many checkpoints are kept.
+        keep: the number of checkpoints to keep.
 
     Raises:
-        TrainingError: (on entering) the folder cannot be made, or another process trains there.
+        TrainingError: on entering: the folder cannot be made, or another process trains there.
+        UserError: on entering: filelock is not installed.
     """
 
     def __init__(self, output: Path, keep: int) -> None:
         self.root = output / "checkpoints"
         self.keep = keep
-        self._lock: int | None = None
+        self._lock = ExitStack()
 
     def __enter__(self) -> CheckpointStore:
+        output = self.root.parent
+        in_use = TrainingError(
+            f"{output}: another process is training in this folder; wait for it, or choose another folder"
+        )
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR)
+            self._lock.enter_context(locked_folder(self.root, in_use))
         except OSError as error:
-            raise TrainingError(f"{self.root.parent}: cannot write the run's folder: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise TrainingError(
-                f"{self.root.parent}: another process is training in this folder; wait for it, or choose another folder"
-            ) from None
+            raise TrainingError(f"{output}: cannot write the run's folder: {error.strerror}") from None
         for leftover in self.root.glob(".tmp-*"):
             shutil.rmtree(leftover)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._lock is None:
-            return
-        if [path.name for path in self.root.iterdir()] == [".lock"]:  # nothing came of it: leave no trace
-            shutil.rmtree(self.root)
-            if not any(self.root.parent.iterdir()):
-                self.root.parent.rmdir()
-        os.close(self._lock)
-        self._lock = None
+        with self._lock:
+            if [path.name for path in self.root.iterdir()] == [LOCK]:  # the run did not begin: leave no trace
+                shutil.rmtree(self.root)
+                if not any(self.root.parent.iterdir()):
+                    self.root.parent.rmdir()
 
     def _steps(self) -> list[tuple[int, Path]]:
         found = ((_STEP.fullmatch(p.name), p) for p in self.root.iterdir()) if self.root.is_dir() else ()
         return sorted((int(match[1]), path) for match, path in found if match)
 
     def write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of ``step`` under a temporary name, flush, rename; then remove those beyond ``keep``.
+        """Write the checkpoint of ``step`` under a temporary name, flush it and rename it; then remove the oldest ones.
 
         Raises:
-            TrainingError: it cannot be written (a full disk); those before it are intact.
+            TrainingError: it cannot be written (a full disk); the earlier checkpoints are intact.
         """
         size = sum(t.numel() * t.element_size() for named in tensors.values() for t in named.values())
         try:
@@ -133,11 +126,9 @@ class CheckpointStore:
         return path
 
     def _remove(self, path: Path) -> None:
-        doomed = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
-        path.rename(
-            doomed / path.name
-        )  # first out of sight, so that a crash leaves no half checkpoint under a real name
-        shutil.rmtree(doomed)
+        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
+        path.rename(temporary / path.name)  # renamed first, so that a crash leaves no half checkpoint under its name
+        shutil.rmtree(temporary)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint, or None.
@@ -159,7 +150,7 @@ class CheckpointStore:
         return Checkpoint(path, step, tensors, state)
 
     def write_run(self, facts: Mapping[str, Any], frozen: Mapping[str, Tensor]) -> None:
-        """Write what the run was told (``run.json``) and the weights that it leaves alone, before the first step."""
+        """Write ``facts`` (to ``run.json``) and the weights that do not train, before the first step."""
         try:
             with atomic_path(self.root / "frozen.safetensors") as temporary:
                 save_file({n: t.detach().cpu().contiguous() for n, t in frozen.items()}, temporary)
@@ -169,7 +160,7 @@ class CheckpointStore:
             raise TrainingError(f"{self.root}: cannot be written ({error}); make room, then start again") from None
 
     def read_run(self) -> dict[str, Any]:
-        """What :meth:`write_run` was given.
+        """The facts that :meth:`write_run` wrote.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -182,7 +173,7 @@ class CheckpointStore:
             ) from None
 
     def read_frozen(self) -> dict[str, Tensor]:
-        """The weights that training leaves alone.
+        """The weights that do not train, as :meth:`write_run` wrote them.
 
         Raises:
             CheckpointError: they cannot be read.
@@ -216,7 +207,7 @@ def capture_random(device: torch.device) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def restore_random(tensors: Mapping[str, Tensor], values: Mapping[str, Any], device: torch.device) -> None:
-    """Set the global random generators to what :func:`capture_random` returned (CUDA's, where both sides have one)."""
+    """Set the global random generators to a state of :func:`capture_random` (that of CUDA where both have one)."""
     version, words, gauss = values["python"]
     random.setstate((version, tuple(words), gauss))
     name, position, has_gauss, cached = values["numpy"]
@@ -228,7 +219,7 @@ def restore_random(tensors: Mapping[str, Tensor], values: Mapping[str, Any], dev
 
 @contextmanager
 def keep_random(device: torch.device) -> Iterator[None]:
-    """Leave the caller's global random generators as they were found."""
+    """Restore the state of the global random generators at the end."""
     tensors, values = capture_random(device)
     try:
         yield

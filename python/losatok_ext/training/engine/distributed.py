@@ -1,6 +1,6 @@
-"""One process that trains, or several that train one model together: what they share, and how they agree.
+"""One process that trains, or several that train one model together.
 
-A plain run is one process and needs nothing but torch. Where a launcher (``accelerate launch``, ``torchrun``) started
+A run of one process needs only torch. Where a launcher (``accelerate launch``, ``torchrun``) started
 several, Hugging Face Accelerate connects them: data parallel (DDP), or with its FSDP settings (version 2) with the
 weights sharded among them.
 """
@@ -44,15 +44,15 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one process that writes."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """``module`` such that backward passes through what it returns leave the mean of all processes' gradients."""
+        """``module``, wrapped so that its backward passes leave the mean of the gradients of all processes."""
         return module
 
     def waiting(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """While open, backward passes keep gradients to themselves: another one follows in the same step."""
+        """A context in which backward passes do not exchange gradients, as another one follows in the same step."""
         return nullcontext()
 
     def total(self, values: Tensor) -> Tensor:
@@ -64,10 +64,10 @@ class Processes:
         return rows
 
     def add_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Make each gradient the sum over the processes; all have gradients for the same parameters."""
+        """Replace each gradient by its sum over the processes, which have gradients for the same parameters."""
 
     def agree(self, function: Callable[[], object]) -> None:
-        """Let the first process run ``function``; all wait for it, and all raise the UserError that it raises."""
+        """Run ``function`` in the first process. All processes wait for it, and raise the UserError that it raises."""
         function()
 
 
@@ -78,8 +78,8 @@ class AcceleratedProcesses(Processes):
         config: of the run; its device is ``auto``, ``cpu`` or ``cuda`` (then each process takes its own).
 
     Raises:
-        ConfigError: a device of one process alone.
-        TrainingError: Accelerate is missing or older than 1.6, or told to use what is not supported.
+        ConfigError: the configuration names the device of one process, such as ``cuda:1``.
+        TrainingError: Accelerate is missing or older than 1.6, or set to a mode that is not supported.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -171,11 +171,11 @@ class AcceleratedProcesses(Processes):
 
 
 def open_processes(config: TrainConfig) -> Processes:
-    """Those that a launcher started with this one, by its ``WORLD_SIZE``; else this one alone.
+    """The processes that a launcher started (its ``WORLD_SIZE`` says how many), or this one alone.
 
     Raises:
-        ConfigError: the device is not there.
-        TrainingError: as :class:`AcceleratedProcesses`.
+        ConfigError: the device does not exist, or is that of one process where there are several.
+        TrainingError: Accelerate is missing or older than 1.6, or set to a mode that is not supported.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return AcceleratedProcesses(config)
@@ -183,22 +183,25 @@ def open_processes(config: TrainConfig) -> Processes:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process has only a part of ``tensor``."""
+    """Whether this process holds only a part of ``tensor``."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """``tensor``, put together from the processes' parts where it is sharded; all of them have to ask for it."""
+def gathered(tensor: Tensor) -> Tensor:
+    """``tensor`` itself; where it is sharded, put together from the parts of all processes, all of which call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` on the device of ``like``, and sharded as it is."""
-    if is_sharded(like) and tensor.shape == like.shape:
+    """``tensor`` on the device of ``like``; where shapes are equal also in its dtype, and sharded as it is."""
+    if tensor.shape != like.shape:
+        return tensor.to(like.device)
+    tensor = tensor.to(like.device, like.dtype)
+    if is_sharded(like):
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
-    return tensor.to(like.device)
+        return distribute_tensor(tensor, like.device_mesh, like.placements)  # type: ignore[attr-defined]
+    return tensor
 
 
 def _check_kind(accelerator: Any) -> bool:

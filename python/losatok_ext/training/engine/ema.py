@@ -1,4 +1,4 @@
-"""A moving mean of the weights, which evaluates better than the weights of the last step."""
+"""A moving mean of the weights, which often evaluates better than the weights of the last step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MovingAverage:
     """``mean <- d mean + (1 - d) weight`` after each step that was taken, d rising to ``decay`` as :func:`decay_at`.
 
     Args:
-        parameters: what is averaged, by name; sharded ones stay so.
+        parameters: to average, by name; the mean of a sharded one is sharded too.
         decay: below 1.
     """
 
@@ -33,7 +33,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Count the weights as they are in."""
+        """Add the current weights to the mean."""
         weight = 1.0 - decay_at(self.updates, self.decay)
         torch._foreach_lerp_(list(self.means.values()), [p.detach() for p in self.parameters.values()], weight)
         self.updates += 1
@@ -55,6 +55,6 @@ class MovingAverage:
             self.means[name] = weight
 
     def restore(self, means: Mapping[str, Tensor], updates: int) -> None:
-        """Take over :attr:`means` and :attr:`updates` of a run before."""
+        """Set :attr:`means` and :attr:`updates` to those of a checkpoint."""
         self.means = {name: spread_like(means[name], p.detach()).clone() for name, p in self.parameters.items()}
         self.updates = updates

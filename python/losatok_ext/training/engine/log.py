@@ -1,4 +1,4 @@
-"""What a run writes down: ``log.jsonl``, one line per logged step, and TensorBoard's scalars, audio and pictures."""
+"""The log of a run: ``log.jsonl`` with a line for each logged step, and TensorBoard scalars, audio and pictures."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ _RANGE = 80.0
 
 
 class TrainingLog:
-    """Writes the log of a run that goes on from ``start`` steps; what was logged of later steps before a crash is
-    dropped.
+    """Writes the log of a run that goes on from ``start`` steps; lines of later steps (before a crash) are removed.
 
     Args:
         output: the run's folder.
-        config: what to write and how often.
+        config: what is written, and how often.
         start: steps done.
 
     Raises:
@@ -102,13 +101,12 @@ class TrainingLog:
                 self._tensorboard.add_scalar(f"{report.stage}/validation/{name}", value, report.step)
 
     def show(self, step: int, clips: Sequence[Shown], dimensions: Mapping[str, Tensor]) -> None:
-        """Give TensorBoard clips to hear, their mel pictures (what was given above what was made of it), and
-        histograms of the latents' dimensions. Without TensorBoard nothing.
+        """Write clips and histograms to TensorBoard; without TensorBoard nothing is written.
 
         Args:
             step: steps done.
-            clips: to hear; what was given is written once.
-            dimensions: [d] each, by the name of what was measured.
+            clips: written as audio and as mel pictures; the recordings are written once.
+            dimensions: [d] each, by the name of the statistic; written as histograms.
         """
         board = self._tensorboard
         if board is None:
@@ -128,8 +126,8 @@ def _loud(audio: Tensor) -> Tensor:
 
 
 def mel_picture(clip: Shown) -> Tensor:
-    """Mel spectrograms of what was given (above) and made, [3, H, W] in 0..1; black is 80 dB below the loudest bin of
-    what was given, low frequencies are below."""
+    """Mel spectrograms of the recording (above) and its reconstruction (below), [3, H, W] in 0..1. Black is 80 dB below
+    the loudest bin of the recording; low frequencies are at the bottom of each."""
     given, made = (mel_decibels(audio, clip.sample_rate) for audio in (clip.given, clip.made))
     floor = float(given.max()) - _RANGE
     rows = [((mel - floor) / _RANGE).clamp(0, 1).flip(0) for mel in (given, made)]

@@ -1,4 +1,4 @@
-"""AdamW over what a module lets take gradients: its groups, clipping, and its state by the parameters' names."""
+"""AdamW over the trainable parameters of a module: groups, clipping, and its state by the parameters' names."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from losatok_ext.training.config.options import OptimizerConfig
-from losatok_ext.training.engine.distributed import spread_like, whole
+from losatok_ext.training.engine.distributed import gathered, spread_like
 from losatok_ext.training.engine.schedule import learning_rate
 
 
 class Learner:
-    """AdamW of one module. Matrices and kernels decay, vectors do not.
+    """AdamW of one module. Weight decay applies to matrices and kernels, not to vectors (biases, norms, scales).
 
     Args:
-        module: whose parameters that take gradients are trained.
+        module: its parameters that take gradients are trained.
         options: of the run.
         steps: length of the run.
-        critic: take the critic's learning rate and betas.
+        critic: use the critic's learning rate and betas.
     """
 
     def __init__(self, module: nn.Module, options: OptimizerConfig, steps: int, critic: bool = False) -> None:
@@ -37,7 +37,7 @@ class Learner:
         )
 
     def follow(self, module: nn.Module) -> None:
-        """Take the parameters of ``module`` as it is now: sharding replaced them, here and in the optimizer."""
+        """Use the current parameters of ``module``, after sharding replaced them in the module and the optimizer."""
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
 
     def rate(self, step: int) -> float:
@@ -47,22 +47,22 @@ class Learner:
         return learning_rate(step, peak=self.peak, steps=self.steps, warmup_steps=warmup, final=final)
 
     def zero(self) -> None:
-        """Forget the gradients."""
+        """Remove the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def clip(self) -> Tensor:
-        """Clip the gradient to ``clip_norm``; returns its norm before, a float32 scalar."""
+        """Clip the gradient to ``clip_norm``; returns its norm before clipping, a float32 scalar."""
         limit = self.options.clip_norm
-        return whole(nn.utils.clip_grad_norm_(self.parameters.values(), math.inf if limit is None else limit))
+        return gathered(nn.utils.clip_grad_norm_(self.parameters.values(), math.inf if limit is None else limit))
 
     def take(self, step: int) -> None:
-        """Take step ``step`` (from 0)."""
+        """Update the parameters in step ``step`` (from 0)."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
         self.optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """AdamW's moments and counts, by ``parameter/key``."""
+        """AdamW's moments and step counts, by ``parameter/key``."""
         return {
             f"{name}/{key}": value
             for name, parameter in self.parameters.items()
@@ -70,7 +70,7 @@ class Learner:
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state` gave."""
+        """Set the state to one that :meth:`state` returned."""
         for name, parameter in self.parameters.items():
             prefix = f"{name}/"
             state = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""A step's batch, cut into the parts that are computed one after another, and what each part counts for."""
+"""A step's batch, cut into the parts that are computed one after another, and the weight of each part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from losatok_ext.errors import ConfigError
 from losatok_ext.nn.noise import rows_of
-from losatok_ext.training.data.crops import Batch
+from losatok_ext.training.data.batches import Batch
 from losatok_ext.training.engine.distributed import Processes
 from losatok_ext.training.stages.base import CountingStage, Stage
 
@@ -29,16 +29,16 @@ class Part:
 
     batch: Batch
     first: int
-    """Its first row in the whole batch."""
+    """Number of its first row in the step's batch."""
     lengths: Tensor
-    """[B] int64, of all rows of the whole batch."""
+    """[B] int64, the lengths of all rows of the step's batch."""
     index: int
-    """Number of this part among those of all processes."""
+    """Number of this part among the parts of all processes."""
     last: bool
     """Whether no other part of this process follows in the step."""
 
     def shares(self, stage: Stage) -> _Shares:
-        """What each loss of the part counts for in that of the whole batch: they are means over valid frames."""
+        """The weight of each loss of this part in the loss of the step's batch: its share of what the mean is over."""
         if len(self.lengths) == len(self.batch.lengths):
             return _Shares(1.0, {})
         own, all_ = self.batch.lengths, self.lengths
@@ -50,8 +50,8 @@ class Part:
 
     @contextmanager
     def random(self, seed: int, stream: int, number: int) -> Iterator[None]:
-        """Seed all global generators for this part, and let ``losatok_ext.nn.noise`` draw what is its own of the
-        numbers of the whole batch: what a step draws is a function of the run's seed and the step alone."""
+        """Seed all global random generators for this part, and let ``losatok_ext.nn.noise`` draw the part's rows of the
+        numbers for the step's batch. What a step draws depends only on the run's seed and the step."""
         own, common = (
             int(np.random.SeedSequence([seed, stream, number, part]).generate_state(1, np.uint64)[0] >> 1)
             for part in (self.index + 1, 0)
@@ -70,14 +70,14 @@ class _Shares:
         return self.named.get(name, self.default)
 
 
-def _ratio(part: Tensor | None, whole: Tensor | None) -> float:
-    if part is None or whole is None:
+def _ratio(part: Tensor | None, everything: Tensor | None) -> float:
+    if part is None or everything is None:
         return 1.0
-    return float(part.sum()) / max(float(whole.sum()), 1.0)
+    return float(part.sum()) / max(float(everything.sum()), 1.0)
 
 
 def rows_of_process(batch_size: int, processes: Processes, accumulate: int) -> slice:
-    """The rows of a common batch that this process takes.
+    """The rows of a step's batch that this process computes.
 
     Raises:
         ConfigError: the batch cannot be cut into ``processes.count * accumulate`` equal parts.
@@ -93,30 +93,18 @@ def rows_of_process(batch_size: int, processes: Processes, accumulate: int) -> s
 
 
 def cut(batch: Batch, processes: Processes, accumulate: int, multiple: int) -> Iterator[Part]:
-    """The parts of this process's rows ``batch``, on the device, padded as the whole batch is."""
+    """The parts of this process's rows ``batch``, on the device, padded to the longest row of all processes."""
     lengths = processes.joined(batch.lengths)
     longest = -(-int(lengths.max()) // multiple) * multiple
     batch = batch.padded(longest)
     size = len(batch.lengths) // accumulate
     for i in range(accumulate):
         rows = slice(i * size, (i + 1) * size)
-        part = batch if accumulate == 1 else _take(batch, rows)
+        part = batch if accumulate == 1 else batch.rows(rows)
         index = processes.rank * accumulate + i
         if len(lengths) > size:
-            part = dataclasses.replace(part, whole=lengths)
+            part = dataclasses.replace(part, step_lengths=lengths)
         yield Part(part.to(processes.device), index * size, lengths, index, i == accumulate - 1)
-
-
-def _take(batch: Batch, rows: slice) -> Batch:
-    """Some rows of ``batch``: of each of its tensors and tuples that has one entry per row."""
-    size = len(batch.lengths)
-    taken: dict[str, Any] = {}
-    for field in dataclasses.fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, Tensor | tuple) and len(value) == size:
-            taken[field.name] = value[rows]
-    seconds = batch.seconds * float(taken["lengths"].sum()) / max(float(batch.lengths.sum()), 1.0)
-    return dataclasses.replace(batch, **taken, seconds=seconds)
 
 
 def seed_everything(seed: int) -> None:

@@ -1,13 +1,12 @@
-"""A run that is ready to train: data, model and loop of any stage, from its beginning or from its last checkpoint."""
+"""Preparing a run of any stage: data, model and loop, at its beginning or from its last checkpoint."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +17,7 @@ from losatok_ext.training.data.balance import DomainShare
 from losatok_ext.training.data.corpus import Corpus
 from losatok_ext.training.data.crops import CropSource
 from losatok_ext.training.engine.checkpoint import CheckpointStore
-from losatok_ext.training.engine.distributed import Processes, is_sharded, whole
+from losatok_ext.training.engine.distributed import Processes, gathered, is_sharded
 from losatok_ext.training.engine.loop import Trainer
 from losatok_ext.training.engine.parts import rows_of_process
 from losatok_ext.training.engine.state import frozen_state, load_changing, load_frozen
@@ -34,63 +33,40 @@ class RunStart:
     corpus: Corpus
     device: torch.device
     processes: int
-    """So many train together."""
+    """Number of processes that train together."""
     steps: int
     start: int
     """Steps already done; 0 in a new run."""
     epochs: float
-    """How often the whole run visits every clip."""
+    """How often the run visits each clip, all steps together."""
     trained_parameters: int
     parameters: int
     domains: tuple[DomainShare, ...] = ()
     """The corpus by domain, with the share of each in the crops."""
     crops: int = 0
-    """In the whole run."""
-
-
-class RunStage(Stage, Protocol):
-    """A stage, and how its model and data come about."""
-
-    data: Any
-    """Folder or manifest."""
-    paper_steps: int
-    """Steps of a run whose configuration does not say."""
-
-    def model_config(self) -> Any:
-        """What :meth:`build` will build."""
-
-    def facts(self) -> dict[str, Any]:
-        """What must be the same when a run goes on, besides configuration and corpus."""
-
-    def digest(self, corpus: Corpus) -> str:
-        """Of what is learned from a corpus."""
-
-    def read_config(self, values: dict[str, Any]) -> Any:
-        """The configuration that a run wrote down."""
-
-    def blank(self, config: Any) -> Any:
-        """A model whose weights a checkpoint will replace."""
-
-    def open_data(self, model: Any) -> tuple[Corpus, CropSource]:
-        """The corpus and its batches."""
-
-    def build(self, corpus: Corpus) -> Any:
-        """The model that training begins with."""
-
-    def start(self, model: Any) -> None:
-        """Train ``model``, which is on the device."""
+    """Crops of the run, all steps together."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user on what was read, such as the dtype that weights were stored in."""
 
 
 class PreparedRun:
-    """A run of ``stage`` in the folder of ``store``.
+    """A run of ``stage`` in the folder of ``store``, ready to train.
+
+    Args:
+        stage: not yet opened.
+        store: of checkpoints, locked.
+        config: of the run.
+        processes: this one, and those that train with it.
 
     Raises:
-        ConfigError, TrainingError, CheckpointError: what cannot be used, in one sentence.
+        ConfigError: the configuration does not fit the stage, the model or the data.
+        TrainingError: the data cannot be used, or ``store`` holds another run.
+        CheckpointError: a model or checkpoint cannot be read.
     """
 
-    def __init__(self, stage: RunStage, store: CheckpointStore, config: TrainConfig, processes: Processes) -> None:
+    def __init__(self, stage: Stage, store: CheckpointStore, config: TrainConfig, processes: Processes) -> None:
         self.stage, self.processes = stage, processes
-        rows_of_process(config.batch_size, processes, config.optimizer.accumulate)  # said before anything is written
+        rows_of_process(config.batch_size, processes, config.optimizer.accumulate)  # raises before files are written
         self.steps = config.steps or stage.paper_steps
         checkpoint = store.latest()
         facts: dict[str, Any] = {"stage": stage.name, "config": config.to_dict()}
@@ -99,10 +75,10 @@ class PreparedRun:
         else:
             _check_same_run(store, facts)
             model_config = stage.read_config(store.read_run()["model"])
-        other = copy.copy(stage)
-        self.corpus, self.source = stage.open_data(model_config)  # before the model, which may take minutes to build
+        # Data before the model, which may take minutes to build.
+        self.corpus, self.source = stage.open_data(stage.data, model_config)
         everything = self.corpus
-        validated = self._hold_out(other, model_config, config)
+        validated = self._validation_source(model_config, config)
         model = stage.build(self.corpus) if checkpoint is None else stage.blank(model_config)
         facts |= {"model": model_config.to_dict(), "corpus": stage.digest(everything), **stage.facts()}
         self.model_config = model_config
@@ -127,12 +103,11 @@ class PreparedRun:
         if checkpoint is not None:
             self.trainer.restore(checkpoint)
 
-    def _hold_out(self, other: RunStage, model_config: Any, config: TrainConfig) -> CropSource | None:
-        """What to validate on; a share of the data is taken away from training."""
+    def _validation_source(self, model_config: Any, config: TrainConfig) -> CropSource | None:
+        """The crops to validate on, or None; a share that is held out is taken away from the training data."""
         options = config.validation
         if options.data is not None:
-            other.data = Path(options.data)
-            corpus, source = other.open_data(model_config)
+            corpus, source = self.stage.open_data(options.data, model_config)
             return source.over(corpus, augmented=False)
         if not options.share:
             return None
@@ -142,7 +117,7 @@ class PreparedRun:
         return validated
 
     def described(self) -> RunStart:
-        """What begins."""
+        """What ``on_start`` receives."""
         epochs = self.steps / self.source.steps_per_epoch
         return RunStart(
             stage=self.stage.name,
@@ -156,10 +131,11 @@ class PreparedRun:
             parameters=self.parameters,
             domains=self.source.domains,
             crops=self.steps * self.source.batch_size,
+            notes=self.stage.notes,
         )
 
     def save_model(self, folder: Path) -> None:
-        """Write the model folder, of the weights' moving mean where there is one.
+        """Write the model folder, with the moving mean of the weights where there is one.
 
         Raises:
             TrainingError: it cannot be written.
@@ -170,7 +146,7 @@ class PreparedRun:
 
     def _writer(self, model: Any, folder: Path) -> Callable[[], None]:
         if any(is_sharded(p) for p in model.parameters()):
-            state = {name: whole(value) for name, value in model.state_dict().items()}
+            state = {name: gathered(value) for name, value in model.state_dict().items()}
             model = self.stage.blank(getattr(model, "config", self.model_config)) if self.processes.first else None
             if model is not None:
                 model.load_state_dict(state)
@@ -193,7 +169,7 @@ def _check_same_run(store: CheckpointStore, facts: dict[str, Any]) -> None:
         raise TrainingError(
             f"{output} holds a run of train {then['stage']}; choose another folder for train {facts['stage']}"
         )
-    # A run of an older release knows fewer keys; it used what is their default now.
+    # A run of an older release has fewer keys: for it they had what is their default now.
     changed = differences(TrainConfig.from_dict(then["config"], str(store.root)).to_dict(), facts["config"])
     if changed:
         raise TrainingError(

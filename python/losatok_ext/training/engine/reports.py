@@ -1,4 +1,4 @@
-"""What the loop tells of its steps."""
+"""What the loop reports of its steps and validations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Validation:
-    """What a validation found."""
+    """The results of a validation."""
 
     step: int
     """Steps done."""
@@ -18,7 +18,7 @@ class Validation:
     total: float
     """Their weighted sum."""
     statistics: dict[str, float]
-    """Of the latents, where the stage has any: :meth:`LatentStatistics.scalars`."""
+    """Of the latents, where the stage has any: :meth:`DimensionStatistics.scalars`."""
     best: bool
     """Whether no validation before had a lower total."""
 
@@ -36,7 +36,7 @@ class StepReport:
     total: float
     """Their weighted sum."""
     grad_norm: float
-    """Norm of the whole gradient before clipping."""
+    """Norm of the gradient of all parameters, before clipping."""
     critic_grad_norm: float | None
     """The same of the critic; None where it was not trained in this step."""
     lr: float
@@ -47,9 +47,9 @@ class StepReport:
     skipped: int
     """Steps so far that were skipped because a loss or the gradient was not finite."""
     finite: bool
-    """Whether this step was taken."""
+    """Whether losses and gradients were finite; else the weights did not change."""
     validation: Validation | None = None
-    """What was found where the step was validated."""
+    """Of the model after this step; None where none was due."""
 
 
 OnStep = Callable[[StepReport], None]
@@ -64,29 +64,20 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where training stopped."""
-
-    step: int
-    skipped: int
-    last: StepReport | None
-    """The last step's report; None when there was nothing left to do."""
-    best: Best | None
-    """The best validation; None without any."""
-
-
-@dataclass(frozen=True)
-class Taken:
+class StepResult:
     """The numbers of a step, of all processes together."""
 
     losses: dict[str, float]
+    """Unweighted losses by name, those of a critic included."""
     total: float
+    """The weighted sum of the model's losses."""
     grad_norm: float
     critic_total: float | None
+    """The weighted sum of the critic's losses; None where it was not trained in this step."""
     critic_grad_norm: float | None
 
     @property
     def finite(self) -> bool:
-        """Whether both sides may learn from it."""
+        """Whether all of them are finite, so that model and critic may take the step."""
         numbers = (self.total, self.grad_norm, self.critic_total, self.critic_grad_norm)
         return all(number is None or math.isfinite(number) for number in numbers)

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: no state, hence nothing to save or restore."""
+"""The learning rate as a function of the step, without a state to save."""
 
 from __future__ import annotations
 

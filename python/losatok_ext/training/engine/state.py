@@ -1,4 +1,4 @@
-"""The part of a model that a run's checkpoints hold, and the part that never changes."""
+"""The part of a model that is in a run's checkpoints, and the part that never changes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def frozen_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def changing_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training may change: the parameters that take gradients, and the model's buffers (few and small)."""
+    """The tensors that training may change: parameters that take gradients, and the (few, small) buffers."""
     frozen = frozen_state(model)
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def load_changing(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
-    """Put what :func:`changing_state` gave back into ``model``.
+    """Load the tensors that :func:`changing_state` returned into ``model``.
 
     Raises:
-        CheckpointError: it does not fit.
+        CheckpointError: a tensor is missing or has another shape.
     """
     found = checkpoint.tensors.get(part, {})
     for name, value in changing_state(model).items():
@@ -37,10 +37,10 @@ def load_changing(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
 
 
 def load_frozen(model: nn.Module, frozen: Mapping[str, Tensor], where: str) -> None:
-    """Put what :func:`frozen_state` gave back into ``model``.
+    """Load the parameters that :func:`frozen_state` returned into ``model``.
 
     Raises:
-        CheckpointError: it does not fit.
+        CheckpointError: a parameter is missing or has another shape.
     """
     for name, parameter in frozen_state(model).items():
         if name not in frozen or frozen[name].shape != parameter.shape:

@@ -1,4 +1,4 @@
-"""Stopping between two steps when asked to."""
+"""Stopping between two steps when the process is asked to."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Hold SIGINT and SIGTERM back until the step is done; a second one takes its usual course.
+    """Hold back SIGINT, SIGTERM and SIGHUP (a closed terminal or a lost connection) while the context is open.
 
-    Outside the main thread signals cannot be held, and take their usual course.
+    The function that is yielded tells whether one of them came; the caller then finishes its step and stops. After the
+    first signal the handlers from before are back, so that a second one acts at once. A signal that the process ignores
+    stays ignored: ``nohup`` trains on when the terminal is closed.
+
+    Python delivers signals to the main thread only. In another thread none is held back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -21,16 +27,19 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     asked = False
     before: dict[signal.Signals, Any] = {}
 
-    def note(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
+    def restore() -> None:
         for which, handler in before.items():
             signal.signal(which, handler)
 
-    for which in (signal.SIGINT, signal.SIGTERM):
-        before[which] = signal.signal(which, note)
+    def note(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        restore()
+
+    for which in _SIGNALS:
+        if signal.getsignal(which) is not signal.SIG_IGN:
+            before[which] = signal.signal(which, note)
     try:
         yield lambda: asked
     finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
+        restore()

@@ -1,4 +1,4 @@
-"""Validation: losses on clips that are not trained on, always with the same random numbers, and what to hear and see.
+"""Validation: losses on clips that are not trained on, with the same random numbers each time; audio and pictures.
 
 It changes nothing of the run: no weight, no buffer, no random number of a step.
 """
@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,12 @@ from losatok_ext.errors import TrainingError
 from losatok_ext.training.data.corpus import Corpus
 from losatok_ext.training.data.crops import CropSource
 from losatok_ext.training.engine.checkpoint import keep_random
-from losatok_ext.training.engine.latent_statistics import LatentStatistics
+from losatok_ext.training.engine.dimension_statistics import DimensionStatistics
 from losatok_ext.training.engine.log import TrainingLog
-from losatok_ext.training.engine.parts import VALIDATION, cut
-from losatok_ext.training.engine.reports import Validation
+from losatok_ext.training.engine.objective import Objective
+from losatok_ext.training.engine.parts import VALIDATION, rows_of_process
+from losatok_ext.training.engine.reports import Best, Validation
 from losatok_ext.training.stages.base import Shown, ShownStage
-
-if TYPE_CHECKING:
-    from losatok_ext.training.engine.loop import Trainer
 
 
 class Validator:
@@ -33,8 +31,8 @@ class Validator:
 
     Args:
         source: of crops; its first batches are taken.
-        clips: so many crops at least.
-        shown: clips to hear and see.
+        clips: the least number of crops; batches are always full.
+        shown: the number of clips whose audio and pictures go to TensorBoard.
     """
 
     def __init__(self, source: CropSource, clips: int, shown: int) -> None:
@@ -43,37 +41,43 @@ class Validator:
         self.shown = shown
 
     @torch.no_grad()
-    def run(self, trainer: Trainer, log: TrainingLog | None) -> Validation:
-        """Validate ``trainer``'s model as it is; audio and pictures go to ``log``."""
+    def run(self, objective: Objective, step: int, best: Best | None, log: TrainingLog | None) -> Validation:
+        """Validate the model as it is.
+
+        Args:
+            objective: of the run that trains it.
+            step: steps done.
+            best: the best validation before; None where there was none.
+            log: takes audio and pictures; None: another process writes them.
+        """
         sums: dict[str, Tensor] = {}
-        stage, processes = trainer.stage, trainer.processes
-        statistics, shown = LatentStatistics(), list[Shown]()
-        modules = [stage.model] if trainer.critic is None else [stage.model, trainer.critic]
-        # A part of a validation batch is as large as one of a training step: it fits the same memory.
-        accumulate = trainer.config.optimizer.accumulate
+        stage, processes, config = objective.stage, objective.processes, objective.config
+        statistics, shown = DimensionStatistics(), list[Shown]()
+        rows = rows_of_process(config.batch_size, processes, config.optimizer.accumulate)
+        modules = [stage.model] if objective.critic is None else [stage.model, objective.critic]
         with keep_random(processes.device), _evaluating(modules):
             for number in range(self.batches):
-                rows = self.source.batch(number, trainer.rows)
-                for part in cut(rows, processes, accumulate, self.source.multiple):
-                    with part.random(trainer.config.seed, VALIDATION, number):
-                        total, losses = trainer.objective(lambda part=part: trainer.part_losses(part))
+                # In as many parts as a training step, so that it fits into the same memory.
+                for part in objective.parts(self.source.batch(number, rows)):
+                    with part.random(config.seed, VALIDATION, number):
+                        total, losses = objective.losses(part, step)
                         for name, value in {".total": total, **losses}.items():
                             sums[name] = sums.get(name, 0.0) + value / self.batches
                         if isinstance(stage, ShownStage):
-                            latents = trainer.objective(lambda part=part: stage.latents(part.batch))
+                            latents = objective.compute(partial(stage.latents, part.batch))
                             if latents is not None:
                                 statistics.update(latents)
                             if len(shown) < self.shown and number == 0:
-                                shown += trainer.objective(lambda part=part: stage.show(part.batch))
+                                shown += objective.compute(partial(stage.show, part.batch))
         found = processes.total(torch.stack([value.double() for value in sums.values()])).tolist()
         losses_found = dict(zip(sums, found, strict=True))
         total_found = losses_found.pop(".total")
         if statistics.sums is not None:
             statistics.sums = processes.total(statistics.sums.to(processes.device)).cpu()
-        best = trainer.best is None or total_found < trainer.best.total
+        is_best = best is None or total_found < best.total
         if log is not None:
-            log.show(trainer.step, shown[: self.shown], statistics.dimensions())
-        return Validation(trainer.step, losses_found, total_found, statistics.scalars(), best)
+            log.show(step, shown[: self.shown], statistics.dimensions())
+        return Validation(step, losses_found, total_found, statistics.scalars(), is_best)
 
 
 @contextmanager
@@ -90,11 +94,20 @@ def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
 
 
 def hold_out(corpus: Corpus, share: float, data: object) -> tuple[Corpus, Corpus]:
-    """``corpus`` without about ``share`` of its clips, and these alone; a clip's name decides, so that clips which are
-    added later move no other.
+    """Divide a corpus into clips to train on and clips to validate on.
+
+    A hash of a clip's name decides, so that clips which are added later do not move others.
+
+    Args:
+        corpus: the clips.
+        share: about this part of them is held out, 0..1.
+        data: what the corpus was opened from, for the message.
+
+    Returns:
+        (clips to train on, clips that are held out).
 
     Raises:
-        TrainingError: nothing is left on one side.
+        TrainingError: one of the two has no clip.
     """
     held = [_fraction(clip.name) < share for clip in corpus.clips]
     if all(held) or not any(held):

@@ -1,4 +1,4 @@
-"""Levels for latents that were trained without them: which directions, at which scale, and the way back."""
+"""Fitting FSQ levels to latents of a trained model: directions, scales, and the linear map back."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _GAINS = [0.3 * 1.12**step for step in range(24)]  # 0.3 to 4: of a component of
 
 @torch.no_grad()
 def fit_levels(quantizer: FSQ, rows: Tensor) -> None:
-    """Set both linear maps of ``quantizer``, so that it errs little on ``rows``.
+    """Set both linear maps of ``quantizer`` so that its error on ``rows`` is small.
 
-    In: the principal components of the rows, the widest to the dimension with the most levels; each is scaled by what
-    leaves the least of it over, out of 24 gains. Out: least squares.
+    The map to the levels is the principal components of the rows; the one with the largest variance goes to the
+    dimension with the most levels. Each is scaled by the best of 24 gains. The map back is a least-squares fit.
 
     Args:
         quantizer: with fewer dimensions than the latent.
@@ -42,7 +42,7 @@ def fit_levels(quantizer: FSQ, rows: Tensor) -> None:
     inner = quantizer.project_in(rows).view(-1, len(quantizer.config.levels))
     quantized = ops.fsq_quantize(inner, quantizer.config.levels)[0].view(len(rows), -1).double()
     known = torch.cat((quantized, torch.ones_like(quantized[:, :1])), dim=1)
-    # The normal equations, lightly ridged: a level that is never reached would leave them singular.
+    # The normal equations with a small ridge: a level that is never reached would make them singular.
     gram = known.t() @ known + 1e-9 * len(rows) * torch.eye(known.shape[1], dtype=known.dtype, device=known.device)
     back = torch.linalg.solve(gram, known.t() @ values)
     quantizer.project_out.weight.copy_(back[:-1].t())
@@ -50,7 +50,7 @@ def fit_levels(quantizer: FSQ, rows: Tensor) -> None:
 
 
 def _best_gain(component: Tensor, levels: int) -> float:
-    """The scale before tanh at which ``levels`` levels leave the least of ``component`` [n], of variance 1, over."""
+    """The scale before tanh at which ``levels`` levels explain the most of ``component`` [n], of variance 1."""
     scaled = component.unsqueeze(1) * torch.tensor(_GAINS, device=component.device)
     quantized = ops.fsq_quantize(scaled.reshape(-1, 1), [levels])[0].view_as(scaled).double()
     centred = quantized - quantized.mean(0)

@@ -19,15 +19,15 @@ FRAMES_AT_ONCE = 8192
 
 
 class LatentStream:
-    """The means of a model's latents in ``paths``, to be gone through as often as wanted.
+    """The means of a model's latents in ``paths``; they can be read any number of times.
 
-    Every header is read at once; a file that cannot be used is noted in :attr:`failures` and left out, as is one whose
-    content turns out damaged later.
+    All headers are read at the start. A file that cannot be used is noted in :attr:`failures` and left out, and so is
+    one whose content is found damaged later.
 
     Args:
         paths: latent files.
         fingerprint: of the model that encoded them.
-        dim: d of its latents.
+        dim: d, the dimensions of its latents.
 
     Raises:
         UserError: none of them can be used; the message gives the first reason.
@@ -63,7 +63,7 @@ class LatentStream:
         return sum(self._tokens.values())
 
     def check(self) -> None:
-        """Raise UserError when no file is left."""
+        """Raise UserError where no file can be used."""
         if not self._tokens:
             reason = f"; the first: {self.failures[0].message}" if self.failures else ""
             raise UserError(f"there are no latents to fit a quantizer to{reason}")

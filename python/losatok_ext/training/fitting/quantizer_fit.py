@@ -34,14 +34,14 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How hard to look.
+    """How much work a fit does.
 
     Attributes:
-        sample_frames: frames that k-means (and the levels' scales) start from, drawn evenly from all: bounds the
-            memory, at 4 d bytes each and as much again for what a stage leaves over.
-        iterations: of Lloyd's algorithm on them, for each stage.
-        passes: over all frames afterwards, by mini-batches, where there are more than were drawn.
-        seed: of the draw, the start and the order.
+        sample_frames: frames drawn evenly from all, on which k-means (and the scales of levels) are computed. They
+            bound the memory: 4 d bytes each, and the same again for the residuals of a stage.
+        iterations: of Lloyd's algorithm on these frames, for each stage of a residual quantizer.
+        passes: by mini-batches over all frames afterwards, where there are more than were drawn.
+        seed: of the frames drawn, the initial codes and the order.
     """
 
     sample_frames: int = 262_144
@@ -57,15 +57,15 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Fit:
-    """What :func:`fit_quantizer` found.
+    """The result of :func:`fit_quantizer`.
 
     Attributes:
         model: the tokenizer with its quantizer, in eval mode; it shares the weights of the one it was made from.
-        frames: that there were.
-        files: that they came from.
-        relative_rms: root mean square of what quantizing changes, over that of the latents about their mean; on the
-            frames that were drawn.
-        used: share of the codes that these frames use, at each place of a token; empty for affine integers.
+        frames: number of frames in the files.
+        files: number of files that were used.
+        relative_rms: root mean square of the quantization error, divided by the standard deviation of the latents; on
+            the frames that were drawn.
+        used: share of the codes that these frames use, for each code of a token; empty for affine integers.
         failures: files that were left out, and why.
     """
 
@@ -96,7 +96,7 @@ def fit_quantizer(
         latents: latent files, of any storage but codes.
         config: what to fit: VQConfig or ResidualVQConfig (of the latent's own width, not cosine, not shared),
             FSQConfig (of fewer dimensions than the latent), or AffineConfig.
-        options: how hard to look.
+        options: how much work to do; None: the defaults.
         on_progress: called now and then.
 
     Raises:
@@ -116,7 +116,7 @@ def fit_quantizer(
     generator = torch.Generator().manual_seed(options.seed)
     state = torch.random.get_rng_state()
     quantizer = build_quantizer(config, dim).to(model.device).eval()
-    torch.random.set_rng_state(state)  # its random start is overwritten, and the caller's numbers are left alone
+    torch.random.set_rng_state(state)  # its random weights are overwritten; the caller's random numbers do not change
     if isinstance(quantizer, Chain):
         _fit_codebooks(quantizer, drawn, stream, options, generator, say)
     elif isinstance(quantizer, FSQ):
@@ -149,7 +149,7 @@ def _check_fittable(config: QuantizerConfig, dim: int) -> None:
 
 
 def _fewest(config: QuantizerConfig) -> int:
-    """Frames without which ``config`` cannot be fitted."""
+    """The least number of frames to which ``config`` can be fitted."""
     if isinstance(config, VQConfig):
         return config.codebook_size
     return len(config.levels) * config.num_codebooks + 1 if isinstance(config, FSQConfig) else 1
@@ -214,7 +214,7 @@ def _fit_codebooks(
 
 
 def _learn(tables: list[Tensor], counts: list[Tensor], batch: Tensor) -> None:
-    """Move every stage's codes to the running mean of the rows that chose them, ``batch`` being the next rows."""
+    """Move the codes of each stage to the running mean of the rows assigned to them; ``batch`` holds the next rows."""
     for table, count in zip(tables, counts, strict=True):
         codes, _ = ops.vq_nearest(batch, table)
         batch = batch - table[codes]

@@ -1,4 +1,4 @@
-"""What a frozen network gives for each recording, or the recording itself, once and for all into shards."""
+"""Writing shards of recordings, of a teacher's features of them, or of their latents."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def shard_recordings(
     shard_megabytes: float = SHARD_MEGABYTES,
     on_progress: OnProgress | None = None,
 ) -> ShardSummary:
-    """Write the recordings of ``data`` as shards of 16-bit mono FLAC and JSON. Of 16-bit recordings of that rate
-    training reads the same samples as before, in the same order.
+    """Write the recordings of ``data`` as shards of 16-bit mono FLAC and JSON. For 16-bit recordings of that rate
+    training reads the same samples from the shards as from the files, in the same order.
 
-    The same call again goes on where it stopped; a recording that cannot be used is left out and named.
+    The same call again goes on where it stopped. A recording that cannot be used is left out and named.
 
     Args:
         data: folder, manifest or shards.
@@ -100,8 +100,8 @@ def precompute_features(
     each, and the teacher's fingerprint.
 
     ``train_sembo`` takes the folder in place of the recordings, and with ``audio`` so does ``train_tokenizer``; the
-    teacher then never runs. Features of a crop are cut from those of the whole recording: the teacher heard what lies
-    around. On a CPU the same call gives the same bytes, however often it was interrupted.
+    teacher does not run then. The features of a crop are cut from those of the complete recording, so that the teacher
+    had more context. On a CPU the same call gives the same bytes, however often it was interrupted.
 
     Args:
         data: folder, manifest or shards of recordings.
@@ -112,8 +112,8 @@ def precompute_features(
         batch_seconds: audio that is computed at once.
         on_progress: called now and then with the clips done and all clips.
         precision: ``"bfloat16"`` computes under autocast, as training with ``precision: bfloat16`` would.
-        audio: keep each recording beside its features, as 16-bit mono FLAC at the teacher's rate. The teacher hears
-            what is kept: a recording that was not 16-bit of that rate is rounded first.
+        audio: store each recording beside its features, as 16-bit mono FLAC at the teacher's rate. The features are
+            those of the stored audio: other recordings are resampled and rounded to 16 bits first.
 
     Raises:
         TrainingError: as :func:`shard_recordings`.

@@ -1,24 +1,23 @@
-"""Writing shards clip by clip, so that whatever stops the work, the same call goes on where it stopped.
+"""Writing shards clip by clip, so that the same call goes on where an earlier one was stopped.
 
-While the work lasts the folder holds ``plan.json``, finished shards, and beside each what the index will say of it. A
-shard is written under a temporary name, flushed and renamed before that is. At the end all is one ``index.json``.
+During the work the folder holds ``plan.json``, the finished shards, and beside each shard a JSON file with its entry of
+the index. A shard is written under a temporary name, flushed and renamed before its entry is written. At the end all
+entries are collected into ``index.json``.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from losatok_ext.errors import TrainingError, UserError
-from losatok_ext.files import atomic_path
+from losatok_ext.files import atomic_path, locked_folder
 from losatok_ext.recordings.shard_files import Member, Sample, scan_shard
 from losatok_ext.recordings.shard_index import FORMAT, INDEX, PLAN, SUFFIX, VERSION, read_index
 from losatok_ext.training.data.corpus import Clip, Corpus
@@ -26,12 +25,10 @@ from losatok_ext.training.data.corpus import Clip, Corpus
 AUDIO = "flac"
 """Suffix of the audio kept beside tokens."""
 
-_LOCK = ".lock"
-
 
 @dataclass(frozen=True)
 class Packed:
-    """A clip as a shard holds it."""
+    """The content of a clip in a shard."""
 
     suffix: str
     """Of its file, such as ``flac``."""
@@ -43,8 +40,8 @@ class Packed:
 
 
 Produce = Callable[[Sequence[Clip], Callable[[int], None]], Iterable[Packed | str]]
-"""Clips -> for each, in order, what the shard holds, or a sentence that says why it cannot. What it is given besides is
-called with the number of clips that were done since."""
+"""Computes for each clip, in order, its content in the shard, or a sentence that says why there is none. Its second
+argument is a function to call with the number of clips done since the last call."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the clips done and all clips."""
@@ -52,17 +49,17 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass
 class ShardSummary:
-    """What writing shards did."""
+    """The result of writing shards."""
 
     folder: Path
     shards: int
-    """All of them."""
+    """Number of all shards."""
     kept: int = 0
-    """Shards that were finished before."""
+    """Number of shards that were finished before."""
     clips: int = 0
-    """In all shards."""
+    """Number of clips in all shards."""
     seconds: float = 0.0
-    """Audio that the clips stand for."""
+    """Seconds of audio of all clips."""
     bytes: int = 0
     left_out: list[str] = field(default_factory=list)
     """One sentence per recording that is in no shard."""
@@ -145,7 +142,7 @@ def write_shards(
 
 
 def _divide(clips: Sequence[Clip], clip_bytes: Callable[[Clip], float], shard_bytes: float) -> list[tuple[Clip, ...]]:
-    """Clips in order, by shard: the next begins where a clip would lie past ``shard_bytes``."""
+    """The clips of each shard, in order; a new shard begins where the next clip would exceed ``shard_bytes``."""
     parts: list[list[Clip]] = [[]]
     size = 0.0
     for clip in clips:
@@ -160,27 +157,19 @@ def _divide(clips: Sequence[Clip], clip_bytes: Callable[[Clip], float], shard_by
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot write the folder of shards: {error.strerror}") from None
-    try:
+    in_use = TrainingError(f"{folder}: another process is writing shards there; wait for it, or choose another folder")
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise TrainingError(
-                f"{folder}: another process is writing shards there; wait for it, or choose another folder"
-            ) from None
+            stack.enter_context(locked_folder(folder, in_use))
+        except OSError as error:
+            raise TrainingError(f"{folder}: cannot write the folder of shards: {error.strerror}") from None
         for leftover in folder.glob(".shards-*"):
             leftover.unlink()
         yield
-    finally:
-        os.close(lock)
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a folder of other shards; of one that is finished the shards that its index lists, by name."""
+    """Check that the folder holds no other shards; returns the entries of its index by name, where it is finished."""
     index = read_index(folder)
     found: dict[str, Any] | None = None
     if (folder / PLAN).is_file():
@@ -213,7 +202,7 @@ def _sidecar(path: Path) -> Path:
 
 
 def _finished(path: Path, listed: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """What the index says, or will say, of a shard that is whole; None where it is yet to be written."""
+    """The entry of a finished shard in the index; None where the shard is not finished."""
     entry = listed.get(path.name)
     try:
         if entry is None:
@@ -232,7 +221,7 @@ def _write(
     facts: Mapping[str, Any],
     produce: Callable[[], Iterable[Packed | str]],
 ) -> dict[str, Any]:
-    """Write one shard, whose first clip has the number ``first``, and then what the index will say of it."""
+    """Write one shard, whose first clip has the number ``first``, then its entry of the index, which is returned."""
     try:
         from webdataset import TarWriter
     except ImportError as error:
@@ -248,7 +237,7 @@ def _write(
                         left_out.append(packed)
                         continue
                     key, values = f"{number:08d}", {"path": clip.name, **packed.values}
-                    values.update({name: text for name in ("text", "domain") if (text := getattr(clip, name))})
+                    values.update({name: text for name in ("text", "domain", "label") if (text := getattr(clip, name))})
                     told = {**values, "facts": facts} if facts else values
                     audio = {} if packed.audio is None else {AUDIO: packed.audio}
                     files = {packed.suffix: packed.content, **audio, "json": json.dumps(told).encode()}
@@ -270,7 +259,7 @@ def _write(
 
 
 def _indexed(sample: Sample, sums: Mapping[str, int], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the index says of a clip, given the CRC-32 of each of its files by suffix."""
+    """The entry of a clip in the index, given the CRC-32 of each of its files by suffix."""
 
     def place(member: Member) -> dict[str, Any]:
         crc32 = sums[member.name.rpartition(".")[2]]

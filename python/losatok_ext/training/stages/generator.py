@@ -1,4 +1,4 @@
-"""Stage three: a diffusion transformer learns to generate a frozen tokenizer's latents by flow matching."""
+"""Stage three: train a diffusion transformer to generate a frozen tokenizer's latents, by flow matching."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext.errors import ConfigError, TrainingError, UserError
 from losatok_ext.models import LoSATok
 from losatok_ext.models.generator.dit_config import DiTConfig
-from losatok_ext.models.generator.generator import MODEL_TYPE, Generator, GeneratorConfig
-from losatok_ext.models.storage.checkpoint import read_config
-from losatok_ext.models.storage.folders import model_folder
+from losatok_ext.models.generator.generator import Generator, GeneratorConfig
+from losatok_ext.models.storage.folders import GENERATOR, TOKENIZER, open_folder
 from losatok_ext.pretrained import DEFAULT
 from losatok_ext.training.config.train import TrainConfig
 from losatok_ext.training.data.augment import check_not_augmented
+from losatok_ext.training.data.batches import Batch, LatentBatch, pad_rows, recordings_of
 from losatok_ext.training.data.corpus import Corpus
-from losatok_ext.training.data.crops import Batch, CropSource
+from losatok_ext.training.data.crops import CropSource
 from losatok_ext.training.data.latent_corpus import LatentCorpus, holds_latents, open_latents
 from losatok_ext.training.data.statistics import RunningMoments, measure
 from losatok_ext.training.data.token_corpus import TokenCorpus
+from losatok_ext.training.stages.presets import notes_of_widening, read_in_float32, stored_dtypes
 from losatok_ext.training.stages.recordings import open_recordings
 
 
 class GeneratorStage:
-    """Trains a :class:`Generator` on ``flow_matching``. Recordings are encoded by the frozen tokenizer as they come;
-    latent files are taken as they are. The tokenizer is no part of the run's checkpoints, its fingerprint is.
+    """Trains a :class:`Generator` on the loss ``flow_matching``.
+
+    Recordings are encoded by the frozen tokenizer in each step; latent files and shards of latents are used as they
+    are. The tokenizer is not in the run's checkpoints, only its fingerprint is.
 
     Args:
-        data: folder or manifest of recordings, or of latent files.
+        data: folder, manifest or shards of recordings, or of latents.
         config: of the run.
         device: to train on.
     """
@@ -44,53 +46,73 @@ class GeneratorStage:
     def __init__(self, data: str | Path, config: TrainConfig, device: torch.device) -> None:
         self.data, self.config, self.device = Path(data), config, device
         self.weights = {"flow_matching": 1.0}
-        self._latents = holds_latents(self.data)
+        self.notes: tuple[str, ...] = ()
         self._generator: Generator | None = None
 
     @cached_property
+    def _latents(self) -> LatentCorpus | TokenCorpus | None:
+        """The latents to train on; None where the data is recordings."""
+        return open_latents(self.data, self.config.data.cache_megabytes) if holds_latents(self.data) else None
+
+    @cached_property
     def tokenizer(self) -> LoSATok | None:
-        """The frozen tokenizer on the run's device, for recordings the bundled one where none is named; None where
-        latent files need none.
+        """The frozen tokenizer on the run's device. Where none is named: the bundled one for recordings, None for
+        latents.
 
         Raises:
             CheckpointError: it cannot be read.
         """
-        folder = self.config.generator.tokenizer
-        if folder is None:
-            if self._latents:
+        name = self.config.generator.tokenizer
+        if name is None:
+            if self._latents is not None:
                 return None
-            folder = DEFAULT
-        model = LoSATok.from_pretrained(model_folder(folder)).requires_grad_(False)
+            name = DEFAULT
+        folder = open_folder(name, TOKENIZER)
+        model = LoSATok.from_pretrained(name).requires_grad_(False)
+        stored = stored_dtypes(folder.weights)
+        if "I8" not in stored:  # an int8 model is made for inference, which is all that is needed here
+            model = model.to(torch.float32)
+            self.notes += notes_of_widening(stored, f"tokenizer {name}", "computed in float32")
         return model.to(self.device).eval()
-
-    @cached_property
-    def _corpus(self) -> LatentCorpus | TokenCorpus:
-        corpus = open_latents(self.data, self.config.data.cache_megabytes)
-        tokenizer = self.tokenizer
-        if tokenizer is not None and tokenizer.fingerprint() != corpus.fingerprint:
-            raise TrainingError(
-                f"{self.data}: the latents are of model {corpus.fingerprint}, and "
-                f"{self.config.generator.tokenizer} is model {tokenizer.fingerprint()}; pass the folder of that model, "
-                "or encode the recordings again"
-            )
-        return corpus
 
     @property
     def fingerprint(self) -> str:
-        """Of the tokenizer whose latents are learned."""
-        return self._corpus.fingerprint if self.tokenizer is None else self.tokenizer.fingerprint()
+        """The fingerprint of the tokenizer whose latents are learned."""
+        if self.tokenizer is not None:
+            return self.tokenizer.fingerprint()
+        assert self._latents is not None  # without a tokenizer only where there are latents
+        return self._latents.fingerprint
+
+    def _latent_dim(self) -> int:
+        """d, the width of the latents."""
+        return self._encoder(self.data).config.latent_dim if self._latents is None else self._latents.width
+
+    def _encoder(self, data: object) -> LoSATok:
+        """The tokenizer, to encode the recordings of ``data``.
+
+        Raises:
+            TrainingError: there is none, since the training data is latents and no tokenizer is named.
+        """
+        if self.tokenizer is None:
+            raise TrainingError(
+                f"{data} holds recordings, and the run trains on latents without a tokenizer to encode recordings; "
+                "name it by generator.tokenizer, or give latents of the same tokenizer"
+            )
+        return self.tokenizer
 
     def model_config(self) -> GeneratorConfig:
-        """What :meth:`build` will build: that of the folder ``init``, or of the preset with the keys of ``model``.
+        """The configuration in the folder ``init``, or that of the preset with the keys of ``model``.
 
         Raises:
             ConfigError: a key or value that does not fit, or a tokenizer that does not fit ``init``.
             CheckpointError: ``init`` or the tokenizer cannot be read.
         """
         options, values = self.config.generator, dict(self.config.model)
-        dim = self._corpus.width if self._latents else self._tokenizer_there().config.latent_dim
+        dim = self._latent_dim()
+        if self._latents is not None:
+            self._check_fingerprint(self.data, self._latents)
         if self.config.init is not None:
-            found = read_config(model_folder(self.config.init), GeneratorConfig, MODEL_TYPE)
+            found = open_folder(self.config.init, GENERATOR).config(GeneratorConfig)
             if found.dit.tokenizer not in (None, self.fingerprint):
                 raise ConfigError(
                     f"init: {self.config.init} generates latents of the tokenizer {found.dit.tokenizer}, and these are "
@@ -107,18 +129,22 @@ class GeneratorStage:
         except ConfigError as error:
             raise ConfigError(f"model: {error}") from None
 
-    def _tokenizer_there(self) -> LoSATok:
-        tokenizer = self.tokenizer
-        assert tokenizer is not None  # only latent files go without, and then it is not asked for
-        return tokenizer
+    def _check_fingerprint(self, data: object, corpus: LatentCorpus | TokenCorpus) -> None:
+        """Raise TrainingError where the latents of ``data`` are of another tokenizer than the run's."""
+        if corpus.fingerprint != self.fingerprint:
+            ours = self.config.generator.tokenizer or self.data
+            raise TrainingError(
+                f"{data}: the latents are of model {corpus.fingerprint}, and {ours} is model {self.fingerprint}; pass "
+                "the folder of that model, or encode the recordings again"
+            )
 
     def facts(self) -> dict[str, Any]:
-        """What must be the same when a run goes on, besides the configuration."""
+        """The tokenizer must be the same when a run goes on."""
         return {"tokenizer": self.fingerprint}
 
     @staticmethod
     def read_config(values: dict[str, Any]) -> GeneratorConfig:
-        """The configuration that a run wrote down."""
+        """The model's configuration that a run wrote down."""
         return GeneratorConfig.from_dict(values)
 
     @staticmethod
@@ -127,32 +153,39 @@ class GeneratorStage:
         return Generator(config)
 
     def digest(self, corpus: Corpus) -> str:
-        """Of the clips and their texts: a run goes on with the same only."""
+        """A hash of the clips and their texts, with their domains where these decide how often a clip is drawn."""
         return corpus.digest(texts=True, domains=self.config.data.balance.changes_shares)
 
-    def open_data(self, model: GeneratorConfig) -> tuple[Corpus, CropSource]:
-        """The corpus and its batches.
+    def open_data(self, data: str | Path, model: GeneratorConfig) -> tuple[Corpus, CropSource]:
+        """Recordings or latents, to train on or to validate on, and their batches.
 
         Raises:
-            TrainingError: no usable file, or latent files that do not fit together or the tokenizer.
+            TrainingError: there is no usable clip, too little for one batch, latents of another tokenizer, or
+                recordings without a tokenizer.
+            ConfigError: ``augment`` or ``data.balance`` of the configuration does not fit the data.
         """
-        config = self.config
-        if not self._latents:
-            return open_recordings(self.data, self._tokenizer_there().config, config)
-        check_not_augmented(config.augment, self.data, "latents")
-        source = CropSource(self._corpus, config.data, batch_size=config.batch_size, seed=config.seed, multiple=1)
+        config, data = self.config, Path(data)
+        if not holds_latents(data):
+            return open_recordings(data, self._encoder(data).config, config)
+        check_not_augmented(config.augment, data, "latents")
+        corpus = self._latents if data == self.data else open_latents(data, config.data.cache_megabytes)
+        assert corpus is not None
+        self._check_fingerprint(data, corpus)
+        source = CropSource(corpus, config.data, batch_size=config.batch_size, seed=config.seed, multiple=1)
         source.check_enough()
-        return self._corpus, source
+        return corpus, source
 
     def build(self, corpus: Corpus) -> Generator:
-        """A new generator with the corpus's statistics, or that of ``init`` with its own.
+        """A new generator with the mean and deviation of the corpus's latents, or that of ``init`` with its own.
 
         Raises:
             TrainingError: a clip's text is too long, or no latents can be measured.
-            ConfigError, CheckpointError: as :meth:`model_config`.
+            ConfigError: a key or value of ``model`` does not fit, or the weights of ``init`` are int8.
+            CheckpointError: ``init`` cannot be read.
         """
         if self.config.init is not None:
-            generator = Generator.from_pretrained(model_folder(self.config.init))
+            generator, notes = read_in_float32(Generator, self.config.init, "init")
+            self.notes += notes
             generator.dit.set_latents(generator.dit.statistics.mean, generator.dit.statistics.std, self.fingerprint)
             _check_texts(generator, corpus)
             return generator
@@ -164,11 +197,10 @@ class GeneratorStage:
         return generator
 
     def _measure(self, corpus: Corpus) -> RunningMoments:
-        """Moments of the latents of evenly chosen clips, ``generator.statistics_seconds`` of them at most."""
+        """Mean and deviation of the latents of evenly chosen clips, of ``generator.statistics_seconds`` at most."""
 
         def latents(clip: Tensor) -> Tensor:
-            found, lengths = self._encode(clip[None], torch.tensor([len(clip)]))
-            return found[0, : int(lengths[0])]
+            return clip if self._latents is not None else self._encoder(self.data).encode(clip[None]).mu[0]
 
         return measure(corpus, self.config.generator.statistics_seconds, latents, "latents")
 
@@ -182,34 +214,34 @@ class GeneratorStage:
         assert self._generator is not None
         return self._generator
 
-    def _encode(self, clips: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(latents [B, T, d], lengths [B]) of a batch of recordings or of latents."""
-        if self._latents:
-            return clips, lengths
-        latents = self._tokenizer_there().encode(clips, lengths=lengths)
-        return latents.mu, latents.lengths
-
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The flow-matching loss of a batch."""
-        latents, lengths = self._encode(batch.audio, batch.lengths)
-        whole = None
-        if batch.whole is not None:
-            whole = self._tokens(batch.whole)
-            latents = F.pad(latents, (0, 0, 0, int(whole.max()) - latents.shape[1]))
+        """The flow-matching loss of a batch of recordings or latents."""
+        if isinstance(batch, LatentBatch):
+            latents, lengths = batch.latents, batch.lengths
+        else:
+            encoded = self._encoder(self.data).encode(recordings_of(batch).audio, lengths=batch.lengths)
+            latents, lengths = encoded.mu, encoded.lengths
+        step_tokens = None
+        if batch.step_lengths is not None:
+            step_tokens = self._tokens(batch, batch.step_lengths)
+            latents = pad_rows(latents, int(step_tokens.max()))
         options = self.config.generator
         texts = batch.texts if self.model.dit.config.text_dim else None
-        loss = self.model.loss(latents, lengths, texts, masking=options.masking, dropout=options.dropout, whole=whole)
+        loss = self.model.loss(
+            latents, lengths, texts, masking=options.masking, dropout=options.dropout, all_lengths=step_tokens
+        )
         return {"flow_matching": loss}
 
-    def _tokens(self, lengths: Tensor) -> Tensor:
-        """Tokens [B] of recordings of ``lengths`` [B] samples; of latents these are tokens already."""
-        if self._latents:
+    def _tokens(self, batch: Batch, lengths: Tensor) -> Tensor:
+        """Tokens [B] int64 of clips of ``lengths`` [B], in the unit of ``batch``: samples, or tokens already."""
+        if isinstance(batch, LatentBatch):
             return lengths
-        token_count = self._tokenizer_there().config.token_count
+        token_count = self._encoder(self.data).config.token_count
         return torch.tensor([token_count(n) for n in lengths.tolist()])
 
     def counts(self, batch: Batch, lengths: Tensor) -> Mapping[str, Tensor | None]:
-        """The loss counts the tokens to generate, which are drawn: it is weighed where they are."""
+        """The loss is a mean over the tokens to generate, which are drawn at random: it is weighted where they are
+        drawn."""
         return {"flow_matching": None}
 
 

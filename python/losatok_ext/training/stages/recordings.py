@@ -1,4 +1,4 @@
-"""What the stages that train a LoSATok model share: recordings, or what a frozen teacher gave for them."""
+"""The base of the stages that train a LoSATok model, on recordings or on stored features of a frozen teacher."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from losatok_ext.models.teachers.registry import Teacher
 from losatok_ext.recordings.shard_index import FEATURES, LATENTS, shards_kind
 from losatok_ext.training.config.train import TrainConfig
 from losatok_ext.training.data.augment import check_features_stay, check_not_augmented
+from losatok_ext.training.data.batches import Batch, FeatureBatch, recordings_of
 from losatok_ext.training.data.corpus import Corpus, open_corpus
-from losatok_ext.training.data.crops import Batch, CropSource
+from losatok_ext.training.data.crops import CropSource
 from losatok_ext.training.data.paired_corpus import PairedCorpus, open_paired
 from losatok_ext.training.data.token_corpus import TokenCorpus, open_tokens
 
@@ -25,7 +26,7 @@ def open_recordings(data: str | Path, model: LoSATokConfig, config: TrainConfig)
     """The recordings of ``data`` at the rate of ``model``, and their batches.
 
     Raises:
-        TrainingError: no recording can be used, or all together do not fill a batch.
+        TrainingError: no recording can be used, or all together do not fill one batch.
         ConfigError: ``config.data.balance`` does not fit their domains.
     """
     corpus = open_corpus(data, model.sample_rate, _multiple(model), config.data.cache_megabytes)
@@ -50,7 +51,7 @@ def open_recordings_with_features(
 
 
 def _multiple(model: LoSATokConfig) -> int:
-    """Samples of one token of the semantic encoder, which sees the most audio at once: a clip needs one."""
+    """Samples of one token of the semantic encoder, whose tokens are the longest: a clip needs at least one."""
     return max(model.samples_per_token, model.semantic_upsampling * model.samples_per_token)
 
 
@@ -82,39 +83,41 @@ def open_features(data: str | Path, config: TrainConfig) -> tuple[TokenCorpus, C
 
 
 class RecordingStage:
-    """Base of those stages; each adds ``weights``, ``model_config``, ``build`` and ``losses``.
+    """Base of the stages that train a LoSATok model; each adds ``weights``, ``model_config``, ``build`` and ``losses``.
 
     Args:
-        data: folder, manifest or shards of recordings; or, where :attr:`takes_features`, shards of teacher features.
+        data: folder, manifest or shards of recordings; where :attr:`takes_features`, also shards of teacher features.
         config: of the run.
+        device: to train on.
     """
 
     name: str
     takes_features = False
-    """Whether the stage learns from shards of teacher features too."""
+    """Whether the stage can learn from shards of teacher features."""
     needs_audio = True
-    """Whether these have to hold the recordings as well."""
+    """Whether such shards have to hold the recordings as well."""
 
-    def __init__(self, data: str | Path, config: TrainConfig) -> None:
-        self.data, self.config = data, config
+    def __init__(self, data: str | Path, config: TrainConfig, device: torch.device) -> None:
+        self.data, self.config, self.device = data, config, device
+        self.notes: tuple[str, ...] = ()
         self._model: LoSATok | None = None
-        self._opened: list[tuple[str | Path, TokenCorpus | PairedCorpus]] = []  # a copy that opens other data shares it
+        self._opened: list[tuple[str | Path, TokenCorpus | PairedCorpus]] = []
 
     def model_config(self) -> LoSATokConfig:
-        """What ``build`` will build."""
+        """The configuration of the model that ``build`` will build."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """What must be the same when a run goes on, besides configuration and corpus: nothing."""
+        """No more than configuration and corpus must be equal when a run goes on."""
         return {}
 
     def digest(self, corpus: Corpus) -> str:
-        """Of what is learned from ``corpus``: a run goes on with the same only."""
+        """A hash of the clips, with their domains where these decide how often a clip is drawn."""
         return corpus.digest(domains=self.config.data.balance.changes_shares)
 
     @staticmethod
     def read_config(values: dict[str, Any]) -> LoSATokConfig:
-        """The configuration that a run wrote down."""
+        """The model's configuration that a run wrote down."""
         return LoSATokConfig.from_dict(values)
 
     @staticmethod
@@ -122,24 +125,29 @@ class RecordingStage:
         """A model whose weights a checkpoint will replace."""
         return LoSATok(config)
 
-    def open_data(self, model: LoSATokConfig) -> tuple[Corpus, CropSource]:
-        """The corpus and its batches. Raises as :func:`open_recordings`, and where the stage cannot learn from it."""
-        kind = shards_kind(Path(self.data))
+    def open_data(self, data: str | Path, model: LoSATokConfig) -> tuple[Corpus, CropSource]:
+        """Recordings or teacher features, to train on or to validate on, and their batches.
+
+        Raises:
+            TrainingError: there is no usable clip, too little for one batch, or data that the stage cannot learn from.
+            ConfigError: ``augment`` or ``data.balance`` of the configuration does not fit the data.
+        """
+        kind = shards_kind(Path(data))
         if kind == LATENTS or (kind == FEATURES and not self.takes_features):
-            raise TrainingError(f"{self.data} holds {kind}, and train {self.name} needs {self._needs()}")
+            raise TrainingError(f"{data} holds {kind}, and train {self.name} needs {self._needs()}")
         if kind != FEATURES:
-            return open_recordings(self.data, model, self.config)
+            return open_recordings(data, model, self.config)
         corpus: TokenCorpus | PairedCorpus
         if self.needs_audio:
-            corpus, source = open_recordings_with_features(self.data, model, self.config)
+            corpus, source = open_recordings_with_features(data, model, self.config)
         else:
-            corpus, source = open_features(self.data, self.config)
+            corpus, source = open_features(data, self.config)
         if corpus.width != model.embed_dim:
             raise TrainingError(
-                f"{self.data} holds features of {corpus.width} dimensions, and the model's teacher has "
+                f"{data} holds features of {corpus.width} dimensions, and the model's teacher has "
                 f"{model.embed_dim}; train with the teacher that computed them: {self._cure()}"
             )
-        self._opened.append((self.data, corpus))
+        self._opened.append((data, corpus))
         return corpus, source
 
     def _needs(self) -> str:
@@ -153,8 +161,8 @@ class RecordingStage:
         return "--init" if self.needs_audio else "--teacher or --init"
 
     def check_teacher(self, model: LoSATok) -> None:
-        """Raise TrainingError where data that was opened, to train or to validate on, holds features of another teacher
-        than ``model`` has."""
+        """Raise TrainingError where opened data, to train or to validate on, holds features of another teacher than
+        that of ``model``."""
         if not self._opened:
             return
         own = Teacher("its own", model.semantic_encoder, model.config).fingerprint()
@@ -166,14 +174,15 @@ class RecordingStage:
                 )
 
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The teacher's features [B, T, D] of a batch, their lengths [B] in tokens, and what ``ops.gram_energy`` gives
-        for them, [B], where that is known for a crop at least.
+        """The teacher's features of a batch, which it computes for recordings.
 
-        Of recordings they are computed, from the audio as augmentation left it; of features they are the batch itself.
+        Returns:
+            (features [B, T, D], lengths [B] int64 in tokens, energy [B]): the energy is what ``ops.gram_energy`` gives
+            for the features; None where it is stored for no row.
         """
-        if batch.gram_energy is None:
-            return (*self.model.teacher(batch.audio, batch.lengths), None)
-        features, lengths = batch.audio, batch.lengths.to(batch.audio.device)
+        if not isinstance(batch, FeatureBatch):
+            return (*self.model.teacher(recordings_of(batch).audio, batch.lengths), None)
+        features, lengths = batch.features, batch.lengths.to(batch.features.device)
         partial = torch.isnan(batch.gram_energy)
         if bool(partial.all()):
             return features, lengths, None

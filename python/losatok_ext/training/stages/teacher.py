@@ -1,4 +1,4 @@
-"""Stage zero: a semantic teacher of one's own, trained as a masked autoencoder on unlabelled recordings."""
+"""Stage zero: train a semantic teacher, as a masked autoencoder on unlabelled recordings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from losatok_ext.errors import ConfigError
 from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.teachers.masked_autoencoder import MaskedAutoencoder
 from losatok_ext.training.config.train import TrainConfig
+from losatok_ext.training.data.batches import Batch, recordings_of
 from losatok_ext.training.data.corpus import Corpus
-from losatok_ext.training.data.crops import Batch
 from losatok_ext.training.data.statistics import measure
 from losatok_ext.training.stages.presets import starting_config, starting_model
 from losatok_ext.training.stages.recordings import RecordingStage
@@ -20,22 +20,22 @@ from losatok_ext.training.stages.views import semantic_tokens
 
 
 class TeacherStage(RecordingStage):
-    """Trains the semantic encoder of a model on ``masked``; the model folder it leaves is what ``train sembo --init``
-    takes.
+    """Trains the semantic encoder of a model on the loss ``masked``; ``train sembo --init`` takes the model folder that
+    the run leaves.
 
-    The statistics of the mel bins are measured first, unless the encoder goes on from ``init``.
+    Mean and deviation of the mel bins are measured first, unless the encoder starts from ``init``.
     """
 
     name = "teacher"
     paper_steps = 400_000
     """Long enough for the base size on some thousand hours; the paper of LoSATok trains no teacher."""
 
-    def __init__(self, data: str | Path, config: TrainConfig) -> None:
-        super().__init__(data, config)
+    def __init__(self, data: str | Path, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(data, config, device)
         self.weights = {"masked": 1.0}
 
     def model_config(self) -> LoSATokConfig:
-        """That of the folder ``init``, or of the preset with the keys of ``model``.
+        """The configuration in the folder ``init``, or that of the preset with the keys of ``model``.
 
         Raises:
             ConfigError: ``model`` holds a key or value that does not fit, or a crop is longer than the encoder sees.
@@ -50,15 +50,21 @@ class TeacherStage(RecordingStage):
             )
         if config.semantic is not None:
             raise ConfigError(
-                f"{self.config.init}: its encoder is one of transformers, which train teacher does not train"
+                f"{self.config.init}: its encoder is a model of transformers, which train teacher cannot train"
             )
         if self.config.teacher is not None:
             raise ConfigError("train teacher takes no teacher: it trains one; to go on from a model, use init")
         return config
 
     def build(self, corpus: Corpus) -> MaskedAutoencoder:
-        """The model to start from, with the corpus's mel statistics. Raises as :meth:`model_config`."""
-        tokenizer = starting_model(self.config)
+        """The model to start from; a new one with the mel statistics of the corpus.
+
+        Raises:
+            ConfigError: the weights of ``init`` are int8.
+            CheckpointError: ``init`` cannot be read.
+            TrainingError: no mel statistics can be measured in the recordings.
+        """
+        tokenizer, self.notes = starting_model(self.config)
         model = self._autoencoder(tokenizer)
         if self.config.init is None:
             encoder = model.encoder
@@ -86,20 +92,20 @@ class TeacherStage(RecordingStage):
 
     def start(self, model: MaskedAutoencoder) -> None:  # type: ignore[override]
         """Train ``model``, which is on the device."""
-        self._autoencoder_there = model.train()
+        self._training = model.train()
 
     @property
     def model(self) -> MaskedAutoencoder:  # type: ignore[override]
         """The autoencoder that trains."""
-        return self._autoencoder_there
+        return self._training
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The loss of a batch."""
+        """The unweighted loss ``masked`` of a batch of recordings."""
         options = self.config.masked_autoencoder
-        return self.model(batch.audio, batch.lengths, options.mask_ratio, options.normalise)
+        return self.model(recordings_of(batch).audio, batch.lengths, options.mask_ratio, options.normalise)
 
     def counts(self, batch: Batch, lengths: Tensor) -> dict[str, Tensor]:
-        """The loss counts the tokens that are hidden."""
+        """The loss is a mean over the hidden tokens."""
         tokens = semantic_tokens(batch, lengths, self.model.tokenizer.config)
         hidden = (tokens * self.config.masked_autoencoder.mask_ratio).long()
         return {"masked": torch.minimum(hidden, (tokens - 1).clamp(min=0))}
