@@ -1,4 +1,4 @@
-"""What the ops are meant to reach, as data: report.py sets each beside what was measured."""
+"""The targets of the ops' benchmarks; report.py compares them with what was measured."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Target:
-    """A row of a benchmark's table and the least that one of its figures should be.
+    """A row of a benchmark's table, and the value that one of its figures should reach.
 
     Attributes:
-        label: of the row, as the benchmark prints it.
-        figure: ``"x_<peer>"``, the peer's time over ours; ``"memory_<peer>"``, its peak memory over ours;
-            ``"seconds"`` or ``"mib"``, the most that ours may take.
-        value: the target.
+        label: the row's label, as the benchmark prints it.
+        figure: ``"x_<peer>"``, the peer's time divided by ours; ``"memory_<peer>"``, its peak memory divided by ours;
+            ``"seconds"`` or ``"mib"``, our time or our peak memory in MiB.
+        value: the target: at least this for a ratio, at most this for ``"seconds"`` and ``"mib"``.
         device: ``"cpu"`` or ``"cuda"``.
     """
 
@@ -23,7 +23,7 @@ class Target:
     device: str = "cpu"
 
     def measured(self, row: dict) -> float | None:
-        """The figure in ``row``, or None where it was not taken."""
+        """The value of the figure in ``row``, or None where it was not measured."""
         if self.figure == "seconds":
             return row["ours_us"] / 1e6
         if self.figure == "mib":
@@ -35,11 +35,11 @@ class Target:
         return None if theirs is None or ours is None else theirs / max(ours, 0.1)
 
     def met(self, value: float) -> bool:
-        """Whether ``value`` reaches the target; a ratio is read to two decimals."""
+        """Whether ``value`` reaches the target; a ratio is rounded to two decimals first."""
         return value <= self.value if self.figure in ("seconds", "mib") else round(value, 2) >= self.value
 
     def spell(self, value: float, least: bool = False) -> str:
-        """``value`` in words: ``least`` for the target itself."""
+        """``value`` in words; with ``least``, the target in words ('at least 2.00x eager')."""
         bound = ("at most " if self.figure in ("seconds", "mib") else "at least ") if least else ""
         if self.figure == "seconds":
             return f"{bound}{value:.1f} s"
@@ -79,4 +79,4 @@ TARGETS = [
     Target("encode base float32 B=1", "x_published", 2.5),
     Target("encode base bfloat16 B=1", "x_published", 6.0),
 ]
-"""In the order of the report. Source: the project's plan, from what the ceilings of the machines allow."""
+"""In the order of the report. The project's plan derived them from the ceilings of its machines."""

@@ -1,4 +1,4 @@
-"""Print what CMake needs to know of the torch that is installed, one FACT=value a line."""
+"""Print what CMake needs to know about the installed torch, one FACT=value per line."""
 
 from pathlib import Path
 

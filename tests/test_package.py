@@ -80,6 +80,14 @@ except losatok_ext.BackendUnavailableError as error:
     assert "--no-deps losatok_ext" not in result.stdout  # no package index has it
 
 
+def test_a_build_for_another_torch_is_not_loaded():
+    result = run_python(
+        "import torch; torch.__version__ = '2.99.0'; from losatok_ext import _native; print(_native.failure)"
+    )
+    assert "were built for another torch. Built for: torch" in result.stdout, result.stderr
+    assert "Found: torch 2.99.0" in result.stdout
+
+
 def test_info_explains_once_why_the_native_ops_are_not_loaded():
     code = """
 import sys

@@ -47,42 +47,30 @@ def run_jobs(folder, jobs):
 
 
 def _train(job, rank):
-    from losatok_ext.training import TrainConfig, train_generator, train_sembo, train_teacher, train_tokenizer
-
-    stages = {
-        "sembo": train_sembo,
-        "tokenizer": train_tokenizer,
-        "generator": train_generator,
-        "teacher": train_teacher,
-        "critic": _train_with_critic,
-    }
-    if job["sharded"]:
-        _shard()
-    on_step = None
-    if job["kill_at"] is not None:
-        _kill_at(rank, job["kill_at"])
-    stages[job["stage"]](job["data"], job["output"], TrainConfig.from_dict(job["config"]), on_step=on_step)
-
-
-def _train_with_critic(data, output, config, on_step=None):
     from critic_stage import CriticStage
+    from losatok_ext.training import TrainConfig
     from losatok_ext.training.run import train
 
-    return train(lambda device: CriticStage(data, config), output, config, on_step=on_step)
+    if job["sharded"]:
+        _shard()
+    if job["kill_at"] is not None:
+        _kill_at(rank, job["kill_at"])
+    stage = CriticStage if job["stage"] == "critic" else job["stage"]
+    train(stage, job["data"], job["output"], TrainConfig.from_dict(job["config"]))
 
 
 def _kill_at(rank, step):
     """Make the last process kill itself in the middle of ``step``."""
-    from losatok_ext.training.engine.loop import Trainer
+    from losatok_ext.training.engine.objective import Objective
 
-    forward = Trainer.part_losses
+    losses = Objective.losses
 
-    def deadly(self, part):
-        if rank == PROCESSES - 1 and self.step == step:
+    def deadly(self, part, now):
+        if rank == PROCESSES - 1 and now == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return forward(self, part)
+        return losses(self, part, now)
 
-    Trainer.part_losses = deadly
+    Objective.losses = deadly
 
 
 def _shard():

@@ -1,9 +1,9 @@
-"""Build for the GPU at hand, test there, look for races, measure: all that makes a kernel more than a draft.
+"""On a machine with a GPU: build the CUDA kernels, test them, look for memory errors and races, and measure.
 
-``make gpu-check`` runs the parts below in the order of their worth and keeps in OUT what each said. It may be cut at
-any moment: called again it goes on with the first part that is not done (``--again NAME`` repeats one). A machine with
-a GPU may have no network, so nothing is fetched: the interpreter that runs this needs torch with CUDA, nvcc on the
-PATH, scikit-build-core, pybind11, cmake, ninja, pytest, pytest-benchmark, pytest-timeout and hypothesis.
+``make gpu-check`` runs the parts below, the most important first, and keeps the output of each in OUT. It may be
+stopped at any moment: called again it goes on with the first part that is not done (``--again NAME`` repeats one). The
+machine may have no network, so nothing is downloaded: the interpreter that runs this needs torch with CUDA, nvcc on
+the PATH, scikit-build-core, pybind11, cmake, ninja, pytest, pytest-benchmark, pytest-timeout and hypothesis.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FAMILIES = tuple(sorted(path.stem.removeprefix("bench_") for path in (ROOT / "be
 
 
 def parts(results: Path) -> list[Part]:
-    """What is run, the most telling first; benchmarks keep their figures in ``results``."""
+    """What is run, the most important first; benchmarks keep their figures in ``results``."""
     python = sys.executable
     test = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     bench = (*test, "-p", "no:xdist", "--benchmark-only", "--bench-device", "cuda", "--bench-results", str(results))

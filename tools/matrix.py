@@ -60,11 +60,11 @@ class Combination:
 
 @dataclass
 class Outcome:
-    """What a combination came to.
+    """The result of a combination.
 
     Attributes:
         python: its exact version, or ``3.N`` where nothing was installed.
-        torch: likewise.
+        torch: its exact version, or what was asked for where it was not installed.
         commit: what was built and tested.
         build: ``passed``, ``failed``, ``cut`` or ``not run``, or the name of an earlier part that failed.
         tests: ``passed``, ``failed``, ``cut`` or ``not run``.

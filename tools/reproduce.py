@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The paper's tables in miniature: teacher, bottlenecks and tokenizers, trained and measured for four seeds.
+"""The paper's tables at a small scale: teacher, bottlenecks and tokenizers, trained and measured for four seeds.
 
     python tools/reproduce.py -o runs/reproduce [--scale 1] [--jobs 2]        # make reproduce
 
-Renders a corpus to train on and one to test on (tools/make_corpus.py: espeak-ng, fluidsynth). For each seed it trains a
-teacher on unlabelled clips (masked autoencoder), five bottlenecks on it, and six tokenizers on the first of them; what
-each makes of the test corpus, heard through noise, is probed and set beside the paper's claims. Seeds run side by side.
-The same command goes on where it stopped.
+Renders a corpus for training and one for testing (tools/make_corpus.py: espeak-ng, fluidsynth). For each seed it trains
+a teacher on unlabelled clips (masked autoencoder), five bottlenecks on it, and six tokenizers on the first bottleneck.
+The features that each of them computes for the test corpus, mixed with noise, are probed and compared with the paper's
+claims. Seeds run in parallel. The same command continues after an interruption.
 Writes OUTPUT/figures.json and OUTPUT/reproduction.md; with ``--keep docs`` also docs/reproduction.json and the tables
 between the marks of docs/reproduction.md.
 """
@@ -36,13 +36,13 @@ from losatok_ext.recordings.labelled import find_items
 from report import fill
 
 SPECTRA_CLIPS = 20
-"""Per domain, of the test corpus, that tokenizers reconstruct."""
+"""Clips of the test corpus per domain that tokenizers reconstruct."""
 DECIBELS = -5.0
-"""Of the clips that are probed, over their noise. Without noise, random weights answer nearly everything."""
+"""Signal-to-noise ratio in dB of the clips that are probed. Without noise, even random weights answer nearly all."""
 
 
 def of_seed(seed: int, output: Path, data: Path, test: Path, heard: Path, scale: float, threads: int) -> dict[str, Any]:
-    """Train and measure everything of one seed: spectra of the ``test`` corpus, probes of the ``heard`` one."""
+    """Train and measure all models of one seed: spectra on the ``test`` corpus, probes on the noisy one, ``heard``."""
     torch.set_num_threads(threads)
     items, _ = find_items([heard])
     folder = output / f"seed-{seed}"
@@ -90,21 +90,21 @@ def of_seed(seed: int, output: Path, data: Path, test: Path, heard: Path, scale:
 
 
 def say(text: str) -> None:
-    """One line, at once."""
+    """Print one line with the time, unbuffered."""
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
 def setting(count: int, options: argparse.Namespace) -> str:
-    """What was trained on what, in one paragraph."""
+    """One paragraph about models, data and measures."""
     steps = ", ".join(f"{stage} {max(round(n * options.scale), 1)}" for stage, n in plan.STEPS.items())
     return (
         f"Trained on {3 * options.clips} rendered clips (seed {plan.TRAINING_SEED}), tested on "
         f"{3 * options.test_clips} of seed {plan.TEST_SEED}; the `tiny` preset with d = {plan.DIMS}; steps: {steps}; "
-        f"{count} seeds, each from the teacher up: mean ± standard deviation over them. Probes are linear, on the mean "
-        f"over a clip's frames, with pink noise of {-DECIBELS:+.0f} dB in each clip: the spoken digit by voices the "
-        "probe did not hear (mean accuracy of twelve splits), the voice, the instrument, the sound event (of three). "
-        "Spectra: log-band distance of reconstructed clips over that of a "
-        f"constant spectrum, smaller is better. torch {torch.__version__}, {time.strftime('%Y-%m-%d')}."
+        f"{count} seeds, each with its own teacher: mean ± standard deviation over them. Probes are linear, on the "
+        f"mean over a clip's frames, with pink noise of {-DECIBELS:+.0f} dB in each clip: the spoken digit by voices "
+        "the probe was not trained on (mean accuracy of twelve splits), the voice, the instrument, the sound event "
+        "(three splits). Spectra: log-band distance of reconstructed clips, divided by that of a "
+        f"constant spectrum; smaller is better. torch {torch.__version__}, {time.strftime('%Y-%m-%d')}."
     )
 
 
@@ -112,14 +112,14 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/reproduce"))
-    parser.add_argument("--scale", type=float, default=1.0, help="train for this many times the steps")
-    parser.add_argument("--clips", type=int, default=200, help="per domain, to train on")
-    parser.add_argument("--test-clips", type=int, default=400, help="per domain, to test on")
-    parser.add_argument("--keep", type=Path, help="folder of reproduction.md, whose tables are written anew")
-    parser.add_argument("--jobs", type=int, default=2, help="seeds at once; they share the cores")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of training steps")
+    parser.add_argument("--clips", type=int, default=200, help="training clips per domain")
+    parser.add_argument("--test-clips", type=int, default=400, help="test clips per domain")
+    parser.add_argument("--keep", type=Path, help="folder of reproduction.md, whose tables are written again")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds that run in parallel; they share the cores")
     options = parser.parse_args()
     if not (options.scale > 0 and options.clips > 0 and options.test_clips > 0 and options.jobs > 0):
-        parser.error("--scale, --clips, --test-clips and --jobs take numbers above 0")
+        parser.error("--scale, --clips, --test-clips and --jobs must be above 0")
     data = plan.corpus(options.output / "corpus", options.clips, plan.TRAINING_SEED)
     test = plan.corpus(options.output / "test", options.test_clips, plan.TEST_SEED)
     heard = noise.noisy(test, options.output / "heard", DECIBELS, plan.TEST_SEED)

@@ -86,7 +86,9 @@ def test_every_kind_is_fitted(losatok, tmp_path, latents, model_folder, option, 
     assert (result.code, result.err) == (0, "")
     assert says in result.out
     assert "fitted to 78 frames of 3 files; relative error on them 0." in result.out
-    assert ("78 frames are few for 32 codes: other recordings will err more" in result.out) == (option == "--vq")
+    assert ("78 frames are few for 32 codes: the error on other recordings will be larger" in result.out) == (
+        option == "--vq"
+    )
     assert names(tmp_path / "m") == ["config.json", "model.safetensors"]
     fitted, plain = LoSATok.from_pretrained(tmp_path / "m"), LoSATok.from_pretrained(model_folder)
     assert fitted.with_quantizer(None).fingerprint() == plain.fingerprint()
@@ -131,6 +133,7 @@ def test_a_copy_is_not_written_over(losatok, tmp_path, latents, model_folder, co
         (["--affine", "3"], "--affine 3: bits should be one of 8, 4"),
         (["--vq", "79"], "there are 78 frames of latents, too few for a codebook of 79 codes"),
         (["--vq", "8", "--iterations", "0"], "--iterations"),
+        (["--vq", "8", "--seed", "9" * 30], "--seed"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_sentence(losatok, tmp_path, latents, model_folder, options, says):

@@ -39,6 +39,13 @@ def test_demo_leaves_a_model_tokens_a_recording_and_a_picture(losatok, tmp_path)
     assert (folder / "model" / "model.safetensors").read_bytes() == weights
 
 
+def test_a_recipe_is_not_made_longer_without_end(losatok, tmp_path):
+    result = losatok("demo", "-o", tmp_path / "demo", "--steps-scale", "1e300")
+    assert (result.code, len(result.sentences)) == (2, 1)
+    assert "--steps-scale" in result.err
+    assert not (tmp_path / "demo").exists()
+
+
 def test_a_recording_that_is_not_there_is_said_before_the_training(losatok, tmp_path):
     result = losatok("demo", "-o", tmp_path / "demo", "--recording", tmp_path / "missing.wav")
     assert result.code == 2

@@ -63,8 +63,11 @@ def test_text_seed_and_sampler_decide(losatok, models, tmp_path):
         (("--seconds", "0"), "--seconds takes a length above 0 and up to 600, got 0"),
         (("--seconds", "nan"), "--seconds takes a length above 0"),
         (("--seconds", "1", "--text", "x" * 41), "has 41 bytes, and the model takes 40; shorten it"),
-        (("--seconds", "1", "--solver", "ode"), "solver should be one of euler, midpoint, heun, rk4, got 'ode'"),
-        (("--seconds", "1", "--schedule", "cosine"), "schedule should be one of uniform, sway, shifted"),
+        (
+            ("--seconds", "1", "--solver", "ode"),
+            "solver should be one of 'euler', 'midpoint', 'heun', 'rk4', got 'ode'",
+        ),
+        (("--seconds", "1", "--schedule", "cosine"), "schedule.name should be one of 'uniform', 'sway', 'shifted'"),
         (("--seconds", "1", "--cfg", "-1"), "guidance.scale should be a number of at least 0, got -1"),
         (("--seconds", "1", "--cfg-interval", "0.5"), "--cfg-interval takes two noise levels such as 0.2:0.8"),
         (("--seconds", "1", "--cfg-interval", "0.8:0.2"), "guidance.interval should be two noise levels"),

@@ -334,6 +334,12 @@ def test_shards_of_shards_are_the_same(shards, tmp_path):
     assert seen == [(done, 48) for done in range(1, 49)]
 
 
+def test_a_rate_that_flac_does_not_take_is_said_before_any_work(tmp_path, capsys):
+    assert main(["shard", str(SAMPLES), str(tmp_path / "shards"), "--sample-rate", "1000000"]) == 2
+    assert "--sample-rate" in capsys.readouterr().err
+    assert not (tmp_path / "shards").exists()
+
+
 def test_text_and_label_are_both_kept(tmp_path):
     """A generator reads the texts, a classifier the labels; with and without an index."""
     clips = sorted((SAMPLES / "speech").glob("*.flac"))[:4]

@@ -92,6 +92,17 @@ def test_torch_is_not_replaced_by_what_is_installed_after_it(matrix, tmp_path):
             assert part.command[-1] == "torch==2.10.*"
 
 
+def test_exact_versions_are_read_from_the_environment(matrix, tmp_path):
+    combination = matrix.Combination("3.11", "2.10")
+    folder = tmp_path / combination.name
+    metadata = folder / "venv" / "lib" / "python3.11" / "site-packages" / "torch-2.10.0.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.10.0+cpu\n")
+    (folder / "venv" / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.11.7\n")
+    found = matrix.outcome(combination, folder, [], "abc")
+    assert (found.python, found.torch, found.selection) == ("3.11.7", "2.10.0+cpu", "all")
+
+
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.a" name="one"/>
 <testcase classname="tests.a" name="two"><failure message="m"/></testcase>

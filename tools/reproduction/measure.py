@@ -1,4 +1,4 @@
-"""What is measured of the trained models: probes of their features, spectra of what they reconstruct, ranks."""
+"""Measurements of the trained models: probes of their features, spectra of their reconstructions, ranks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from losatok_ext.models import LoSATok
 from losatok_ext.recordings.labelled import Item
 
 TASKS = ("digit", "voice", "instrument", "event")
-"""Labels of the corpus: the spoken digit (voices of the test are not those of the training), who speaks, what plays,
-what sounds."""
+"""Labels of the corpus: the spoken digit (tested on voices that were not trained on), the voice, the instrument, and
+the sound event."""
 SPLITS = {"digit": range(12)}
-"""Seeds of the splits of a task, 0 to 2 where it is not named. The four voices that speak digits are unlike each other,
-and it takes so many splits for each to be the one that is tested."""
+"""Seeds of the splits of a task; 0 to 2 for the other tasks. The four voices that speak digits differ much from each
+other, and only with so many splits each of them is tested."""
 DOMAINS = ("speech", "music", "environment")
 
 
@@ -37,7 +37,7 @@ def probes(features: FeatureSet, names: Sequence[str], tasks: Sequence[str] = TA
 
 
 def chance(items: Sequence[Item], tasks: Sequence[str] = TASKS) -> dict[str, float]:
-    """Accuracy of always giving the commonest answer, by task."""
+    """Accuracy of always giving the most frequent answer, by task."""
     labels = {task: [item.values[task] for item in items if task in item.values] for task in tasks}
     return {task: max(map(found.count, set(found))) / len(found) for task, found in labels.items()}
 
@@ -62,7 +62,7 @@ def ranks(features: FeatureSet, name: str) -> dict[str, dict[str, float]]:
 
 
 def spectra(model: LoSATok, items: Sequence[Item]) -> float:
-    """Log-band distance of reconstructed clips to the originals, over that of a constant spectrum."""
+    """Log-band distance of reconstructed clips to the originals, divided by that of a constant spectrum."""
     pairs = []
     with torch.inference_mode():
         for item in items:

@@ -1,4 +1,4 @@
-"""Clips heard through noise, so that a probe has something to do."""
+"""Clips mixed with noise, so that probing them is not too easy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from losatok_ext.files import atomic_path
 
 
 def noisy(manifest: Path, folder: Path, decibels: float, seed: int) -> Path:
-    """A copy of a corpus with pink noise in it; its manifest. One that is there already is taken.
+    """A copy of a corpus with pink noise added; returns its manifest. An existing copy is used again.
 
     Args:
         manifest: of the corpus.
-        folder: where the copy goes.
-        decibels: power of a clip over that of its noise.
+        folder: of the copy.
+        decibels: signal-to-noise ratio of each clip in dB.
         seed: of the noise.
     """
     copy = folder / "manifest.jsonl"

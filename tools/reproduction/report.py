@@ -1,4 +1,4 @@
-"""What the figures say, as Markdown: tables with their spread, and the paper's claims beside them."""
+"""The results as Markdown: tables with standard deviations, and the paper's claims compared with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reproduction.measure import TASKS
 from reproduction.plan import BOTTLENECKS, DIMS, TOKENIZERS
 
 Figures = Mapping[str, Any]
-"""Of one seed: ``ranks``, ``compression``, ``tokenizers``."""
+"""Results of one seed: ``ranks``, ``compression`` and ``tokenizers``."""
 MEAN = "mean"
 
 
@@ -23,12 +23,12 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def average(accuracies: Mapping[str, float]) -> float:
-    """Over the tasks."""
+    """Mean accuracy over the tasks."""
     return statistics.fmean(accuracies[task] for task in TASKS)
 
 
 def rank_table(seeds: Sequence[Figures]) -> Markdown:
-    """How compressible the teacher's features are."""
+    """Table: how compressible the teacher's features are, by domain."""
     rows = []
     for domain in seeds[0]["ranks"]:
         found = [figures["ranks"][domain] for figures in seeds]
@@ -38,7 +38,7 @@ def rank_table(seeds: Sequence[Figures]) -> Markdown:
 
 
 def probe_rows(seeds: Sequence[Figures], group: str, names: Sequence[str], more: str | None = None) -> list[list[str]]:
-    """A row of accuracies for each of ``names``, their mean, and figure ``more`` where one is asked for."""
+    """One row for each of ``names``: its accuracies, their mean, and the figure ``more`` if it is given."""
     rows = []
     for name in names:
         found = [figures[group][name] for figures in seeds]
@@ -51,7 +51,7 @@ def probe_rows(seeds: Sequence[Figures], group: str, names: Sequence[str], more:
 
 
 TEACHER, MERGE, PCA = "teacher (160 dimensions)", f"channel merge to {DIMS}", f"PCA to {DIMS}"
-CHANCE, UNTRAINED = "the commonest answer", "teacher, random weights"
+CHANCE, UNTRAINED = "the most frequent answer", "teacher, random weights"
 COMPRESSIONS = (CHANCE, UNTRAINED, TEACHER, MERGE, PCA, *(variant.name for variant in BOTTLENECKS))
 BOTH, HIGH, LOW, NEITHER, SMALL_KL, NO_KL = (variant.name for variant in TOKENIZERS)
 
@@ -61,23 +61,23 @@ _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def interval(differences: Sequence[float]) -> float:
-    """Half the 95 % confidence interval of the mean of at least two paired differences."""
+    """Half the width of the 95 % confidence interval of the mean of paired differences, at least two."""
     freedom = len(differences) - 1
     return _STUDENT[min(freedom, len(_STUDENT)) - 1] * statistics.stdev(differences) / len(differences) ** 0.5
 
 
 def claim(text: str, differences: Sequence[float]) -> list[str]:
-    """A row: what the paper says, the difference here (positive agrees) and what follows."""
+    """A row: the claim of the paper, the difference measured here (positive agrees with the claim), and the verdict."""
     middle = statistics.fmean(differences)
     if len(differences) < 2:
-        return [text, f"{middle:+.3f}", "one seed tells nothing"]
+        return [text, f"{middle:+.3f}", "one seed is not enough"]
     unsure = interval(differences)
-    verdict = "not told apart from chance" if abs(middle) <= unsure else "agrees" if middle > 0 else bold("contradicts")
+    verdict = "no significant difference" if abs(middle) <= unsure else "agrees" if middle > 0 else bold("contradicts")
     return [text, f"{middle:+.3f} ± {unsure:.3f}", verdict]
 
 
 def claims(seeds: Sequence[Figures]) -> list[list[str]]:
-    """The paper's claims that these runs can speak to; accuracies are means over the tasks."""
+    """The claims of the paper that these runs can test; accuracies are means over the tasks."""
 
     def gain(group: str, better: str, worse: str) -> list[float]:
         return [average(f[group][better]["probes"]) - average(f[group][worse]["probes"]) for f in seeds]
@@ -88,23 +88,23 @@ def claims(seeds: Sequence[Figures]) -> list[list[str]]:
     low = [0.5 * 160 - max(d["effective_rank"] for d in f["ranks"].values()) for f in seeds]
     return [
         claim("the teacher's effective rank is under half of its dimensions (difference: 80 - rank)", low),
-        claim("(a check) training makes the teacher tell more", gain("compression", TEACHER, UNTRAINED)),
-        claim("SemBo tells more than channel merging", gain("compression", "SemBo", MERGE)),
-        claim("SemBo tells more than PCA", gain("compression", "SemBo", PCA)),
-        claim("the teacher tells more than SemBo", gain("compression", TEACHER, "SemBo")),
+        claim("(a check) training improves the teacher's accuracy", gain("compression", TEACHER, UNTRAINED)),
+        claim("SemBo is more accurate than channel merging", gain("compression", "SemBo", MERGE)),
+        claim("SemBo is more accurate than PCA", gain("compression", "SemBo", PCA)),
+        claim("the teacher is more accurate than SemBo", gain("compression", TEACHER, "SemBo")),
         claim("the time-relation loss helps SemBo", gain("compression", "SemBo", "no time relation")),
         claim("it matters more than reconstruction", gain("compression", "no reconstruction", "no time relation")),
-        claim("all pairs of frames do better than neighbours", gain("compression", "SemBo", BOTTLENECKS[3].name)),
-        claim("L_L helps understanding", gain("tokenizers", BOTH, HIGH)),
-        claim("L_H helps understanding", gain("tokenizers", BOTH, LOW)),
-        claim("both do better than neither", gain("tokenizers", BOTH, NEITHER)),
+        claim("all pairs of frames are better than neighbours", gain("compression", "SemBo", BOTTLENECKS[3].name)),
+        claim("L_L improves accuracy", gain("tokenizers", BOTH, HIGH)),
+        claim("L_H improves accuracy", gain("tokenizers", BOTH, LOW)),
+        claim("both together are better than neither", gain("tokenizers", BOTH, NEITHER)),
         claim("a smaller KL weight reconstructs better (difference of spectra)", clearer(SMALL_KL, BOTH)),
-        claim("a smaller KL weight understands better", gain("tokenizers", SMALL_KL, BOTH)),
+        claim("a smaller KL weight improves accuracy", gain("tokenizers", SMALL_KL, BOTH)),
     ]  # fmt: skip
 
 
 def write(seeds: Sequence[Figures], setting: str) -> str:
-    """The page."""
+    """The tables of the page, below one paragraph ``setting``."""
     head = ["linear probe of", *TASKS, MEAN]
     lines = [setting, "", "## How compressible the teacher is", "", rank_table(seeds)]
     lines += ["## Bottlenecks", "", table(head, probe_rows(seeds, "compression", COMPRESSIONS))]

@@ -192,6 +192,13 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"-o {folder} is a file; give the name of a folder")
 
 
+def check_model_output(folder: Path, overwrite: bool) -> None:
+    """Raise UserError when a model cannot be written to ``folder``: it is a file, or has a model already."""
+    check_folder(folder)
+    if (folder / "config.json").exists() and not overwrite:
+        raise UserError(f"{folder} holds a model already; pass --overwrite or another folder")
+
+
 @contextmanager
 def progress_bar(title: str, count: int) -> Iterator[OnSource]:
     """Yield what to call after each source. Shows a bar on a terminal for more than one file, else nothing."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from losatok_ext.cli.common import OverwriteOption, check_dtype, check_folder, load_model, require_model
+from losatok_ext.cli.common import OverwriteOption, check_dtype, check_model_output, load_model, require_model
 from losatok_ext.configuration import read_json
 from losatok_ext.errors import ConfigError, UserError
 
@@ -52,9 +52,7 @@ def convert(
     no pickled code is run.
     """
     check_dtype(dtype)
-    check_folder(output)
-    if (output / "config.json").exists() and not overwrite:
-        raise UserError(f"{output} holds a model already; pass --overwrite or another folder")
+    check_model_output(output, overwrite)
     from losatok_ext.models.storage.folders import is_model
 
     if is_model(checkpoint):

@@ -39,7 +39,8 @@ def demo(
         typer.Option(help="Recording to reconstruct and to edit.", show_default="one of the bundled clips"),
     ] = None,
     steps_scale: Annotated[
-        float, typer.Option(min=0.001, help="Train for this many times the recipe's steps.", show_default="1")
+        float,
+        typer.Option(min=0.001, max=1000, help="Train for this many times the recipe's steps.", show_default="1"),
     ] = 1.0,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Train a tokenizer too, instead of taking the bundled one.")

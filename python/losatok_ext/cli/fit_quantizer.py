@@ -12,17 +12,18 @@ from losatok_ext.cli.common import (
     DeviceOption,
     ModelOption,
     OverwriteOption,
-    check_folder,
+    check_model_output,
     load_model,
     require_model,
     stage_bar,
 )
 from losatok_ext.errors import UserError
+from losatok_ext.text import printable
 
 if TYPE_CHECKING:
     from losatok_ext.nn.quantizers import QuantizerConfig
 
-_FRAMES_PER_CODE = 20  # with fewer a codebook knows its own frames by heart: see docs/latent-files.md
+_FRAMES_PER_CODE = 20  # with fewer, a codebook fits only the frames it was made from: see docs/latent-files.md
 
 
 def fit_quantizer(
@@ -31,7 +32,7 @@ def fit_quantizer(
         typer.Option(
             "--latents",
             "-l",
-            help="Latent files, folders or patterns; may be given more than once.",
+            help="Latent files, folders, patterns or manifests (.jsonl); may be repeated.",
             show_default=False,
         ),
     ],
@@ -48,33 +49,33 @@ def fit_quantizer(
         ),
     ] = None,
     affine: Annotated[
-        str | None, typer.Option(help="Integers of so many bits: 8 or 4, a scale per token.", show_default=False)
+        str | None, typer.Option(help="Integers of 8 or 4 bits, with a scale per token.", show_default=False)
     ] = None,
-    iterations: Annotated[int, typer.Option(help="Of k-means, for each stage.", min=1)] = 25,
+    iterations: Annotated[int, typer.Option(help="Iterations of k-means, for each stage.", min=1)] = 25,
     passes: Annotated[
-        int, typer.Option(help="Over all latents, where there are more than --sample-frames.", min=0)
+        int, typer.Option(help="Passes over all latents, where there are more frames than --sample-frames.", min=0)
     ] = 2,
     sample_frames: Annotated[
-        int, typer.Option(help="Frames in memory at once; what k-means starts from.", min=1)
+        int, typer.Option(help="Frames in memory at once, which k-means starts from.", min=1)
     ] = 262_144,
-    seed: Annotated[int, typer.Option(help="Of the draw, the start and the order.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Decides the drawn frames, the initial codes and the order.", min=0, max=2**63 - 1)
+    ] = 0,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Fit a quantizer to latents of a model, and write a copy of the model that has it.
+    """Fit a quantizer to latents of a model, and write a copy of the model with the quantizer.
 
-    Streams any amount of latents in bounded memory. Files that cannot be used are named at the end (exit code 2) and
-    left out.
+    Any amount of latents is read in bounded memory. Files that cannot be used are left out and named at the end (exit
+    code 2).
     """
     config = _config({"vq": vq, "rvq": rvq, "fsq": fsq, "affine": affine})
     model = require_model(model)
-    check_folder(output)
-    if (output / "config.json").exists() and not overwrite:
-        raise UserError(f"{output} holds a model already; pass --overwrite or another folder")
+    check_model_output(output, overwrite)
     if output.exists() and model.exists() and output.samefile(model):
         raise UserError(f"{output} is the model itself; choose another folder for the copy that has a quantizer")
     from losatok_ext.formats.latent_files import SUFFIX
-    from losatok_ext.recordings.find import find_inputs
+    from losatok_ext.recordings import find_inputs
     from losatok_ext.training.fitting.quantizer_fit import FitOptions, fit_quantizer
 
     found = find_inputs(latents, (SUFFIX,), "latent")
@@ -87,19 +88,20 @@ def fit_quantizer(
     fit.model.save_pretrained(output)
     failures = [*found.failures, *fit.failures]
     for failure in failures:
-        print(f"losatok: {failure.message}", file=sys.stderr)
+        print(f"losatok: {printable(failure.message)}", file=sys.stderr)
     assert fit.model.quantizer is not None
     rate = fit.model.quantizer.bits_per_token * fit.model.frame_rate
     used = f", {100 * sum(fit.used) / len(fit.used):.0f} % of the codes used" if fit.used else ""
+    name = printable(str(output))
     print(
-        f"{output}: model {fit.model.fingerprint()} with {fit.model.quantizer_name}, {rate:.0f} bits per second, "
+        f"{name}: model {fit.model.fingerprint()} with {fit.model.quantizer_name}, {rate:.0f} bits per second, "
         f"fitted to {fit.frames} frames of {fit.files} files; relative error on them {fit.relative_rms:.3f}{used}"
     )
     codes = fit.model.code_sizes[0]
     if config.kind in ("vq", "rvq") and fit.frames < _FRAMES_PER_CODE * codes:
         print(
-            f"{fit.frames} frames are few for {codes} codes: other recordings will err more "
-            "(`losatok evaluate storage` tells how much); encode more recordings, or ask for fewer codes"
+            f"{fit.frames} frames are few for {codes} codes: the error on other recordings will be larger "
+            "(`losatok evaluate storage` measures it); encode more recordings, or ask for fewer codes"
         )
     if failures:
         raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""``losatok precompute features`` and ``losatok precompute latents``: frozen networks run once, into shards."""
+"""``losatok precompute features`` and ``losatok precompute latents``: outputs of frozen networks, stored in shards."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from losatok_ext.cli.training_options import Data
 from losatok_ext.errors import UserError
 from losatok_ext.models import LoSATok
 from losatok_ext.models.teachers.registry import KINDS, open_teacher
+from losatok_ext.text import printable
 from losatok_ext.training.precompute.tokens import Storage, precompute_features, precompute_latents
 from losatok_ext.training.precompute.writing import ShardSummary
 
@@ -29,9 +30,9 @@ Output = Annotated[
         show_default=False,
     ),
 ]
-Store = Annotated[str, typer.Option(help="How each value is kept: float32, float16 or bfloat16.")]
-Megabytes = Annotated[float, typer.Option(help="About the size of a shard.", min=0.001)]
-BatchSeconds = Annotated[float, typer.Option(help="Audio that goes through the network at once.", min=0.1)]
+Store = Annotated[str, typer.Option(help="Type of the stored values: float32, float16 or bfloat16.")]
+Megabytes = Annotated[float, typer.Option(help="Approximate size of a shard.", min=0.001)]
+BatchSeconds = Annotated[float, typer.Option(help="Seconds of audio that go through the network at once.", min=0.1)]
 
 
 @app.command()
@@ -40,11 +41,17 @@ def features(
     output: Output,
     teacher: Annotated[
         str | None,
-        typer.Option("--teacher", "-t", envvar="LOSATOK_MODEL", help=f"Whose features: {KINDS}.", show_default=False),
+        typer.Option(
+            "--teacher",
+            "-t",
+            envvar="LOSATOK_MODEL",
+            help=f"Teacher that computes the features: {KINDS}.",
+            show_default=False,
+        ),
     ] = None,
     store: Store = "float16",
     precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="What the teacher computes in: float32 or bfloat16.")
+        Literal["float32", "bfloat16"], typer.Option(help="Precision of the teacher: float32 or bfloat16.")
     ] = "float32",
     device: DeviceOption = "auto",
     megabytes: Megabytes = 256.0,
@@ -56,7 +63,7 @@ def features(
         ),
     ] = False,
 ) -> None:
-    """Compute the teacher's features of recordings, with their Gram energy, to train on in their place.
+    """Compute a teacher's features of recordings, with their Gram energy, to train on them instead of the recordings.
 
     `losatok train sembo OUT --teacher TEACHER` takes the shards, and with --audio so does `losatok train tokenizer OUT
     --init RUN`; the teacher then never runs again. A recording that cannot be used is named at the end (exit code 2)
@@ -89,7 +96,7 @@ def latents(
     store: Store = "float32",
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
-        typer.Option(help="Of the model: float32 or bfloat16.", show_default="as it was saved"),
+        typer.Option(help="Precision of the model: float32 or bfloat16.", show_default="as it was saved"),
     ] = None,
     device: DeviceOption = "auto",
     megabytes: Megabytes = 256.0,
@@ -118,7 +125,7 @@ def latents(
 
 @contextmanager
 def interruptible(output: Path) -> Iterator[None]:
-    """Say, when stopped from the keyboard, that nothing is lost."""
+    """When stopped from the keyboard, say that the same command continues, and exit with code 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -127,16 +134,16 @@ def interruptible(output: Path) -> Iterator[None]:
 
 
 def finish(summary: ShardSummary, verb: str) -> None:
-    """Print what was written, what was left out on stderr, and end with exit code 2 when anything was."""
+    """Print what was written. If recordings were left out, name them on stderr and exit with code 2."""
     for reason in summary.left_out:
-        print(f"losatok: left out: {reason}", file=sys.stderr)
+        print(f"losatok: left out: {printable(reason)}", file=sys.stderr)
     hours = f"{summary.seconds / 60:.1f} minutes" if summary.seconds < 7200 else f"{summary.seconds / 3600:.1f} hours"
     shards = "1 shard" if summary.shards == 1 else f"{summary.shards} shards"
     kept = f", {summary.kept} of them finished before" if summary.kept else ""
     left_out = f"; {len(summary.left_out)} problems" if summary.left_out else ""
     print(
         f"{summary.clips} clips, {hours}, {verb} into {shards} of {summary.bytes / 1e6:.1f} MB together in "
-        f"{summary.folder}{kept}{left_out}"
+        f"{printable(str(summary.folder))}{kept}{left_out}"
     )
     if summary.left_out:
         raise typer.Exit(2)

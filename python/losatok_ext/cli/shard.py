@@ -1,4 +1,4 @@
-"""``losatok shard``: recordings into WebDataset shards, which train the same and read faster from slow disks."""
+"""``losatok shard``: recordings in WebDataset shards. Training gives the same result, and slow disks read faster."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from losatok_ext.cli.training_options import Data
 def shard(
     data: Data,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the shards.", show_default=False)],
-    sample_rate: Annotated[int, typer.Option(help="Hz of what is written; the models take 16000.", min=1000)] = 16_000,
+    sample_rate: Annotated[
+        int, typer.Option(help="Sample rate of the shards in Hz; the models take 16000.", min=1000, max=655_350)
+    ] = 16_000,
     megabytes: Megabytes = 256.0,
 ) -> None:
     """Pack recordings into shards (tar files of FLAC and JSON, and an index) that every stage of training takes.
 
-    The same command again goes on where it stopped. A recording that cannot be used is named at the end (exit code 2)
-    and left out.
+    The same command again goes on where it stopped. Recordings that cannot be used are left out and named at the end
+    (exit code 2).
     """
     check_folder(output)
     from losatok_ext.training.precompute.tokens import shard_recordings

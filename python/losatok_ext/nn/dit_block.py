@@ -22,7 +22,8 @@ OptionalWidth = Annotated[int, Range(0, 65537)]  # 0: the part is left out
 
 @dataclass(frozen=True)
 class DiTBlockConfig(Configuration):
-    """The configuration of a :class:`DiTBlock`. The defaults are DiT's (arXiv 2212.09748); docs/dit.md names others.
+    """The parts and sizes of a :class:`DiTBlock`. The defaults are DiT's (arXiv 2212.09748); docs/dit.md has those of
+    other models.
 
     Raises:
         ConfigError: a value of the wrong kind, or values that do not fit together.
@@ -31,11 +32,11 @@ class DiTBlockConfig(Configuration):
     width: Width = 512
     """C, features of a frame."""
     heads: Width = 8
-    """Attention heads."""
+    """Number of attention heads."""
     head_dim: Width | None = None
     """Size of a head; None: ``width / heads``."""
     mlp_ratio: Annotated[float, Range(above=0, most=64)] = 4.0
-    """Hidden width of the feed-forward part over ``width``; ``int(width * mlp_ratio)``."""
+    """Hidden width of the feed-forward part, divided by ``width``; the width is ``int(width * mlp_ratio)``."""
     activation: Activation = "gelu_tanh"
     """``gelu`` (erf), ``gelu_tanh``; gated: ``geglu``, ``geglu_tanh``, ``swiglu``. See :class:`FeedForward`."""
     norm_weights: NormWeights = "none"
@@ -49,30 +50,30 @@ class DiTBlockConfig(Configuration):
     qk_norm: QKNorm = "none"
     """Norm of queries and keys over each head: ``none``, ``rms``, ``layer``; with learned weights."""
     qk_bias: bool = False
-    """``layer`` has biases too."""
+    """Biases in the norm of queries and keys, with ``qk_norm`` ``layer``."""
     qk_eps: NonNegative = 1e-6
-    """Added to mean square or variance there."""
+    """Added to the mean square or the variance in the norm of queries and keys."""
     rotary_dim: Annotated[int, Range(0, 65536), Multiple(2)] = 0
-    """Features of each head that get rotary embedding, even; 0: none, ``head_dim``: all."""
+    """Number of features of each head that rotary embedding rotates, even. 0: none; ``head_dim``: all."""
     rotary_interleaved: bool = False
-    """Pairs are neighbours (2i, 2i + 1) instead of halves (i, i + rotary_dim / 2)."""
+    """Rotate pairs of neighbours (2i, 2i + 1) instead of pairs from both halves (i, i + rotary_dim / 2)."""
     rotary_heads: OptionalWidth = 0
-    """Number of heads (the first ones) that get rotary embedding; 0: all."""
+    """Number of heads that are rotated, the first ones. 0: all."""
     modulation: Literal["block", "shared", "none"] = "block"
-    """``block``: each block has a linear map from the condition; ``shared``: one linear map for all blocks, and a
-    learned table for each (adaLN-single); ``none``: plain norms and residuals."""
+    """``block``: a linear map of its own from the condition; ``shared``: a map that all blocks share, plus a learned
+    table (adaLN-single); ``none``: plain norms and residuals."""
     modulation_order: Order = "shift scale gate"
-    """Order within the linear map's (table's) rows, first for attention, then for the feed-forward part."""
+    """Order of the rows of the linear map (of the table), first for attention, then for the feed-forward part."""
     modulation_bias: bool = True
     """Bias of the linear map."""
     modulation_rank: OptionalWidth = 0
-    """With ``shared``: features of two more linear maps for each part (adaLN-SOLA); 0: none."""
+    """Rank of two more linear maps for each part, with ``shared`` (adaLN-SOLA). 0: no such maps."""
     condition_dim: Width | None = None
     """Width of the condition; None: ``width``."""
     gate: Gate = "g"
     """Factor of the attention branch: ``g``, ``1-g``, ``tanh(1-g)``, ``sigmoid(1-g)``."""
     mlp_gate: Gate | None = None
-    """The same for the feed-forward branch; None: as ``gate``."""
+    """Factor of the feed-forward branch; None: as ``gate``."""
     aligned_dim: OptionalWidth = 0
     """Width of time-aligned conditions, added to the frames after self-attention; 0: none."""
     aligned_norm: bool = False
@@ -80,17 +81,17 @@ class DiTBlockConfig(Configuration):
     context_dim: OptionalWidth = 0
     """Width of a context for cross-attention (text); 0: none."""
     context_norm: bool = False
-    """Apply a layer norm to it first."""
+    """Apply a layer norm to the context first."""
     context_heads: OptionalWidth = 0
-    """Heads of its keys and values, a divisor of ``heads``; 0: as many."""
+    """Number of heads of its keys and values, a divisor of ``heads``. 0: ``heads``."""
     skip: bool = False
-    """The block takes the output of an earlier block and merges it in by a linear map of both (U-shaped long skip)."""
+    """Take the output of an earlier block, and merge both by a linear map (U-shaped long skip)."""
     skip_norm: bool = False
-    """Apply one layer norm to both first."""
+    """Apply one layer norm to both together first."""
     skip_bias: bool = True
     """Bias of that map."""
     zero_init: bool = True
-    """A new block is the identity (adaLN-zero), except for its skip."""
+    """Make a new block the identity (adaLN-zero), except for its skip."""
 
     def _check_fit(self) -> None:
         fits = self.head_dim is not None or self.width % self.heads == 0

@@ -52,12 +52,12 @@ class FlowMatching(Configuration):
     """
 
     direction: Direction = "noise - data"
-    """What the model predicts; decides what t means (see the module)."""
+    """What the model predicts. It also decides what t means (see the module)."""
     time: TimeDistribution = "logit_normal"
     """Distribution of the noise levels in training: ``uniform``; ``logit_normal``, whose logit is normal; ``mode``,
-    heavy-tailed around the middle; ``cosmap``, that of the cosine schedule."""
+    heavy-tailed around the middle; ``cosmap``, the cosine schedule's."""
     time_mean: float = 0.0
-    """``logit_normal``: mean of the logit; above 0 more steps see much noise."""
+    """``logit_normal``: mean of the logit; above 0 more steps have much noise."""
     time_std: Positive = 1.0
     """``logit_normal``: standard deviation of the logit."""
     mode_scale: Annotated[float, Range(-1, 2 / (math.pi - 2))] = 1.29
@@ -173,8 +173,8 @@ class ConditionDropout(Configuration):
 
 @dataclass(frozen=True)
 class SpanMasking(Configuration):
-    """Which tokens of a training clip are to be generated, and which it sees as context: the whole clip (generation
-    from nothing), or spans of it (editing), one of them sometimes at its end (continuation).
+    """Which tokens of a training clip are generated, and which are given as context. Generated are the whole clip, or
+    spans of it (editing); a span may reach the end of the clip (continuation).
 
     Source: the infilling task of Voicebox (Le et al. 2023, arXiv 2306.15687).
 

@@ -56,8 +56,8 @@ def test_rotary_embedding_turns_an_even_share():
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"depth": 0}, "depth should be a whole number within 1..1024, got 0"),
-        ({"depth": 2**20}, r"depth should be a whole number within 1\.\.1024, got 1048576"),
+        ({"depth": 0}, "depth should be a whole number within 1..512, got 0"),
+        ({"depth": 2**20}, r"depth should be a whole number within 1\.\.512, got 1048576"),
         ({"depth": 2.0}, "depth should be a whole number"),
         ({"depth": True}, "depth"),
         ({"width": "512"}, "width"),

@@ -47,10 +47,10 @@ def test_the_published_dict():
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"depth": 0}, "depth should be a whole number within 1..1024, got 0"),
-        ({"depth": 2**20}, r"depth should be a whole number within 1\.\.1024, got 1048576"),
+        ({"depth": 0}, "depth should be a whole number within 1..512, got 0"),
+        ({"depth": 2**20}, r"depth should be a whole number within 1\.\.512, got 1048576"),
         ({"semantic_mels": 2**20}, "semantic_mels should be a whole number within"),
-        ({"mel_loss_windows": [4] * 99}, "mel_loss_windows should be a list of 1 to 32 values"),
+        ({"mel_loss_windows": [4] * 99}, "mel_loss_windows should be a list of 1 to 16 values"),
         ({"depth": 2.0}, "depth"),
         ({"depth": True}, "depth"),
         ({"depth": "4"}, "depth"),

@@ -21,7 +21,7 @@ OptionalWidth = Annotated[int, Range(0, 65537)]  # 0: the part is left out; alig
 
 @dataclass(frozen=True)
 class DiTConfig(StoredConfig):
-    """What a :class:`DiT` is made of. The defaults are the preset ``base``.
+    """The parts and sizes of a :class:`DiT`. The defaults are the preset ``base``.
 
     Raises:
         ConfigError: a value of the wrong kind, or values that do not fit together.
@@ -30,45 +30,48 @@ class DiTConfig(StoredConfig):
     latent_dim: Width = 128
     """d, width of the latents."""
     width: Width = 512
-    """C, features of a frame within."""
-    depth: Annotated[int, Range(1, 1024)] = 12
-    """Transformer blocks."""
+    """C, features of a frame inside the network."""
+    depth: Annotated[int, Range(1, 512)] = 12
+    """Number of transformer blocks."""
     heads: Width = 8
-    """Attention heads; ``width / heads`` is their size."""
+    """Number of attention heads; each has ``width / heads`` features."""
     mlp_ratio: Annotated[float, Range(above=0, most=64)] = 4.0
-    """Hidden width of the feed-forward parts over ``width``."""
+    """Hidden width of the feed-forward parts, divided by ``width``."""
     activation: Activation = "geglu"
-    """Of the feed-forward parts: ``gelu``, ``gelu_tanh``; gated: ``geglu``, ``geglu_tanh``, ``swiglu``."""
+    """Activation of the feed-forward parts: ``gelu``, ``gelu_tanh``; gated: ``geglu``, ``geglu_tanh``, ``swiglu``."""
     norm_weights: NormWeights = "none"
     """Learned weights of the layer norms besides the modulation: ``none``, ``scale`` or ``affine``."""
     qk_norm: QKNorm = "rms"
     """Norm of queries and keys over each head: ``none``, ``rms`` or ``layer``."""
     rotary: Share = 1.0
-    """Share of a head's features that rotary embedding turns; 0: no positions at all."""
+    """Share of a head's features that rotary embedding rotates. 0: no positions."""
     modulation: Literal["block", "shared"] = "block"
     """``block``: each block maps the condition to its modulation (adaLN); ``shared``: one map for all, and a learned
-    table for each (adaLN-single), with a quarter of the weights fewer."""
+    table for each (adaLN-single), which has a quarter fewer weights."""
     modulation_rank: OptionalWidth = 0
-    """With ``shared``, and above 0: low-rank maps for each block besides its table (adaLN-SOLA)."""
+    """Rank of maps for each block besides its table, with ``shared`` (adaLN-SOLA). 0: no such maps."""
     gate: Gate = "g"
-    """What multiplies a branch, from its part g of the modulation: ``g``, ``1-g``, ``tanh(1-g)``, ``sigmoid(1-g)``."""
+    """Factor of a branch, computed from its part g of the modulation: ``g``, ``1-g``, ``tanh(1-g)``,
+    ``sigmoid(1-g)``."""
     long_skip: bool = True
-    """U-shaped: the outputs of the first blocks are merged into the last ones, the first into the last, and so on."""
+    """Merge the outputs of the first blocks into the last ones: the first into the last, the second into the last but
+    one, and so on (U-shaped)."""
     time_features: Annotated[int, Range(2, 65536), Multiple(2)] = 256
-    """Sines and cosines of the time that its embedding is made of; even."""
+    """Number of sines and cosines of the time from which its embedding is made; even."""
     text_encoder: str = "bytes"
     """``bytes``: a small transformer over UTF-8 bytes, part of the model and trained with it; ``hf:NAME_OR_PATH``: a
-    frozen Hugging Face encoder, which is not stored with the model; ``none``: :class:`Conditions` bring features."""
+    frozen Hugging Face encoder, which is not stored with the model; ``none``: :class:`Conditions` hold text
+    features."""
     text_dim: OptionalWidth = 512
-    """C_text, width of the text features; 0: the model takes no text."""
-    text_layers: Annotated[int, Range(0, 1024)] = 6
-    """Layers of the ``bytes`` encoder."""
+    """C_text, width of the text features. 0: the model takes no text."""
+    text_layers: Annotated[int, Range(0, 512)] = 6
+    """Number of layers of the ``bytes`` encoder."""
     text_bytes: Annotated[int, Range(0, 2**20)] = 1024
     """Longest text of the ``bytes`` encoder, in bytes."""
     aligned_dim: OptionalWidth = 0
-    """C_aligned, width of time-aligned conditions; 0: none."""
+    """C_aligned, width of time-aligned conditions. 0: the model takes none."""
     global_dim: OptionalWidth = 0
-    """C_global, width of conditions of the whole clip; 0: none."""
+    """C_global, width of conditions of the whole clip. 0: the model takes none."""
     tokenizer: str | None = None
     """Fingerprint of the LoSATok model whose latents this one was trained on (``LoSATok.fingerprint()``)."""
 
@@ -89,16 +92,16 @@ class DiTConfig(StoredConfig):
 
     @property
     def skips(self) -> int:
-        """Long skips: with 12 blocks 5, from the first to the last and so on; two blocks in the middle have none."""
+        """Number of long skips: 5 with 12 blocks, as the two blocks in the middle have none."""
         return (self.depth - 1) // 2 if self.long_skip else 0
 
     @property
     def rotary_dim(self) -> int:
-        """Features of each head that rotary embedding turns."""
+        """Number of features of each head that rotary embedding rotates."""
         return 2 * int(self.rotary * (self.width // self.heads) / 2)
 
     def block(self, index: int) -> DiTBlockConfig:
-        """The configuration of block ``index``; the last :attr:`skips` blocks merge a long skip in."""
+        """The configuration of block ``index``; the last :attr:`skips` blocks take a long skip."""
         return DiTBlockConfig(
             width=self.width,
             heads=self.heads,
@@ -121,9 +124,10 @@ class DiTConfig(StoredConfig):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, Any]]:
-        """``"base"``: for LoSATok's 128-d latents, in the proportions of UniFlow-Audio (width 512, 12 blocks).
+        """``"base"``: for LoSATok's 128-d latents, with the proportions of UniFlow-Audio (width 512, 12 blocks).
 
-        ``"tiny"``: all its parts with a few million weights, for the tiny tokenizer's 64-d latents, to train on a CPU;
+        ``"tiny"``: the same parts with a few million weights, for the tiny tokenizer's 64-d latents and for training
+        on a CPU;
         ``"wide"``: the 1536 features that 1280-d latents need.
         """
         return PRESETS

@@ -17,16 +17,16 @@ SEMANTIC_PATCH = 4
 # The upper bounds lie far above any model that can be trained today. They refuse a damaged or hostile config.json
 # before a million modules are made for it.
 Width = Annotated[int, Range(1, 65536)]
-Depth = Annotated[int, Range(1, 1024)]
-MelBins = Annotated[int, Range(1, 2048)]
+Depth = Annotated[int, Range(1, 512)]
+MelBins = Annotated[int, Range(1, 1024)]
 Window = Annotated[int, Range(1, 32768), Multiple(2)]
-MelWindow = Annotated[int, Range(1, 32768), Multiple(4)]
+MelWindow = Annotated[int, Range(1, 8192), Multiple(4)]
 Hop = Annotated[int, Range(1, 32768)]
 
 
 @dataclass(frozen=True)
 class LoSATokConfig(StoredConfig):
-    """What a LoSATok model is made of. The defaults are the published model (about 804 M weights).
+    """The parts and sizes of a LoSATok model. The defaults are the published model (about 804 M weights).
 
     Attributes:
         sample_rate: Hz of the audio the model works on.
@@ -35,32 +35,32 @@ class LoSATokConfig(StoredConfig):
         embed_dim: D, width of both encoders' features and of the decoder's input.
         depth: transformer blocks of the semantic encoder.
         num_heads: its attention heads; ``embed_dim / num_heads`` is the head size (80 in the published model).
-        mlp_ratio: width of its MLPs over ``embed_dim``.
+        mlp_ratio: hidden width of its MLPs, divided by ``embed_dim``.
         semantic_mels: mel bins of the semantic encoder.
-        semantic_n_fft: samples of its window.
-        top_db: decibels below a clip's peak at which its mel is cut off.
+        semantic_n_fft: window length of that mel in samples.
+        top_db: decibels below a clip's peak; quieter values of its mel are raised to that level.
         chunk_frames: mel frames that the semantic encoder sees at once (1008: 10.08 s, 252 tokens).
         chunk_batch: chunks that go through the semantic encoder at once in inference: bounds its memory on long
             recordings.
         latent_dim: d, width of the latent.
         bottleneck_dim: hidden width of the semantic bottleneck.
         acoustic_mels: mel bins of the acoustic encoder.
-        acoustic_n_fft: samples of its window.
+        acoustic_n_fft: window length of that mel in samples.
         decoder_dim: width of the decoder's backbone.
-        decoder_depth: its ConvNeXt blocks.
+        decoder_depth: number of its ConvNeXt blocks.
         decoder_hidden: hidden width of these blocks.
-        istft_n_fft: samples of the window of the decoder's inverse STFT.
+        istft_n_fft: window length in samples of the decoder's inverse STFT.
         istft_hop: samples between its frames.
-        kl_clamp: nats per dimension and frame below which the KL loss does not push.
-        mel_loss_windows: Annotated[tuple[MelWindow, ...], Length(1, 32)] = (32, 64, 128, 256, 512, 1024, 2048)
+        kl_clamp: nats per dimension and frame below which the KL loss has no gradient.
+        mel_loss_windows: window lengths in samples of the multi-scale mel loss; the hop is a quarter of each.
         mel_loss_bins: mel bins at each of these scales.
-        nested_dims: sizes of the prefixes of a latent that are usable alone, ascending to ``latent_dim``; empty: only
-            the whole latent is.
+        nested_dims: numbers of leading dimensions of a latent that can be used alone, ascending to ``latent_dim``;
+            empty: only the whole latent can.
         quantizer: what turns the latent into codes (a configuration of :mod:`losatok_ext.nn.quantizers`, or what its
             ``to_dict`` gave), or None for a continuous latent.
         semantic: the semantic encoder where it is one of Hugging Face transformers (what
-            :func:`losatok_ext.models.tokenizer.huggingface_encoder.describe` gave; ``depth``, ``num_heads`` and what
-            else shapes the encoder play no part then), or None for the published one.
+            :func:`losatok_ext.models.tokenizer.huggingface_encoder.describe` gave; ``depth``, ``num_heads`` and the
+            encoder's other sizes are then not used), or None for the published one.
 
     Raises:
         ConfigError: a value of the wrong kind, or values that do not fit together.
@@ -88,8 +88,8 @@ class LoSATokConfig(StoredConfig):
     istft_n_fft: Window = 1280
     istft_hop: Hop = 320
     kl_clamp: NonNegative = 0.0
-    mel_loss_windows: Annotated[tuple[MelWindow, ...], Length(1, 32)] = (32, 64, 128, 256, 512, 1024, 2048)
-    mel_loss_bins: Annotated[tuple[MelBins, ...], Length(1, 32)] = (5, 10, 20, 40, 80, 160, 320)
+    mel_loss_windows: Annotated[tuple[MelWindow, ...], Length(1, 16)] = (32, 64, 128, 256, 512, 1024, 2048)
+    mel_loss_bins: Annotated[tuple[MelBins, ...], Length(1, 16)] = (5, 10, 20, 40, 80, 160, 320)
     nested_dims: Annotated[tuple[Width, ...], Length(0, 64)] = ()
     quantizer: QuantizerConfig | None = None
     semantic: dict[str, Any] | None = None
@@ -167,7 +167,8 @@ class LoSATokConfig(StoredConfig):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, Any]]:
-        """``"base"``: the published model; ``"tiny"``: all its parts with a few million weights, to train on a CPU."""
+        """``"base"``: the published model; ``"tiny"``: the same parts with a few million weights, for training on a
+        CPU."""
         return PRESETS
 
     @classmethod
@@ -178,8 +179,8 @@ class LoSATokConfig(StoredConfig):
             values: the published names (``embed_dim, depth, num_heads, decoder_dim, decoder_embed_dim, decoder_depth,
                 decoder_intermediate_size, istft_n_fft, istft_hop, upsample_tokens, n_mels_patch, hop_length,
                 patch_stride_time``).
-            hidden_dim: of the semantic bottleneck, which the published code keeps apart.
-            frame_rate: tokens per second, likewise.
+            hidden_dim: hidden width of the semantic bottleneck, which is not in ``values``.
+            frame_rate: tokens per second, which is not in ``values`` either.
 
         Raises:
             ConfigError: an unknown key, or values that contradict each other.

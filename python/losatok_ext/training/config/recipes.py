@@ -1,4 +1,4 @@
-"""Named settings that were measured to work."""
+"""Configurations of runs that were measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def demo_recipe(init: str | Path, device: str = "auto", scale: float = 1.0) -> t
     Measured (two AMD EPYC cores, float32, November 2026): 15 and 50 ms per step. The mel distance of reconstructed
     clips, mean over all 48, falls from 1.48 to 0.26. Many small steps fit best: for the same audio seen, 400 steps of 8
     crops of 1.28 s end at 0.41, 1600 of 4 crops of 0.64 s at 0.31 (means over 12 clips); learning rates of 2e-3 and
-    4e-3 do alike, 5e-4 worse. Without discriminators, which would take several times as long.
+    4e-3 give the same, 5e-4 less. There are no discriminators: they would take several times as long.
 
     Args:
         init: the model folder that the first stage will write, from which the second starts.
@@ -53,10 +53,10 @@ def demo_recipe(init: str | Path, device: str = "auto", scale: float = 1.0) -> t
 def demo_generator_recipe(tokenizer: str | Path, device: str = "auto", scale: float = 1.0) -> TrainConfig:
     """A small generator on the latents of the 48 bundled clips, in about four minutes of processor time.
 
-    It learns these clips by heart, which is all that can be learned of two and a half minutes of audio: asked for a
-    sentence that is among them, it says that sentence. Measured (one thread, float32, November 2026): 0.12 s of
-    processor time per step. A run of 1200 steps, on a tokenizer that had trained for 800, ended at a loss of 0.2; of
-    ten texts five came out nearest to a recording of that text, by mean and spread in each mel bin.
+    It memorises these clips; two and a half minutes of audio are too few for more. For the text of one of them it
+    generates that sentence. Measured (one thread, float32, November 2026): 0.12 s of
+    processor time per step. A run of 1200 steps, on a tokenizer that had trained for 800, ended at a loss of 0.2; for
+    five of ten texts the result was nearest to a recording of that text, by mean and deviation in each mel bin.
 
     Args:
         tokenizer: the tokenizer's model folder.
@@ -86,7 +86,7 @@ def demo_generator_recipe(tokenizer: str | Path, device: str = "auto", scale: fl
 def tiny_recipe(folder: str | Path, device: str = "auto", scale: float = 1.0) -> dict[str, TrainConfig]:
     """How the bundled ``tiny`` model was trained, on three hours of rendered speech, music and sounds.
 
-    Nothing but mel, semantic and KL losses: at this size discriminators cost more time than they give. See
+    Its losses are mel, semantic and KL: at this size discriminators cost more time than they are worth. See
     ``tools/bundled_model.py``, which renders the recordings, trains, measures and exports.
 
     Args:

@@ -125,7 +125,7 @@ class TrainConfig(Configuration):
         """The device to train on.
 
         Raises:
-            ConfigError: ``device`` is no torch device, or is not there.
+            ConfigError: ``device`` is not a torch device, or this machine does not have it.
         """
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -156,12 +156,13 @@ FREE_KEYS = (
     "log.every",
     "log.tensorboard",
 )
-"""Keys that may change when a run goes on: they do not change what is learned (device and accumulation only in
+"""Keys that may change when a run continues: they do not change what is learned (device and accumulation change the
 rounding)."""
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """``key was then, is now`` for each key in which two :meth:`TrainConfig.to_dict` differ, but :data:`FREE_KEYS`."""
+    """``key was then, is now`` for each key in which two :meth:`TrainConfig.to_dict` differ, except
+    :data:`FREE_KEYS`."""
     found = []
     for key in sorted(set(then) | set(now)):
         name, a, b = prefix + key, then.get(key), now.get(key)
