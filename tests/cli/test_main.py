@@ -219,6 +219,7 @@ import signal, sys
 from losatok_ext.jobs import tokenize
 from losatok_ext.cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 save, saved = tokenize.save_latents, []
 
 def save_and_wait(path, latents):
