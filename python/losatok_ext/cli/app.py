@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 import traceback
 from importlib import import_module
@@ -150,7 +151,7 @@ def run(arguments: list[str]) -> int:
 
 def _check_output(arguments: list[str]) -> None:
     """Raise UserError where ``-o`` is given an empty name, which would otherwise stand for the current folder."""
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         if argument == "--":
             return
         if argument == "--output=" or (argument in ("-o", "--output") and following == ""):
