@@ -153,3 +153,14 @@ def test_affine_back(compare, device, bits):
 
     label = f"affine_dequantize {bits} bits N={len(packed)}"
     compare(label, lambda: ops.affine_dequantize(packed, scale, offset, bits), {"eager": eager})
+
+
+def test_finite_levels_back(compare, device):
+    levels, rows = (8, 5, 5, 5), 60_000
+    indices = torch.randint(0, 1000, (1, rows), device=device)
+    peer = peers.FSQ(list(levels)).to(device)
+    compare(
+        f"fsq_dequantize float32 N={rows}",
+        lambda: ops.fsq_dequantize(indices, levels),
+        {"vector-quantize-pytorch": lambda: peer.indices_to_codes(indices)},
+    )

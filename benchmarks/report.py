@@ -1,9 +1,9 @@
-"""Draw what was measured: tables for the documents and README.md, ratios for the ops' docstrings, a picture.
+"""Write what was measured into the documents: tables, and a picture.
 
-``make bench RESULTS=benchmarks/results`` keeps its figures, ``losatok evaluate precision`` those of precisions with
-``-o benchmarks/results/<device>/precision/<model>``. ``make report`` then writes the tables between the marks
-``<!-- measured: NAME -->`` and ``<!-- end -->`` of the documents, the ratios of the rows that begin with PREFIX between
-``.. measured: PREFIX`` and ``.. end`` of docstrings, and docs/performance.png. No figure there is typed.
+``make bench RESULTS=benchmarks/results`` keeps the figures of the ops, ``losatok evaluate precision`` those of
+precisions with ``-o benchmarks/results/<device>/precision/<model>``. ``make report`` then writes the tables
+between the marks ``<!-- measured: NAME -->`` and ``<!-- end -->`` of README.md, docs/performance.md and docs/speed.md,
+and draws docs/performance.png. Figures between the marks are never typed by hand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +50,7 @@ PICTURED = (
 )
 """Rows of the picture."""
 VARIANTS = ("fast", "recomputed", "ours compiled", "ours bfloat16", "1280-d at 512", "1280-d at 1536")
-"""What is timed beside ours and is no peer: left out of the picture."""
+"""Variants of our own that are timed beside ours: left out of the picture."""
 
 
 def load(paths: list[Path]) -> list[dict]:
@@ -152,29 +151,6 @@ def fill(path: Path, blocks: dict[str, str]) -> None:
     path.write_text(re.sub(r"<!-- measured: (\S+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL))
 
 
-def ratios_in_words(result: dict, prefix: str) -> str:
-    """The ratios of the rows whose label begins with ``prefix``, in a paragraph of 118 columns."""
-    rows = [row for row in result["rows"] if row["label"].startswith(prefix) and peers(row)]
-    if not rows:
-        raise SystemExit(f"no row of the results begins with {prefix!r}")
-    items = []
-    for row in rows:
-        ratios = ", ".join(f"{row[f'x_{name}']:.2f}x {name}" for name in peers(row))
-        items.append(f"{row['label'].removeprefix(prefix).strip()}: {ratios}")
-    where = f"{result['machine']}, torch {result['torch']}, {result['date']}"
-    return textwrap.fill(f"The peer's time over ours, {prefix} ({where}): {'; '.join(items)}.", 118)
-
-
-def fill_docstrings(path: Path, result: dict) -> None:
-    """Write the ratios between the marks of ``path``'s docstrings."""
-    text = path.read_text()
-
-    def block(match: re.Match[str]) -> str:
-        return f".. measured: {match.group(1)}\n\n{ratios_in_words(result, match.group(1))}\n\n.. end\n"
-
-    path.write_text(re.sub(r"\.\. measured: (.+?)\n.*?\.\. end\n", block, text, flags=re.DOTALL))
-
-
 def draw(result: dict, path: Path, labels: Sequence[str] | None = None) -> None:
     """Bars: for each row of ``labels`` (None: all) beside a peer, how many times our time its time is."""
     import matplotlib
@@ -226,8 +202,6 @@ def main(arguments: list[str]) -> None:
     }
     for name in ("README.md", "docs/performance.md", "docs/speed.md"):
         fill(ROOT / name, blocks)
-    for path in sorted((ROOT / "python/losatok_ext/ops").glob("*.py")):
-        fill_docstrings(path, cpu)
     draw(cpu, ROOT / "docs/performance.png", PICTURED)
 
 

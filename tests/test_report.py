@@ -1,6 +1,7 @@
 """make report: what was measured goes into the documents, and only that."""
 
 import json
+import re
 
 import pytest
 
@@ -87,16 +88,9 @@ def test_precisions_are_a_table_for_each_model(tmp_path):
     assert text.index("Model a; 2 recordings, 3.0 s. a machine, today.") < text.index("Model b;")
 
 
-def test_docstrings_are_filled_between_the_marks(tmp_path):
-    module = tmp_path / "op.py"
-    module.write_text('"""An op.\n\n.. measured: an\n.. end\n"""\n')
-    for _ in range(2):
-        report.fill_docstrings(module, RESULT)
-        words = "The peer's time over ours, an (a machine, torch 2.13.0, 2026-11-25): op: 2.00x eager."
-        assert module.read_text() == f'"""An op.\n\n.. measured: an\n\n{words}\n\n.. end\n"""\n'
-    module.write_text('"""An op.\n\n.. measured: another\n.. end\n"""\n')
-    with pytest.raises(SystemExit, match="begins with 'another'"):
-        report.fill_docstrings(module, RESULT)
+def test_the_sources_of_ops_hold_no_figures():
+    for path in (report.ROOT / "python/losatok_ext/ops").rglob("*.py"):
+        assert not re.search(r"measured:|\d\.\d+x (eager|compile)", path.read_text()), path
 
 
 def test_the_newest_result_of_each_device_counts(tmp_path):

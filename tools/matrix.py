@@ -171,34 +171,40 @@ def parts(
     """What is run for a combination, in order; ``folder`` is its own."""
     python = str(folder / "venv" / "bin" / "python")
     pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "-q")
+    build = (python, "-m", "pip", "--disable-pip-version-check", "wheel", "-q", "--no-build-isolation", "--no-deps")
     torch = f"torch=={combination.torch}" + (".*" if combination.torch.count(".") == 1 else "")
     # pip must not replace torch on behalf of another package.
-    constraint = folder / "torch.txt"
-    pytest = (
-        python,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-n",
-        str(jobs),
-        f"--junitxml={folder / 'tests.xml'}",
-    )
+    constraint = str(folder / "torch.txt")
+    wheels = shlex.quote(str(folder / "wheel"))
+    needed = shlex.join((*pip, "-c", constraint))
+    package = shlex.join((*pip, "--force-reinstall", "--no-deps"))
+    pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", str(jobs))
     return [
         Part("venv", (str(interpreter), "-m", "venv", str(folder / "venv"))),
         Part("torch", (*pip, torch), ("venv",)),
         Part("tools", (*pip, *BUILD_TOOLS), ("torch",)),
         Part(
             "build",
-            (*pip, "--no-build-isolation", "-c", str(constraint), "-C", f"build-dir={folder / 'build'}", ".[dev]"),
+            (*build, "-C", f"build-dir={folder / 'build'}", "-w", str(folder / "wheel"), "."),
             ("tools",),
             commit,
         ),
+        # First what the package needs, then the package even if one of the same version is there.
+        Part(
+            "install",
+            ("sh", "-ec", f'wheel=$(ls {wheels}/*.whl); {needed} "$wheel[dev]"; {package} "$wheel"'),
+            ("build",),
+            commit,
+        ),
         # Optional, as in the Makefile: the tests that need these are skipped where they cannot be installed.
-        Part("extras", (*pip, "-c", str(constraint), "pesq>=0.0.4", "pystoi>=0.4"), ("build",)),
-        Part("xares", (*pip, "--no-deps", "xares>=0.1.3"), ("build",)),
-        Part("tests", (*pytest, *tests), ("build",), f"{commit} {shlex.join(tests)}"),
+        Part("extras", (*pip, "-c", constraint, "pesq>=0.0.4", "pystoi>=0.4"), ("install",)),
+        Part("xares", (*pip, "--no-deps", "xares>=0.1.3"), ("install",)),
+        Part(
+            "tests",
+            (*pytest, f"--junitxml={folder / 'tests.xml'}", *tests),
+            ("install",),
+            f"{commit} {shlex.join(tests)}",
+        ),
     ]
 
 
@@ -225,8 +231,10 @@ def outcome(combination: Combination, folder: Path, tests: Sequence[str], commit
     state = {
         name: entry for name, entry in record.state.items() if entry.get("version", "").split(" ")[0] in ("", commit)
     }
-    broken = next((name for name in ("venv", "torch", "tools") if state.get(name, {}).get("outcome") == "failed"), None)
-    build = f"{broken} failed" if broken else state.get("build", {}).get("outcome", "not run")
+    first = ("venv", "torch", "tools", "build", "install")
+    outcomes = {name: state[name]["outcome"] for name in first if name in state}
+    broken = next((name for name in first if name != "build" and outcomes.get(name) == "failed"), None)
+    build = f"{broken} failed" if broken else outcomes.get("build", "not run")
     tested = state.get("tests", {})
     if tested.get("version") != f"{commit} {shlex.join(tests)}" or build != "passed":
         tested = {}
@@ -330,7 +338,11 @@ def main() -> int:
         (folder / "torch.txt").write_text(f"torch=={torch}\n")
         print(f"Python {combination.python}, torch {combination.torch}", flush=True)
         todo = parts(combination, found[combination.python], folder, commit, tests, options.jobs)
-        run(todo, Record(folder), options.limit, options.again, source, environment)
+        record = Record(folder)
+        # A download may fail by chance; a build or a test of the same commit fails again.
+        downloads = [part.name for part in todo if part.name not in ("build", "tests")]
+        again = [*options.again, *(name for name in downloads if record.outcome(name) == "failed")]
+        run(todo, record, options.limit, again, source, environment)
         outcomes = [outcome(each, work / each.name, tests, commit) for each in combinations]
         (work / "matrix.json").write_text(json.dumps([asdict(each) for each in outcomes], indent=1) + "\n")
         (work / "matrix.md").write_text(markdown(outcomes))

@@ -1,14 +1,14 @@
 """The bottleneck on a GPU: both linear maps and the activation between them in one kernel, and what its backward fuses.
 
 Forward, up to 256 outputs: a program keeps its rows' outputs in registers, goes over the hidden features in blocks, and
-multiplies each block into the outputs as soon as it is activated: the hidden features never leave the chip. Few rows
-are split over the hidden features as well, so that one clip occupies the GPU; the partial outputs are then added in a
-fixed order. More outputs than 256 would make every program compute the hidden features again for each block of them, so
-rows go in chunks through two products, with the activated hidden features of one chunk in the L2 cache between them.
+multiplies each block into the outputs as soon as it is activated: the hidden features are never written to memory. Few
+rows are split over the hidden features as well, so that one clip occupies the GPU; the partial outputs are then added
+in a fixed order. With more than 256 outputs, every program would compute the hidden features again for each block of
+outputs. There, rows go through two products in chunks, with the activated hidden features of a chunk in the L2 cache.
 
 Backward: one kernel multiplies by W_out, applies the activation's derivative and sums the bias gradient by blocks of
-rows. The products that remain have nothing to fuse and are cuBLAS's. Nothing is added atomically: results repeat bit
-for bit.
+rows. The other products have nothing to be fused with; cuBLAS computes them. There are no atomic additions: results
+repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from losatok_ext.triton_kernels.bottleneck_kernels import (
 )
 
 FUSED_OUTPUTS = 256
-"""Up to so many outputs the forward is one kernel."""
+"""With at most this many outputs, the forward is one kernel."""
 
 CHUNK_ELEMENTS = 1 << 23
 """Activated hidden features of one chunk of rows in the two-product forward: 16 MB in half precision, within the L2
@@ -74,7 +74,7 @@ PRODUCT = {
     **{(k, "fp32"): L.tiles(64, 64, 16, 8, 2) for k in ("sm90", "sm80", "small")},
     **L.INTERPRETER,
 }
-# Few outputs to sum over: bound by memory, and what is kept for the epilogue would spill from wider tiles.
+# Few outputs to sum over: limited by memory bandwidth, and wider tiles would spill the values of the epilogue.
 PRODUCT_SHORT = PRODUCT | {
     ("sm90", "half"): L.tiles(128, 64, 64, 8, 3),
     ("sm80", "half"): L.tiles(128, 64, 32, 8, 3),
@@ -121,7 +121,7 @@ def _project_fused(
     z: Tensor, hidden: Tensor | None, activation: str,
 ) -> None:  # fmt: skip
     (n, features), (outputs, hiddens) = x.shape, weight_out.shape
-    regular = features % 64 == 0 and hiddens % 128 == 0  # else masks take registers, as more outputs do
+    regular = features % 64 == 0 and hiddens % 128 == 0  # else the masks need registers, as more outputs do
     many = PROJECT_MANY if outputs <= 128 and regular else PROJECT_WIDE
     table = PROJECT_FEW if n <= FEW_ROWS else PROJECT_SOME if n <= SOME_ROWS and outputs <= 128 else many
     c = L.config(table, x.device, x.dtype)
@@ -175,7 +175,7 @@ def bottleneck_project_forward(
     L.check_dtype("x", x)
     n, hiddens = x.shape[0], weight_in.shape[0]
     x, weight_in, weight_out = L.rows_contiguous(x), weight_in.contiguous(), weight_out.contiguous()
-    bias_in, bias_out = (None if b is None else b.contiguous() for b in (bias_in, bias_out))
+    bias_in, bias_out = L.contiguous(bias_in, bias_out)
     z = x.new_empty((n, weight_out.shape[0]))
     hidden = x.new_empty((n if keep_hidden else 0, hiddens))
     project = _project_fused if weight_out.shape[0] <= FUSED_OUTPUTS else _project_in_chunks
@@ -195,7 +195,7 @@ def bottleneck_project_backward(
     need_x: bool,
     need_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, weight_in, bias_in, weight_out, bias_out in x's dtype, [0] where not asked for; grad [N, d],
+    """The gradients of x, weight_in, bias_in, weight_out, bias_out in x's dtype, [0] where not needed; grad [N, d],
     hidden [N, H] as kept.
     """
     L.check_dtype("x", x)

@@ -1,7 +1,7 @@
 """The bottleneck's kernels. Launchers and launch tables, and what is fused and why, are in ``bottleneck.py``.
 
-A row or hidden feature past the last one stands for the last one where it is read, and is not stored. Addresses are a
-64-bit one per tile and 32-bit offsets within.
+Rows and hidden features past the last one are read as the last one and not stored. An address is a 64-bit base for
+each tile plus 32-bit offsets within it.
 """
 
 import triton

@@ -1,9 +1,10 @@
-"""A depthwise convolution over time, then LayerNorm, channels last, on a GPU: one pass forward, two backward.
+"""A depthwise convolution over time, then LayerNorm, channels last: one kernel forward, two backward.
 
-A program holds whole frames in registers. It reads each tap's frames again, from the cache where neighbours left them:
-x comes from memory once, and what is convolved never goes there. For the gradient x is convolved anew; what flows back
-through LayerNorm lies in memory once, in float32, between the two steps, for a frame's neighbours need it. Gradients of
-parameters are made in two stages, in a fixed order: sums over chunks of frames, then the sum over chunks.
+A program holds all channels of its frames in registers. It loads the frames of each tap again, mostly from the cache:
+x is read from memory once, and the result of the convolution is never written there. The backward computes the
+convolution again. The gradient before LayerNorm is written to memory once, in float32, between the two kernels, because
+neighbouring frames need it. Gradients of parameters are computed in two steps, in a fixed order: sums over chunks of
+frames, then the sum over the chunks.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from losatok_ext.triton_kernels import launch as L
 from losatok_ext.triton_kernels.rows import clip_length, frame_chunks, frames_of_chunk
 
 HELD = 8192
-"""Elements of float32 that a program holds of what is convolved; half as many backward, which has gradients to hold."""
+"""Float32 elements of convolved frames that a program holds; half as many backward, which holds gradients as well."""
 
 COLUMNS = 128
-"""Channels of a program of the second step backward."""
+"""Channels of a program of the second kernel of the backward."""
 
 
 @triton.jit
@@ -148,8 +149,8 @@ def conv_gradient_kernel(
 
 
 def _frame_blocks(features: int, held: int) -> dict[str, int]:
-    """The launch configuration of a kernel that holds ROWS whole frames of ``features``, BLOCK elements each, ``held``
-    in all where they fit.
+    """The launch configuration of a kernel whose programs hold ROWS frames of ``features``, BLOCK elements each, about
+    ``held`` elements in total.
     """
     block = L.tile(features)
     rows = min(max(held // block, 1), 16)
@@ -157,12 +158,8 @@ def _frame_blocks(features: int, held: int) -> dict[str, int]:
 
 
 def _by_taps(conv_weight: Tensor) -> Tensor:
-    """[C, 1, k] as [k, C]: a tap's channels side by side, as those of x."""
+    """[C, 1, k] as [k, C]: the channels of a tap are next to each other, like those of x."""
     return conv_weight.squeeze(1).t().contiguous()
-
-
-def _contiguous(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.contiguous()
 
 
 def depthwise_conv_norm_forward(
@@ -183,8 +180,8 @@ def depthwise_conv_norm_forward(
     groups = L.ceil_div(time, blocks["ROWS"])
     with L.on_device(x):
         L.launch(
-            conv_norm_kernel, (clips * groups,), x, _by_taps(conv_weight), _contiguous(conv_bias),
-            _contiguous(norm_weight), _contiguous(norm_bias), lengths, y, time, features, groups,
+            conv_norm_kernel, (clips * groups,), x, _by_taps(conv_weight),
+            *L.contiguous(conv_bias, norm_weight, norm_bias), lengths, y, time, features, groups,
             x.stride(0), x.stride(1), eps, TAPS=conv_weight.shape[2], **blocks,
         )  # fmt: skip
     return y
@@ -202,7 +199,7 @@ def depthwise_conv_norm_backward(
     need_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x [B, T, C], conv_weight [C, 1, k], conv_bias, norm_weight and norm_bias [C], in x's dtype; [0]
-    where not asked for.
+    where not needed.
     """
     L.check_dtype("x", x)
     grad, x = L.rows_contiguous(grad), L.rows_contiguous(x)
@@ -215,8 +212,8 @@ def depthwise_conv_norm_backward(
     parts = x.new_empty((clips * chunks, taps + 3, features), dtype=torch.float32) if need_parameters else None
     with L.on_device(x):
         L.launch(
-            conv_norm_gradient_kernel, (clips * chunks,), grad, x, weight, _contiguous(conv_bias),
-            _contiguous(norm_weight), lengths, by, parts, time, features, chunks, frames,
+            conv_norm_gradient_kernel, (clips * chunks,), grad, x, weight,
+            *L.contiguous(conv_bias, norm_weight), lengths, by, parts, time, features, chunks, frames,
             grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), eps, TAPS=taps, **blocks,
         )  # fmt: skip
         L.launch(

@@ -1,19 +1,19 @@
 """The attention of diffusion transformers on a GPU: QK norm, rotary embedding and softmax attention, forward and
 backward, without a [T, S] matrix in memory and without atomics.
 
-*Queries* are normalised and turned in registers by the program that attends with them: once, and q is read once.
-*Keys* are prepared by one pass into a scratch [B, S, H, h] before, where there is a norm or a rotation: every block of
-queries of a head goes over all of its keys, so in the attention's loop the same work would be done T / BLOCK_M times,
-and there it would break the pipeline: matrix units take keys from shared memory, where asynchronous copies put them
-while the last block is multiplied, and a key changed in registers has to be written back there first. The pass reads
-and writes what one block of queries reads.
+*Queries* are normalised and rotated in registers by the program that uses them: once, and q is read once. *Keys* are
+prepared before, by one pass into a temporary [B, S, H, h], if there is a norm or a rotation. Every block of queries
+goes over all keys of its head, so inside the attention's loop the same work would be done T / BLOCK_M times. It would
+also stall the pipeline there: matrix units read keys from shared memory, where asynchronous copies put them while the
+previous block is multiplied, and a key changed in registers would have to be written back there first. The pass reads
+and writes as much as one block of queries reads.
 
-The backward prepares both sides that way, with the inner products of output and its gradient, because either is
-the moving side once. Then one kernel makes grad_q (it holds queries) and one grad_k and grad_v (it holds keys); each
-takes its gradient back through rotation and norm before it is stored. The gradients of the norms' weights are sums per
-program, added in a fixed order.
+The backward prepares queries and keys in that way, and computes the inner products of the output and its gradient. Then
+one kernel computes grad_q (it holds queries and goes over keys) and one grad_k and grad_v (it holds keys and goes over
+queries); each applies the gradient of rotation and norm before it stores. Each program sums its share of the gradients
+of the norms' weights; the shares are added in a fixed order.
 
-Head sizes that are no power of two are padded to one in registers; memory is read and written at the size they have.
+Head sizes that are not a power of two are padded to one in registers only; memory holds the actual size.
 """
 
 from __future__ import annotations
@@ -85,14 +85,6 @@ def _config(tables: dict[int, L.Table], q: Tensor) -> dict[str, int]:
     return L.config(tables[next(size for size in tables if head <= size)], q.device, q.dtype) | {"HEAD": head}
 
 
-def _heads_beside(x: Tensor) -> Tensor:
-    """``x`` [B, T, H, h], copied where a head's elements do not lie side by side, or where rows are so far apart that
-    32-bit offsets within a tile of them would overflow.
-    """
-    beside = x.shape[3] <= 1 or x.stride(3) == 1
-    return x if beside and x.stride(1) < 1 << 23 else x.contiguous()
-
-
 def _strides(x: Tensor) -> tuple[int, int, int]:
     """Strides over clips, frames and heads."""
     return x.stride(0), x.stride(1), x.stride(2)
@@ -134,7 +126,7 @@ class _Preparation:
 
 
 def _scale(q: Tensor) -> float:
-    """What scores are multiplied by, in powers of two."""
+    """The factor of the scores, for a softmax that uses powers of two."""
     return math.log2(math.e) / math.sqrt(q.shape[3])
 
 
@@ -156,7 +148,7 @@ def dit_attention_forward(
     exponentials [B, H, T], float32, -infinity past a length and without a key.
     """
     L.check_dtype("q", q)
-    q, k, v = _heads_beside(q), _heads_beside(k), _heads_beside(v)
+    q, k, v = (L.rows_contiguous(x, 1) for x in (q, k, v))
     batch, time, heads, size = q.shape
     keys = k.shape[1]
     out = q.new_empty(q.shape)
@@ -193,7 +185,7 @@ def dit_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k and v in their dtype, and of the weights in float32 ([0] where there is none)."""
     L.check_dtype("q", q)
-    grad, q, k, v = (_heads_beside(x) for x in (grad, q, k, v))
+    grad, q, k, v = (L.rows_contiguous(x, 1) for x in (grad, q, k, v))
     batch, time, heads, size = q.shape
     keys = k.shape[1]
     grad_q, grad_k, grad_v = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)

@@ -1,9 +1,9 @@
 """The attention's kernels over tiles. Launchers and launch tables, and what runs where and why, are in
-``dit_attention.py``; what a row goes through before and after is in ``dit_attention_rows.py``.
+``dit_attention.py``; norm and rotation of a row are in ``dit_attention_rows.py``.
 
-A program holds BLOCK_M rows of one head (queries, or keys in the gradient of keys and values) and goes over the other
-side's valid rows in blocks of BLOCK_N: whole blocks without a mask, then the one that is left. Addresses are a 64-bit
-one per tile and 32-bit offsets within. Scores are taken in powers of two: ``scale`` is log2(e) / sqrt(h).
+A program holds BLOCK_M rows of one head (queries, or keys in the gradient of keys and values) and goes over the valid
+rows of the other side in blocks of BLOCK_N: full blocks without a mask, then the rest with one. An address is a 64-bit
+base for each tile plus 32-bit offsets within it. The softmax uses powers of two: ``scale`` is log2(e) / sqrt(h).
 """
 
 import triton

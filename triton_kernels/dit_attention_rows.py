@@ -1,6 +1,6 @@
-"""What happens to a head of a query or key before it is multiplied, and to its gradient after: the norm over its
-features, the norm's weight, and the rotary embedding. All in float32, on tiles [M, HEAD] of which HEAD_SIZE columns
-count and the others are zero.
+"""How a head of a query or key is prepared before the product, and its gradient after it: the norm over its features,
+the norm's weight, and the rotary embedding. All in float32, on tiles [M, HEAD] whose first HEAD_SIZE columns hold
+values; the others are zero.
 
 Partners of the rotation are exchanged in registers (``tl.gather``), so one body serves half-split and interleaved
 pairs, any share of the head, and head sizes that are no power of two.

@@ -1,19 +1,24 @@
-"""The gated residual, y = x + gate branch, on a GPU, and its gradients; the gate belongs to a clip ([B, C]) or to a
-frame ([B, T, C]).
+"""The gated residual, y = x + gate branch, and its gradients; the gate is per clip ([B, C]) or per frame ([B, T, C]).
 
-The gradient of a clip's gate is made in two stages, in a fixed order: sums over chunks of frames by the kernel that
-makes the branch's gradient, then the sum over chunks.
+The gradient of a gate per clip is computed in two steps, in a fixed order: the kernel of the branch's gradient also
+sums over chunks of frames, then the chunks are added up.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from losatok_ext.triton_kernels import launch as L
-from losatok_ext.triton_kernels.rows import frame_chunks, frames_of_chunk, per_clip_strides, row_blocks
+from losatok_ext.triton_kernels.rows import (
+    add_chunks,
+    frame_chunks,
+    frames_of_chunk,
+    modulation_gradient,
+    per_clip_strides,
+    row_blocks,
+)
 
 
 @triton.jit
@@ -97,10 +102,7 @@ def gated_residual_backward(grad: Tensor, branch: Tensor, gate: Tensor) -> tuple
     blocks = L.ceil_div(features, block)
     chunks, frames = frame_chunks(clips * blocks, time, rows, branch.device)
     grad_branch = branch.new_empty(branch.shape)
-    if per_frame:
-        grad_gate = branch.new_empty(branch.shape)
-    else:
-        grad_gate = branch.new_empty((clips, chunks, features), dtype=torch.float32)
+    grad_gate = modulation_gradient(branch, per_frame, chunks)
     with L.on_device(branch):
         L.launch(
             gated_residual_backward_kernel, (clips * chunks, blocks),
@@ -108,4 +110,4 @@ def gated_residual_backward(grad: Tensor, branch: Tensor, gate: Tensor) -> tuple
             grad.stride(0), grad.stride(1), branch.stride(0), branch.stride(1), *per_clip_strides(gate),
             PER_FRAME=per_frame, ROWS=rows, BLOCK=block, num_warps=4,
         )  # fmt: skip
-    return grad_branch, grad_gate if per_frame else grad_gate.sum(1).to(branch.dtype)
+    return grad_branch, add_chunks(grad_gate, per_frame, branch.dtype)

@@ -1,4 +1,4 @@
-"""What every launcher shares: on which kind of device a kernel runs, in which precision, and the launch itself."""
+"""What all launchers share: the kind of device a kernel runs on, the precision of its products, and the launch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from losatok_ext.ops.dispatch import BackendUnavailableError
 
 KINDS = ("sm90", "sm80", "small", "interpreter")
-"""Kinds of device that launch tables know: data-centre Hopper and later (227 KB of shared memory), Ampere (163 KB),
-GPUs with 99 KB (RTX cards and their like), and Triton's interpreter, whose tiles are small so that tiny shapes take
+"""The kinds of device in launch tables: data-centre GPUs from Hopper on (227 KB of shared memory), Ampere (163 KB),
+GPUs with 99 KB (RTX cards, for example), and Triton's interpreter, which has small tiles so that small shapes need
 several.
 """
 
@@ -60,7 +60,7 @@ def kind(device: torch.device) -> str:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many programs the device runs at a time, for choosing how far to split; 4 in the interpreter."""
+    """How many multiprocessors the device has, for choosing how far to split the work; 4 in the interpreter."""
     if device.type != "cuda":
         return 4
     return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
@@ -76,27 +76,27 @@ def check_dtype(name: str, tensor: Tensor) -> None:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How a float32 product is taken: ``"tf32"`` where torch allows it for its own (``torch.backends.cuda.matmul``),
+    """How float32 products are computed: ``"tf32"`` where torch allows it for its own (``torch.backends.cuda.matmul``),
     else ``"ieee"``.
     """
     if dtype != torch.float32:
         return "ieee"
     matmul = torch.backends.cuda.matmul
-    # The newer setting is read where there is one: torch refuses the older once the newer has been set.
+    # Newer versions of torch raise when the old setting is read after the new one was set.
     allowed = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
     return "tf32" if allowed else "ieee"
 
 
 def arithmetic(dtype: torch.dtype) -> str:
-    """Which column of a launch table ``dtype`` takes: ``"half"`` (bfloat16, float16), ``"tf32"`` or ``"fp32"``."""
+    """The arithmetic of ``dtype`` in a launch table: ``"half"`` (bfloat16, float16), ``"tf32"`` or ``"fp32"``."""
     if dtype != torch.float32:
         return "half"
     return "tf32" if precision(dtype) == "tf32" else "fp32"
 
 
 def tiles(m: int, n: int, k: int, warps: int, stages: int) -> dict[str, int]:
-    """One entry of a launch table: BLOCK_M x BLOCK_N is the tile that a program holds, BLOCK_K what it takes of the
-    summed dimension at a time, ``stages`` of them in flight.
+    """One entry of a launch table: a program computes a tile of BLOCK_M x BLOCK_N, BLOCK_K elements of the summed
+    dimension at a time, with ``stages`` loads of them in flight.
     """
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
 
@@ -126,7 +126,7 @@ def _run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constan
 
 
 runner: Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None] = _run
-"""What carries a launch out. The ahead-of-time compilation of the tests puts a recorder here."""
+"""Performs a launch. The tests replace it by a recorder, to compile the kernels ahead of time."""
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -141,21 +141,26 @@ def ceil_div(size: int, block: int) -> int:
 
 
 def tile(size: int) -> int:
-    """The smallest tile side, a power of two from 16 on, that holds ``size``."""
+    """The smallest power of two that is at least ``size`` and at least 16."""
     return max(MINIMUM_TILE, 1 << (size - 1).bit_length())
 
 
-def rows_contiguous(x: Tensor) -> Tensor:
-    """``x`` [..., n, C], copied if a row's elements do not lie side by side, or if rows are so far apart that 32-bit
-    offsets within a tile of them would overflow.
+def rows_contiguous(x: Tensor, rows: int = -2) -> Tensor:
+    """``x``, copied if the elements of its last dimension are not next to each other in memory, or if the stride of the
+    dimension ``rows`` is so large that 32-bit offsets within a tile of rows would overflow.
     """
     beside = x.shape[-1] <= 1 or x.stride(-1) == 1
-    return x if beside and x.stride(-2) < 1 << 23 else x.contiguous()
+    return x if beside and x.stride(rows) < 1 << 23 else x.contiguous()
+
+
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """``tensors``, each contiguous; None stays None."""
+    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b (two or three dimensions) in float32 from operands of any dtype, by cuBLAS: for products with nothing to
-    fuse.
+    """a @ b (two or three dimensions) in float32 from operands of any dtype, by cuBLAS: for products that nothing is
+    fused with.
     """
     if a.dtype == torch.float32:
         return a @ b

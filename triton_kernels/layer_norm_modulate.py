@@ -1,9 +1,9 @@
-"""LayerNorm with a modulation, y = LN(x) (1 + scale) + shift, on a GPU: one pass over x forward, one over x and the
-gradient backward.
+"""LayerNorm with a modulation, y = LN(x) (1 + scale) + shift: one pass over x forward, one over x and the gradient
+backward.
 
-A program holds whole rows in registers, so that x is read once. Shift and scale belong to a clip ([B, C]) or to a frame
-([B, T, C]), each by itself; those of a clip get their gradients in two stages, in a fixed order: sums over chunks of
-frames by the same kernel that makes grad_x, then the sum over chunks.
+A program holds whole rows in registers, so that x is read once. Shift and scale are each per clip ([B, C]) or per frame
+([B, T, C]). Gradients of those per clip are computed in two steps, in a fixed order: the kernel that computes grad_x
+also sums over chunks of frames, then the chunks are added up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from losatok_ext.triton_kernels import launch as L
-from losatok_ext.triton_kernels.rows import frame_chunks, frames_of_chunk, per_clip_strides, whole_rows
+from losatok_ext.triton_kernels.rows import (
+    add_chunks,
+    frame_chunks,
+    frames_of_chunk,
+    modulation_gradient,
+    per_clip_strides,
+    whole_rows,
+)
 
 
 @triton.jit
@@ -122,10 +129,7 @@ def layer_norm_modulate_backward(
     chunks, frames = frame_chunks(clips, time, blocks["ROWS"], x.device)
     grad_x = x.new_empty(x.shape)
 
-    def gradient(per_frame: bool) -> Tensor:
-        return x.new_empty(x.shape) if per_frame else x.new_empty((clips, chunks, features), dtype=torch.float32)
-
-    grad_shift, grad_scale = gradient(per_frame_shift), gradient(per_frame_scale)
+    grad_shift, grad_scale = (modulation_gradient(x, own, chunks) for own in (per_frame_shift, per_frame_scale))
     if features:
         with L.on_device(x):
             L.launch(
@@ -136,6 +140,6 @@ def layer_norm_modulate_backward(
             )  # fmt: skip
     return (
         grad_x,
-        grad_shift if per_frame_shift else grad_shift.sum(1).to(x.dtype),
-        grad_scale if per_frame_scale else grad_scale.sum(1).to(x.dtype),
+        add_chunks(grad_shift, per_frame_shift, x.dtype),
+        add_chunks(grad_scale, per_frame_scale, x.dtype),
     )

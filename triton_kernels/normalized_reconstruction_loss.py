@@ -1,10 +1,9 @@
-"""The cosine loss on restored features: a chunk of rows at a time, from latent to gradient, so that [N, D] is never
-kept.
+"""The cosine loss on restored features, one chunk of rows at a time from latent to gradient: [N, D] is never stored.
 
-Of a chunk, the restored features exist once, in the dtype of the inputs; one kernel reads each row of them and of the
-target, adds up the row's loss and puts the row's gradient in its place. Row gradients are kept without the 2 / (valid
-D) of the mean and times D, so that they are near 1 / rms(restored) and float16 neither overflows nor underflows; sums
-over rows are float32 and are scaled at the end.
+The restored features of a chunk exist once, in the dtype of the inputs; one kernel reads each row of them and of the
+target, adds up the row's loss and overwrites the row with its gradient. Row gradients are stored times D and without
+the factor 2 / (valid frames D) of the mean, so that they are near 1 / rms(restored) and float16 neither overflows nor
+underflows; sums over rows are float32 and are scaled at the end.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from losatok_ext.masks import valid_mask
 from losatok_ext.triton_kernels import launch as L
 from losatok_ext.triton_kernels.bottleneck import activated_hidden, hidden_gradient
 from losatok_ext.triton_kernels.rows import NORM_EPS, row_blocks, rows_of_clips
@@ -89,10 +89,10 @@ def normalized_reconstruction_loss_forward(
     valid = None
     if lengths is not None:
         lengths = lengths.to(device=z.device, dtype=torch.int64).clamp(0, time).contiguous()
-        valid = (torch.arange(time, device=z.device) < lengths[:, None]).view(n, 1)
+        valid = valid_mask(lengths, time).view(n, 1)
     z, target = z.reshape(n, latent), L.rows_contiguous(target)
     weight_in, weight_out = weight_in.contiguous(), weight_out.contiguous()
-    bias_in, bias_out = (None if b is None else b.contiguous() for b in (bias_in, bias_out))
+    bias_in, bias_out = L.contiguous(bias_in, bias_out)
 
     losses = z.new_empty((n,), dtype=torch.float32)
     shapes = (z.shape, weight_in.shape, (hiddens,), weight_out.shape, (features,))
@@ -102,7 +102,7 @@ def normalized_reconstruction_loss_forward(
     with L.on_device(z):
         for start in range(0, n, rows):
             latents = z[start : start + rows]
-            if valid is not None:  # not multiplied: what lies past a length may be NaN
+            if valid is not None:  # not multiplied: values past a length may be NaN
                 latents = torch.where(valid[start : start + rows], latents, 0)
             latents = L.rows_contiguous(latents)
             hidden = latents.new_empty((latents.shape[0], hiddens)) if need_grad else None

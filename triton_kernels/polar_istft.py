@@ -1,14 +1,14 @@
 """The inverse STFT from log magnitudes and phases on a GPU: Triton kernels around the transforms of cuFFT.
 
 A frame of n samples moves 4 n bytes of float32 for each of: reading the head, writing the spectrum, cuFFT's own copy of
-it (read and written), its transform (read and written), reading the frames once for the overlap-add; beside n bytes of
-audio where hop is n / 4. The transform as a matrix product would save four of these seven at best and cost 2 n (n + 2)
-operations a frame: at n = 1280 in float32, by the data sheet of an H200, five times as long as all 37 KB take, and on
-the matrix units it would lose precision that the waveform has. So the transform stays cuFFT's, and everything else is
-fused around it: windowing, overlap-add, envelope, trimming and the division by n cost no traffic of their own.
+it (read and written), its transform (read and written), and reading the frames once for the overlap-add; then n bytes
+of audio if hop is n / 4. The transform as a matrix product would save at most four of these seven and cost 2 n (n + 2)
+operations for each frame: at n = 1280 in float32, by the data sheet of an H200, five times as long as moving all 37 KB,
+and on the matrix units it would lose precision. So cuFFT does the transform, and everything else is fused around it:
+windowing, overlap-add, envelope, trimming and the division by n need no further memory traffic.
 
-Frames go through in chunks of one workspace of spectra. Sums over frames are gathered by the sample that they meet in:
-a fixed order, nothing atomic.
+Frames are computed in chunks of one workspace of spectra. Each output sample adds up the frames that overlap there, in
+a fixed order and without atomics.
 """
 
 from __future__ import annotations

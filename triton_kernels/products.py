@@ -1,4 +1,4 @@
-"""The tile of a matrix product that every kernel with one is built on."""
+"""One tile of a matrix product; all kernels with products are built on it."""
 
 import triton
 import triton.language as tl

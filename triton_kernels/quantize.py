@@ -1,15 +1,17 @@
-"""Nearest codes and residual vector quantization on a GPU: [N, K] distances exist a tile at a time, on the chip only.
+"""Nearest codes and residual vector quantization: the [N, K] distances exist one tile at a time, never in memory.
 
-Rows and codes are centred by a mean of codes, scaled by powers of two of their own and rounded to float16; a product on
-the matrix units gives scores, each within a known bound of half a squared distance; what could be the nearest within
-that bound is decided by differences in float32. So float16's speed costs no accuracy, and the bound is a hundred times
-tighter than the distances of most data need. Up to SPLIT_WIDTH features a number is two float16 instead of one, and the
-bound near that of a float32 product: few features mean codes that lie close. ``quantize_search.py`` holds the kernels.
+A mean of codes is subtracted from rows and codes; each is scaled by a power of two and rounded to float16. A product on
+the matrix units gives scores, each within a known bound of half a squared distance. All codes that could be the nearest
+within that bound are compared by differences in float32. So float16 costs no accuracy; for most data the bound is a
+hundred times tighter than needed. Up to SPLIT_WIDTH features, a number is stored as two float16 instead of one, which
+makes the bound about that of a float32 product: with few features, codes are close together. The kernels are in
+``quantize_search.py``.
 
-One kernel goes through all stages of a residual quantizer, with what is left over in registers. Few rows of a single
-codebook are split over the codes, so that one clip occupies the GPU; each split decides its own by differences, and the
-nearest of their results is the nearest. Up to SCAN_ROWS rows there are no products at all. Nothing is added atomically:
-results repeat bit for bit, and do not depend on tiles and splits. Beyond inputs and outputs memory is O(N + K d).
+One kernel runs all stages of a residual quantizer and keeps the residual in registers. With few rows and one codebook,
+the codes are split over programs, so that one clip occupies the GPU; each program finds its nearest code by
+differences, and the nearest of those is taken. Up to SCAN_ROWS rows there are no products at all. There are no atomic
+additions: results repeat bit for bit, and do not depend on tiles and splits. Memory beyond inputs and outputs is
+O(N + K d).
 """
 
 from __future__ import annotations
@@ -22,21 +24,21 @@ from losatok_ext.triton_kernels.quantize_rows import code_gradient, distance_gra
 from losatok_ext.triton_kernels.quantize_search import centre_kernel, join_splits_kernel, prepare_kernel, search_kernel
 
 SCAN_ROWS = 16
-"""Up to so many rows everything goes by differences: preparing codes for products would cost more."""
+"""Up to this many rows, only differences are used: preparing the codes for products would cost more."""
 
 SPLIT_WIDTH = 32
-"""Up to so many features (as a power of two) values are split into two float16."""
+"""Up to this many features (a power of two), values are split into two float16."""
 
 PRODUCT_WIDTH = 1024
-"""Rows of more features (as a power of two) do not fit the chip beside codes: they go by differences."""
+"""Rows of more features (a power of two) do not fit into shared memory next to codes: only differences are used."""
 
 
 def _search_tiles(m: int, n: int, lanes: int, warps: int, stages: int) -> dict[str, int]:
     return {"BLOCK_M": m, "BLOCK_N": n, "LANES": lanes, "num_warps": warps, "num_stages": stages}
 
 
-# Launch tables by kind of device and the most features, as a power of two: tiles of rows x codes, and lanes. Lanes are
-# fewer than the codes of a tile, which saves registers; a lane that is not clear costs more to go through.
+# Launch tables by kind of device and largest number of features (a power of two): tiles of rows x codes, and lanes.
+# There are fewer lanes than codes in a tile, which saves registers; a lane with several candidates takes longer.
 SEARCH = {
     ("sm90", 128): _search_tiles(128, 64, 32, 8, 3),
     ("sm90", 256): _search_tiles(64, 64, 32, 8, 3),
@@ -54,17 +56,16 @@ SEARCH = {
 }
 
 CHAIN_ROWS = 64
-"""The most rows of a program that keeps what is left over between stages in registers."""
+"""The most rows of a program that keeps the residual between stages in registers."""
 
 FEW_ROWS = 32
-"""Rows of a program where a residual quantizer has too few rows to occupy the GPU with more: its stages cannot be
-split.
+"""Rows of a program of a residual quantizer, whose stages cannot be split, when there are too few rows for a full GPU.
 """
 
 
 def _product_bound(features: int, parts: int) -> float:
-    """What a score may be off by, over the product of the norms: two roundings to float16 (of two parts: what is left
-    of them, and the product of their second parts), its underflow, and sums on matrix units, which truncate.
+    """The largest error of a score, divided by the product of the norms: two roundings to float16 (with two parts, the
+    remainder after both, and the product of the second parts), underflow, and sums on matrix units, which truncate.
     """
     rounding = 2.01 * 2.0**-11 if parts == 1 else 4 * 2.0**-22
     return rounding + 2.0**-23 * features**0.5 + 2.0**-22 * (parts * parts * features + 8)

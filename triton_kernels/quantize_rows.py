@@ -1,8 +1,8 @@
-"""What the codebook ops do a row or a code at a time: sums of chosen codes, and gradients to rows and to codes.
+"""The parts of the codebook ops that work on rows or codes: sums of chosen codes, gradients to rows and to codes.
 
-The gradient to a code is the sum over the rows that chose it. A stable sort of the choices lays these rows side by
-side, and one program adds up a code's rows in their order: nothing is added atomically, results repeat bit for bit, and
-memory beyond the result is O(N). A code that many rows chose is one program's work, as is each piece of its features.
+The gradient to a code is the sum over the rows that chose it. A stable sort of the choices puts these rows next to each
+other, and one program adds up the rows of a code (for one block of features) in their order: there are no atomic
+additions, results repeat bit for bit, and memory beyond the result is O(N).
 """
 
 from __future__ import annotations

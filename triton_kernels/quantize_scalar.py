@@ -1,8 +1,8 @@
 """Quantization without a codebook on a GPU: levels per dimension, and affine integers.
 
-Both are bound by memory: a program takes a block of rows, and every value is read once (of rows that one block of
-columns holds). Levels are compile-time constants, as few as there are in a model: a new list compiles a new kernel, and
-no table has to reach the device. Affine integers are computed in float64, bit for bit those of the CPU.
+Both are limited by memory bandwidth: a program computes a block of rows and reads every value once (where one block of
+columns holds a row). Levels are compile-time constants: a new list of levels compiles a new kernel, and no table has to
+be copied to the device. Affine integers are computed in float64 and equal those of the CPU bit for bit.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The search for nearest codes: products propose candidates, differences decide. What is fused and why is in
+"""The search for nearest codes: products find candidates, differences decide. What is fused and why is in
 ``quantize.py``.
 
-A lane is the codes of one remainder modulo LANES. The scan keeps, per row and lane, the least lower bound of a code's
-half squared distance (less the row's energy, which all codes share), the tile that it came from, and the next least:
-no index of a code, no reduction across threads. What a bound cannot decide is decided by differences, always by
-:func:`_sum_of_squares`, whose order of summation is written out: a pair of row and code has one distance, however it
-was found, and results do not depend on tiles. Launches turn the fusing of multiplications into additions off for that.
+A lane is the set of codes with one remainder modulo LANES. For each row and lane, the scan keeps the smallest lower
+bound of a code's half squared distance (without the row's energy, which all codes share), the tile that it came from,
+and the second smallest bound: no index of a code, no reduction across threads. Where the bounds leave several codes,
+differences decide, always by :func:`_sum_of_squares`, whose order of summation is fixed: a row and a code have one
+distance, however it was found, so results do not depend on tiles. For that, launches forbid fused multiply-add.
 """
 
 import triton

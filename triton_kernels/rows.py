@@ -1,4 +1,4 @@
-"""What kernels over rows of clips share: which rows a program has, how much of each counts, and the launch."""
+"""What kernels over rows of clips share: the rows of a program, their lengths, grids and launch configurations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows_of_clips(lengths, first, rows, time, features, ROWS: tl.constexpr):
 
 @triton.jit
 def clip_length(lengths, clip, time):
-    """How many frames of ``clip`` count: all ``time`` where there are no ``lengths``."""
+    """The valid frames of ``clip``: all ``time`` where there are no ``lengths``."""
     return tl.minimum(tl.maximum(tl.load(lengths + clip), 0), time) if lengths is not None else time
 
 
@@ -45,15 +45,15 @@ def row_blocks(rows: int, features: int) -> tuple[tuple[int], dict[str, int]]:
 
 @triton.jit
 def frames_of_chunk(time, chunks, frames):
-    """Of a program of a grid (clips x chunks): its clip (64-bit), and its first frame and the one past its last."""
+    """For a program of a grid (clips x chunks): its clip (64-bit), its first frame, and the end of its frames."""
     clip = (tl.program_id(0) // chunks).to(tl.int64)
     first = (tl.program_id(0) % chunks) * frames
     return clip, first, tl.minimum(first + frames, time)
 
 
 def frame_chunks(clips: int, time: int, step: int, device: torch.device) -> tuple[int, int]:
-    """How many chunks the frames of a clip are cut into, and frames of each, for a kernel that goes over a chunk
-    ``step`` frames at a time: enough to occupy the device, of several steps each so that few sums are left over.
+    """Number of chunks of a clip's frames, and frames of each, for a kernel that goes over a chunk ``step`` frames at a
+    time: enough chunks to occupy the device, each of several steps so that there are few sums to add up afterwards.
     """
     wanted = L.ceil_div(8 * L.multiprocessors(device), max(clips, 1))
     frames = step * max(L.ceil_div(L.ceil_div(time, wanted), step), 4)
@@ -70,6 +70,20 @@ def whole_rows(rows: int, features: int) -> tuple[tuple[int], dict[str, int]]:
     return (L.ceil_div(rows, per_program),), {"ROWS": per_program, "BLOCK": block, "num_warps": warps}
 
 
+def modulation_gradient(x: Tensor, per_frame: bool, chunks: int) -> Tensor:
+    """Memory for the gradient of a shift, scale or gate of ``x`` [B, T, C]: rows [B, T, C] in x's dtype where it is per
+    frame, else float32 sums over each chunk of frames [B, chunks, C].
+    """
+    if per_frame:
+        return x.new_empty(x.shape)
+    return x.new_empty((x.shape[0], chunks, x.shape[2]), dtype=torch.float32)
+
+
+def add_chunks(gradient: Tensor, per_frame: bool, dtype: torch.dtype) -> Tensor:
+    """The gradient from what a kernel wrote into :func:`modulation_gradient`: chunks added up, in ``dtype``."""
+    return gradient if per_frame else gradient.sum(1).to(dtype)
+
+
 def per_clip_strides(x: Tensor) -> tuple[int, int]:
-    """Strides over clips and frames of what belongs to a clip [B, C] or to a frame [B, T, C]."""
+    """Strides over clips and frames of a tensor per clip [B, C] (0 over frames) or per frame [B, T, C]."""
     return x.stride(0), x.stride(1) if x.dim() == 3 else 0

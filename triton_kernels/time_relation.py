@@ -1,12 +1,13 @@
-"""The time-relation loss and the Gram energy on a GPU: over tiles of [T, T] that exist on the chip only, or factored.
+"""The time-relation loss and the Gram energy: over tiles of [T, T] that are never written to memory, or factored.
 
-*Tiled*: a program holds BLOCK_M frames of a clip and goes over the clip's other frames in blocks of BLOCK_N: both inner
-products of a tile, their difference E, its squares, and for the gradient E times the latents of the block. Without a
-gradient only tiles on and above the diagonal are visited, and count twice. *Banded* is the same, over the blocks that
-the band touches. A long row of blocks is split over programs so that few clips occupy the GPU; what they add up to is
-then added in a fixed order, so results repeat bit for bit. *Factored* is in ``time_relation_factored.py``.
+*Tiled*: a program holds BLOCK_M frames of a clip and goes over the clip's other frames in blocks of BLOCK_N. For each
+tile it computes both inner products, their difference E, its squares, and for the gradient E times the latents of the
+block. Without a gradient, only tiles on and above the diagonal are computed, and those above count twice. *Banded* is
+the same for the blocks within the window. A long row of blocks is split over programs, so that few clips occupy the
+GPU; their sums are then added in a fixed order, so results repeat bit for bit. *Factored* is in
+``time_relation_factored.py``.
 
-Rows are never normalised in memory here: products are taken of the rows as they are, in their dtype, and scaled in
+Normalised rows are not written to memory here: products are computed from the rows in their dtype and then scaled in
 float32. Rows past a length are not read.
 """
 
@@ -23,7 +24,7 @@ from losatok_ext.triton_kernels.time_relation_factored import gram_energy_factor
 from losatok_ext.triton_kernels.time_relation_rows import finish_gradient, inverse_norms, valid_pairs
 
 OUTPUT_TILE = 128
-"""Latent features of which one program gathers the gradient; a wider latent takes more programs, each with all tiles.
+"""Latent features whose gradient one program computes; a wider latent needs more programs, each with all tiles.
 """
 SHORT = 128
 """Frames up to which ``"auto"`` never means ``"factored"``."""
@@ -172,13 +173,13 @@ def _tiled(
 def chosen_algorithm(
     algorithm: str, time: int, latent: int, features: int, window: int, has_energy: bool, need_grad: bool
 ) -> str:
-    """What ``"auto"`` means: the algorithm of the fewest multiplications, ``"banded"`` where there is a window that
-    cuts anything.
+    """The algorithm that ``"auto"`` stands for: the one with the fewest multiplications, ``"banded"`` where the window
+    leaves out any pair.
 
-    Multiplications per frame: tiled T (d + D), half of it without a gradient and T d more with one; factored d^2 + d D,
-    D^2 more without ``high_energy``, and d^2 + d D more for the gradient. Factored runs in matrix products as large as
-    its factors and tiled in tiles, but tiled reads the rows once: taken as equal. Up to ``SHORT`` frames tiled always:
-    there factored saves little and may lose digits.
+    Multiplications per frame: tiled T (d + D), half of that without a gradient and T d more with one; factored
+    d^2 + d D, D^2 more without ``high_energy``, and d^2 + d D more for the gradient. Factored has larger matrix
+    products, tiled reads the rows only once; a multiplication is counted the same in both. Up to ``SHORT`` frames it is
+    always tiled: there factored saves little and loses digits.
     """
     if 0 <= window < time - 1:
         return "banded"

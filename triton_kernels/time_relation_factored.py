@@ -1,12 +1,12 @@
 """The time-relation loss in time linear in the number of frames.
 
 With the rows of L [T, d] and H [T, D] normalised, ||L L^T - H H^T||^2 = ||L^T L||^2 - 2 ||L^T H||^2 + ||H^T H||^2 and
-its gradient by the rows of L is 4 (L (L^T L) - H (H^T L)). Rows are normalised once, in their dtype, and the same
-copies enter every term: the identity then holds exactly for what was rounded, and rounding costs no more than in the
-tiled form. Products are cuBLAS's, accumulated and kept in float32; their squares are summed in float64. What is left of
-the three terms' cancellation is a few 1e-7 of the mean of (h_i.h_j)^2.
+its gradient by the rows of L is 4 (L (L^T L) - H (H^T L)). Rows are normalised once, in their dtype, and all terms use
+the same copies: the identity then holds exactly for the rounded values, and rounding costs no more than in the tiled
+form. cuBLAS computes the products in float32; their squares are summed in float64. The error left by the cancellation
+of the three terms is a few 1e-7 of the mean of (h_i.h_j)^2.
 
-Clips go in groups, and long ones in chunks of frames, so that the normalised copies stay bounded.
+Clips are processed in groups, and long ones in chunks of frames, so that the normalised copies have a bounded size.
 """
 
 from __future__ import annotations

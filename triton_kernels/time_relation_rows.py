@@ -1,4 +1,4 @@
-"""What the time-relation algorithms share, a row at a time: norms, normalised copies, and the gradient through the
+"""Kernels over rows that the time-relation algorithms share: norms, normalised copies, and the gradient through the
 normalisation.
 """
 

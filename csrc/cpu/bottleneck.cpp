@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward(const Tensor
   const bool same = type == x.scalar_type();
   const Tensor w_in = as(weight_in, type), w_out = as(weight_out, type), pres = hidden.contiguous();
   Tensor grad_x = at::empty(need_x ? x.sizes() : at::IntArrayRef{0}, x.options());
-  // Tasks of bf16 sum in float, which few rows do not repay.
+  // Each task of bf16 keeps float sums of its own, which costs more than it gains for few rows.
   const Plan plan(rows, width, w_in.element_size(), type == at::kBFloat16 ? 4 * kTaskRows : kTaskRows);
   std::vector<std::optional<ParameterSums>> sums(plan.tasks);
   by_type(type, [&]<class T>() {

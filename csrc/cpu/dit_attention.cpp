@@ -190,7 +190,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
 
 namespace {
 
-// float16 is computed as float32, whole: there are no float16 products of use on a CPU.
+// float16 tensors are converted to float32 first: float16 products are slow on a CPU.
 Tensor widened(const Tensor& x) { return x.scalar_type() == at::kHalf ? x.to(at::kFloat) : x; }
 
 std::tuple<Tensor, Tensor> dit_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,

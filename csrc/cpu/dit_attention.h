@@ -63,7 +63,7 @@ struct Heads {
   }
 };
 
-// With features next to each other, which those of an expanded gradient are not.
+// A copy where the features of a head are not contiguous, as in an expanded gradient.
 inline Tensor readable(const Tensor& x) { return x.size(3) <= 1 || x.stride(3) == 1 ? x : x.contiguous(); }
 
 // The arguments that are not q, k or v.

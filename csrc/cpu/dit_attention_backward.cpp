@@ -86,7 +86,7 @@ class Head {
     }
   }
 
-  // Keys first.. of one head: their gradients and those of the values to where they belong; the queries' are summed.
+  // A block of keys of one head: writes the gradients of keys and values, and adds to the gradient of the queries.
   void add_keys(int64_t unit, int64_t first, int64_t count, const Heads<const X>& k, const Heads<const X>& v,
                 const HeadTransform<W>& transform, const Heads<X>& grad_k, const Heads<X>& grad_v, W* weight_grad) {
     const int64_t height = round_up(count, kStep), extra = (height - count) * padded_;
@@ -117,7 +117,7 @@ class Head {
   }
 
  private:
-  // Queries row.., `width` with their zeros, against the block of keys at hand.
+  // The block of queries that begins at `row` (`width` rows with padding) against the current block of keys.
   void add_block(int64_t row, int64_t width, bool more_keys, int64_t keys, int64_t height) {
     const int64_t at = row * padded_;
     P *weights = weights_, *gradients = gradients_, *gradient_pairs = gradient_pairs_;
@@ -144,7 +144,7 @@ class Head {
   Buffer<W> row_grad_;
 };
 
-// Each head's part of a weight's gradient, summed in one order whatever the threads.
+// Each head's part of a weight's gradient. They are summed in a fixed order, on any number of threads.
 template <class W>
 class WeightGrad {
  public:

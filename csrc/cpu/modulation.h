@@ -18,7 +18,7 @@ using at::Tensor;
 
 inline constexpr int64_t kFrames = 32;  // of a chunk
 
-// float16 is computed as float32, whole.
+// float16 tensors are converted to float32 first.
 inline Tensor prepared(const Tensor& x) {
   const Tensor wide = x.scalar_type() == at::kHalf ? x.to(at::kFloat) : x;
   return wide.size(-1) <= 1 || wide.stride(-1) == 1 ? wide : wide.contiguous();

@@ -1,5 +1,5 @@
-// Guard of the code inside an op, on every thread it starts: no autograd and no autocast. Autograd has been dealt with
-// above and autocast in Python; worker threads inherit neither guard.
+// Turns off autograd and autocast inside an op. The public functions have handled both by then. Worker threads do not
+// inherit this from the thread that starts them: each needs its own guard.
 #pragma once
 
 #include <ATen/autocast_mode.h>

@@ -77,7 +77,7 @@ const T* widened(const X* from, int64_t count, T* buffer) {
   }
 }
 
-// Where to write what shall end up in `to`: there, or in the buffer, which finish() then narrows.
+// Where to compute what belongs in `to`: in `to` itself, or in the buffer, which finish() converts.
 template <class T, class X>
 T* target(X* to, T* buffer) {
   if constexpr (std::is_same_v<T, X>) {

@@ -152,7 +152,7 @@ double energy_of(Workspace<R>& own, Clip<R> clip, const Pairs& pairs, int64_t b,
   return over_features ? energy_over_features(own, clip) : tiled(own, clip, R(0), static_cast<R*>(nullptr));
 }
 
-// The costs of whole clips, for dealing them out; nothing but their proportions matters.
+// The relative cost of each clip, for sharing clips among threads.
 std::vector<double> clip_costs(const Pairs& pairs) {
   std::vector<double> costs;
   for (size_t b = 0; b < pairs.frames.size(); ++b) costs.push_back(pairs.count(b));

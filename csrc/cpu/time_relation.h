@@ -44,7 +44,7 @@ struct Workspace {
   std::vector<Workspace> helpers;  // of the other workers inside one clip
 };
 
-// A matrix in memory that somebody else owns: an operand of a product.
+// A view of a matrix in memory, as an operand of a product.
 template <class R>
 struct Matrix {
   R* data;

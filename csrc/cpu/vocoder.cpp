@@ -233,7 +233,7 @@ void check_conv(const Tensor& x, const Tensor& weight) {
                     "conv_weight should have shape [", x.size(2), ", 1, k] with k odd, got ", weight.sizes());
 }
 
-// A vector of parameters [C] in the wide dtype; for None, value.
+// A vector of parameters [C] in the wide dtype, filled with `value` where it is None.
 Tensor vector_of(const char* name, const OptionalTensor& given, double value, int64_t channels, at::ScalarType type) {
   if (!given || !given->defined()) return at::full({channels}, value, type);
   TORCH_CHECK_VALUE(given->dim() == 1 && given->size(0) == channels, name, " should have shape [", channels, "], got ",
@@ -244,7 +244,7 @@ Tensor vector_of(const char* name, const OptionalTensor& given, double value, in
 // Tap by tap, [k, C], in the wide dtype.
 Tensor taps_of(const Tensor& weight, at::ScalarType type) { return weight.squeeze(1).t().to(type).contiguous(); }
 
-// Where frames begin - half .. end + half of a clip are; zeros stand for those that it does not have.
+// Pointers to the frames [begin - half, end + half) of a clip, and to zeros where the clip has no such frame.
 template <class T>
 void find_rows(const Tensor& x, const Chunk& chunk, int64_t begin, int64_t end, int64_t half, const T* zeros,
                std::vector<const T*>& rows) {

@@ -11,6 +11,13 @@ def valid_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
+def valid_frames(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """[B, T] bool: which frames of ``x`` [B, T, ...] are below ``lengths`` [B] (None: all)."""
+    if lengths is None:
+        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    return valid_mask(lengths.to(x.device), x.shape[1])
+
+
 def zero_past(x: Tensor, valid: Tensor | None) -> Tensor:
     """``x`` with zeros where ``valid``, broadcast to it, is False (None: all valid); NaN there does not survive."""
     return x if valid is None else torch.where(valid, x, x.new_zeros(()))

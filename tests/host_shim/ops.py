@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,16 +11,15 @@ from typing import Any
 import torch
 
 from host_shim import build
+from losatok_ext.ops.registry import OPS
 
 ORDERS = [("forward", 0, 0), ("reverse", 1, 0), *((f"priority{seed}", 2, seed) for seed in range(1, 6))]
 """(name, order, seed) of every schedule that kernels are run in."""
 
 
 def schemas() -> list[str]:
-    """The schemas of csrc/registration.cpp."""
-    source = (build.CSRC / "registration.cpp").read_text()
-    calls = re.findall(r'm\.def\(\s*((?:"[^"]*"\s*)+)\)', source)
-    return ["".join(re.findall(r'"([^"]*)"', call)) for call in calls]
+    """The schemas of all raw ops that have CUDA kernels."""
+    return [schema for op in OPS.values() if op.cuda for schema in op.schemas.values()]
 
 
 class ShimOps:

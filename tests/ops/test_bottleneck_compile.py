@@ -5,8 +5,7 @@ import torch
 
 from losatok_ext import ops
 from ops.bottleneck_cases import cast, loss_inputs, projection
-
-RAW_CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+from ops.opcheck import opchecked
 
 
 @pytest.fixture(autouse=True)
@@ -16,27 +15,23 @@ def _fresh_compiler():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_raw_projection_keeps_its_schema(dtype):
-    x, *weights = cast(projection((7,), 5, 4, 3), dtype)
+@opchecked("bottleneck_project_forward", "bottleneck_project_backward")
+def test_raw_projection(dtype, device):
+    x, *weights = (t.to(device) for t in cast(projection((7,), 5, 4, 3), dtype))
     for keep_hidden in (True, False):
-        arguments = (x, *weights, "gelu", keep_hidden)
-        torch.library.opcheck(torch.ops.losatok.bottleneck_project_forward.default, arguments, test_utils=RAW_CHECKS)
-    z, hidden = torch.ops.losatok.bottleneck_project_forward(x, *weights, "gelu", True)
-    for need_x, need_parameters in [(True, True), (False, True), (True, False)]:
-        arguments = (z, x, hidden, weights[0], weights[2], "gelu", need_x, need_parameters)
-        torch.library.opcheck(torch.ops.losatok.bottleneck_project_backward.default, arguments, test_utils=RAW_CHECKS)
+        yield "bottleneck_project_forward", (x, *weights, "gelu", keep_hidden)
+    yield "bottleneck_project_forward", (x, weights[0], None, weights[2], None, "relu", False)
+    grad, hidden = torch.randn(7, 3).to(device, dtype), torch.randn(7, 4).to(device, dtype)
+    for need in [(True, True), (False, True), (True, False), (False, False)]:
+        yield "bottleneck_project_backward", (grad, x, hidden, weights[0], weights[2], "gelu", *need)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
-def test_raw_loss_keeps_its_schema(dtype):
-    *tensors, lengths = cast(loss_inputs(2, 7, 3, 5, 4, [7, 3]), dtype)
+@opchecked("normalized_reconstruction_loss_forward", dtypes=(torch.float32, torch.float16, torch.float64))
+def test_raw_loss(dtype, device):
+    *tensors, lengths = (t.to(device) for t in cast(loss_inputs(2, 7, 3, 5, 4, [7, 3]), dtype))
     for need_grad in (True, False):
         for frames in (lengths, None):
-            arguments = (*tensors, frames, "silu", need_grad)
-            torch.library.opcheck(
-                torch.ops.losatok.normalized_reconstruction_loss_forward.default, arguments, test_utils=RAW_CHECKS
-            )
+            yield "normalized_reconstruction_loss_forward", (*tensors, frames, "silu", need_grad)
 
 
 def train_step(z, target, down, up, lengths):

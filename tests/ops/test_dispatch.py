@@ -83,13 +83,87 @@ def test_environment_variable(value, expected):
     assert expected in result.stdout + result.stderr
 
 
-def test_compiled_code_follows_the_choice():
-    def which(x):
-        return x + dispatch.BACKENDS.index(dispatch.choose("gram_energy", CPU))
+def which(x):
+    """``x`` plus 0 where the reference runs, 1 for native, 2 for triton."""
+    return x + dispatch.BACKENDS.index(dispatch.choose("gram_energy", CPU))
 
-    compiled = torch.compile(which, fullgraph=True, backend="eager")
-    zero = torch.zeros(())
-    assert compiled(zero) == 1
+
+def which_within_reference(x):
+    """The sum of :func:`which` before, within (times 10) and after (times 100) a block of the reference."""
+    before = which(x)
     with use_backend("reference"):
-        assert compiled(zero) == 0
-    assert compiled(zero) == 1
+        within = which(x)
+    return before + 10 * within + 100 * which(x)
+
+
+@pytest.fixture
+def compiled():
+    """:func:`torch.compile` that counts its compilations in ``compiled.graphs``."""
+    torch._dynamo.reset()
+
+    def compile(function):
+        def backend(graph, inputs):
+            compile.graphs += 1
+            return graph.forward
+
+        return torch.compile(function, fullgraph=True, backend=backend)
+
+    compile.graphs = 0
+    return compile
+
+
+ZERO = torch.zeros(())
+
+
+def in_a_thread(function):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(float(function(ZERO))))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def test_compiled_code_follows_the_choice(compiled):
+    function = compiled(which)
+    assert function(ZERO) == 1
+    with use_backend("reference"):
+        assert function(ZERO) == 0
+    assert function(ZERO) == 1
+    assert compiled.graphs == 2
+
+
+def test_compiled_code_follows_the_choice_of_the_thread_that_calls_it(compiled):
+    function = compiled(which)
+    with use_backend("reference"):
+        assert function(ZERO) == 0  # compiled under the choice
+        assert in_a_thread(function) == 1  # compiled in another thread meanwhile, without it
+        assert in_a_thread(compiled(which_within_reference)) == 101
+        assert function(ZERO) == 0
+        assert compiled(which_within_reference)(ZERO) == 0
+    assert function(ZERO) == 1
+
+
+def test_compiled_code_follows_the_choice_of_the_task_that_calls_it(compiled):
+    function = compiled(which)
+
+    async def chooser():
+        with use_backend("reference"):
+            await asyncio.sleep(0)
+            return float(function(ZERO))
+
+    async def bystander():
+        await asyncio.sleep(0)
+        return float(function(ZERO))
+
+    async def both():
+        return await asyncio.gather(chooser(), bystander(), bystander())
+
+    assert asyncio.run(both()) == [0, 1, 1]
+    assert compiled.graphs == 2
+
+
+def test_a_choice_inside_compiled_code_ends_there(compiled):
+    function = compiled(which_within_reference)
+    assert function(ZERO) == which_within_reference(ZERO) == 101
+    assert dispatch.requested_backend() is None
+    assert compiled(which)(ZERO) == 1

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from losatok_ext import ops, use_backend
+from losatok_ext.ops import checks
 from ops.dit_cases import Case, modulation_inputs
-
-RAW = torch.ops.losatok
-RAW_CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+from ops.opcheck import opchecked
 
 
 @pytest.fixture(autouse=True)
@@ -17,37 +16,37 @@ def _fresh_compiler():
     torch.compiler.reset()
 
 
-def opcheck(op, arguments):
-    torch.library.opcheck(op.default, arguments, test_utils=RAW_CHECKS)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("per_frame", [(False, True), (True, False)], ids=str)
-def test_raw_modulation_keeps_its_schemas(per_frame, dtype):
-    x, shift, scale = modulation_inputs((2, 7, 5), per_frame, dtype)
-    opcheck(RAW.layer_norm_modulate_forward, (x, shift, scale, 1e-6))
-    y, mean, rstd = RAW.layer_norm_modulate_forward(x, shift, scale, 1e-6)
-    opcheck(RAW.layer_norm_modulate_backward, (y, x, scale, mean, rstd, per_frame[0]))
-    opcheck(RAW.gated_residual_forward, (x, y, scale))
-    opcheck(RAW.gated_residual_backward, (y, x, scale))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize(
-    "case",
-    [Case(rope=8, lengths=(9, 4), packed=True), Case(keys=5, norm="layer", weights=False), Case(norm=None)],
-    ids=str,
+@opchecked(
+    "layer_norm_modulate_forward",
+    "layer_norm_modulate_backward",
+    "gated_residual_forward",
+    "gated_residual_backward",
 )
-def test_raw_attention_keeps_its_schemas(case, dtype):
+def test_raw_modulation(dtype, device):
+    for per_frame in ((False, True), (True, False)):
+        x, shift, scale = (t.to(device) for t in modulation_inputs((2, 7, 5), per_frame, dtype))
+        mean, rstd = (torch.rand(2, 7).to(device, checks.wide(x)) for _ in range(2))
+        yield "layer_norm_modulate_forward", (x, shift, scale, 1e-6)
+        yield "layer_norm_modulate_backward", (x, x, scale, mean, rstd, per_frame[0])
+        yield "gated_residual_forward", (x, x.clone(), scale)
+        yield "gated_residual_backward", (x, x.clone(), scale)
+
+
+@opchecked("dit_attention_forward", "dit_attention_backward", dtypes=(torch.float32, torch.float16, torch.float64))
+def test_raw_attention(dtype, device):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    *qkv, q_weight, k_weight = case.tensors(dtype)
-    q_weight, k_weight = (w if w is None else w.to(wide) for w in (q_weight, k_weight))
-    options = case.options(wide)
-    inputs = (*qkv, q_weight, k_weight, *options.get("rope", (None, None)), options["lengths"], options["key_lengths"])
-    end = (case.norm or "none", 1e-6, False)
-    opcheck(RAW.dit_attention_forward, (*inputs, *end))
-    out, lse = RAW.dit_attention_forward(*inputs, *end)
-    opcheck(RAW.dit_attention_backward, (out, *inputs, out, lse, *end))
+    cases = Case(rope=8, lengths=(9, 4), packed=True), Case(keys=5, norm="layer", weights=False), Case(norm=None)
+    for case in cases:
+        *qkv, q_weight, k_weight = case.tensors(dtype)
+        options = case.options(wide)
+        weights = (w if w is None else w.to(wide) for w in (q_weight, k_weight))
+        inputs = (*qkv, *weights, *options.get("rope", (None, None)), options["lengths"], options["key_lengths"])
+        inputs = tuple(t if t is None else t.to(device) for t in inputs)
+        end = (case.norm or "none", 1e-6, False)
+        yield "dit_attention_forward", (*inputs, *end)
+        batch, time, heads, _ = inputs[0].shape
+        out, lse = torch.randn_like(inputs[0]), torch.randn(batch, heads, time).to(device, wide)
+        yield "dit_attention_backward", (out, *inputs, out, lse, *end)
 
 
 def block(x, condition, rope, lengths, weight):

@@ -12,6 +12,7 @@ import losatok_ext
 from budget import GRADIENT_FACTOR, assert_within_budget
 from losatok_ext import ops
 from losatok_ext.ops.reference import quantize as reference
+from ops.opcheck import opchecked
 from ops.quantize_cases import DTYPES, SHAPES, assert_nearest, distances, rows_and_codes
 
 
@@ -272,14 +273,15 @@ def test_strides_and_offsets():
     assert (row[0] == expected[0][0, 0]).all()
 
 
-def test_opcheck():
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        x, codebook = rows_and_codes((2, 9), 10, 4, dtype)
-        for lengths in (None, torch.tensor([9, 4])):
-            torch.library.opcheck(torch.ops.losatok.vq_nearest_forward, (x, codebook, lengths, "exact"))
-        indices, distance = ops.vq_nearest(x, codebook)
-        for need in ((True, True), (True, False), (False, True)):
-            torch.library.opcheck(torch.ops.losatok.vq_nearest_backward, (distance, x, codebook, indices, *need))
+@opchecked("vq_nearest_forward", "vq_nearest_backward")
+def test_raw_ops(dtype, device):
+    x, codebook = (t.to(device) for t in rows_and_codes((2, 9), 10, 4, dtype))
+    for lengths in (None, torch.tensor([9, 4], device=device)):
+        yield "vq_nearest_forward", (x, codebook, lengths, "exact")
+    distance = torch.rand(2, 9).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    indices = torch.randint(-1, 10, (2, 9), device=device)
+    for need in ((True, True), (True, False), (False, True), (False, False)):
+        yield "vq_nearest_backward", (distance, x, codebook, indices, *need)
 
 
 def test_compiles_whole_and_once():

@@ -9,6 +9,7 @@ import losatok_ext
 from budget import GRADIENT_FACTOR, assert_within_budget
 from losatok_ext import ops
 from losatok_ext.ops.quantize import sums_by_code
+from ops.opcheck import opchecked
 from ops.quantize_cases import DTYPES, assert_chain, rows_and_codebooks
 
 SHAPES = [  # leading sizes of x, stages Q, codes K, features d
@@ -166,14 +167,15 @@ def test_strides():
     assert torch.equal(ops.rvq_decode(codes, codebooks.mT.contiguous().mT), expected[1])
 
 
-def test_opcheck():
-    for dtype in (torch.float32, torch.bfloat16):
-        x, codebooks = rows_and_codebooks((2, 9), 3, 10, 4, dtype)
-        for lengths in (None, torch.tensor([9, 4])):
-            torch.library.opcheck(torch.ops.losatok.rvq_encode_forward, (x, codebooks, lengths, "exact"))
-        codes = ops.rvq_encode(x, codebooks)[0].flatten(0, 1)
-        torch.library.opcheck(torch.ops.losatok.rvq_decode_forward, (codes, codebooks))
-        torch.library.opcheck(torch.ops.losatok.rvq_decode_backward, (x.flatten(0, 1), codes, codebooks))
+@opchecked("rvq_encode_forward", "rvq_decode_forward", "rvq_decode_backward", dtypes=(torch.float32, torch.bfloat16))
+def test_raw_ops(dtype, device):
+    x, codebooks = (t.to(device) for t in rows_and_codebooks((2, 9), 3, 10, 4, dtype))
+    for lengths in (None, torch.tensor([9, 4], device=device)):
+        yield "rvq_encode_forward", (x, codebooks, lengths, "exact")
+    yield "rvq_encode_forward", (x, codebooks, None, "fast")
+    codes = torch.randint(-1, 10, (18, 3), device=device)
+    yield "rvq_decode_forward", (codes, codebooks)
+    yield "rvq_decode_backward", (x.flatten(0, 1), codes, codebooks)
 
 
 def test_compiles_whole_and_once():

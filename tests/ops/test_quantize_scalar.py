@@ -11,6 +11,7 @@ import losatok_ext
 from budget import GRADIENT_FACTOR, assert_within_budget
 from losatok_ext import ops
 from losatok_ext.ops.reference import quantize as reference
+from ops.opcheck import opchecked
 from ops.quantize_cases import DTYPES, LEVELS
 
 BACKENDS = ["native", "reference"]
@@ -275,18 +276,24 @@ def test_strides_change_no_bit():
     assert torch.equal(torch.cat(parts), expected[0][1])
 
 
-def test_opcheck():
-    kernels = torch.ops.losatok
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        x = torch.randn(2, 9, 3).to(dtype)
-        for lengths in (None, torch.tensor([9, 4])):
-            torch.library.opcheck(kernels.fsq_quantize_forward, (x, (4, 5, 2), lengths))
-            torch.library.opcheck(kernels.fsq_quantize_backward, (x, x, (4, 5, 2), lengths))
-        torch.library.opcheck(kernels.fsq_dequantize_forward, (torch.arange(-1, 39), (4, 5, 2), dtype))
-        for bits in (8, 4):
-            torch.library.opcheck(kernels.affine_quantize_forward, (x[0], bits))
-            stored = kernels.affine_quantize_forward(x[0], bits)
-            torch.library.opcheck(kernels.affine_dequantize_forward, (*stored, bits, 3, dtype))
+@opchecked(
+    "fsq_quantize_forward",
+    "fsq_quantize_backward",
+    "fsq_dequantize_forward",
+    "affine_quantize_forward",
+    "affine_dequantize_forward",
+)
+def test_raw_ops(dtype, device):
+    x = torch.randn(2, 9, 3).to(device, dtype)
+    for lengths in (None, torch.tensor([9, 4], device=device)):
+        yield "fsq_quantize_forward", (x, (4, 5, 2), lengths)
+        yield "fsq_quantize_backward", (x, x, (4, 5, 2), lengths)
+    yield "fsq_dequantize_forward", (torch.arange(-1, 39, device=device), (4, 5, 2), dtype)
+    for bits in (8, 4):
+        yield "affine_quantize_forward", (x[0], bits)
+        packed = torch.randint(0, 256, (9, 3 if bits == 8 else 2), dtype=torch.uint8, device=device)
+        scale = torch.ones(9, device=device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        yield "affine_dequantize_forward", (packed, scale, scale.clone(), bits, 3, dtype)
 
 
 def test_compiles_whole_and_once():

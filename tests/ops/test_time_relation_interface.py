@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from losatok_ext import ops, use_backend
+from ops.opcheck import opchecked
 from ops.time_relation_cases import Case, run
-
-LOSS = torch.ops.losatok.time_relation_forward.default
-ENERGY = torch.ops.losatok.gram_energy_forward.default
 
 
 @pytest.fixture(autouse=True)
@@ -15,14 +13,15 @@ def _fresh():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("need_grad", [True, False])
-def test_opcheck(dtype, need_grad):
-    low, high, lengths = Case(2, 12, 3, 7, lengths=(12, 5)).make(dtype)
-    energy = ops.gram_energy(high, lengths)
-    torch.library.opcheck(LOSS, (low, high, lengths, -1, "factored", energy, need_grad))
-    torch.library.opcheck(LOSS, (low, high, None, 2, "auto", None, need_grad))
-    torch.library.opcheck(ENERGY, (high, lengths, 3))
+@opchecked("time_relation_forward", "gram_energy_forward")
+def test_raw_ops(dtype, device):
+    low, high, lengths = (t.to(device) for t in Case(2, 12, 3, 7, lengths=(12, 5)).make(dtype))
+    energy = torch.rand(2).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    for need_grad in (True, False):
+        yield "time_relation_forward", (low, high, lengths, -1, "factored", energy, need_grad)
+        yield "time_relation_forward", (low, high, lengths, -1, "tiled", None, need_grad)
+        yield "time_relation_forward", (low, high, None, 2, "auto", None, need_grad)
+    yield "gram_energy_forward", (high, lengths, 3)
 
 
 def compiled_runs(function, batches, backend):
@@ -152,11 +151,12 @@ def test_bad_input_of_the_energy_is_named(change, error, message):
 
 
 def test_the_raw_op_guards_itself():
+    loss = torch.ops.losatok.time_relation_forward
     with pytest.raises(RuntimeError, match="low and high should be"):
-        LOSS(LOW, HIGH[:, :3], None, -1, "auto", None, True)
+        loss(LOW, HIGH[:, :3], None, -1, "auto", None, True)
     with pytest.raises(RuntimeError, match="one dtype"):
-        LOSS(LOW, HIGH.double(), None, -1, "auto", None, True)
+        loss(LOW, HIGH.double(), None, -1, "auto", None, True)
     with pytest.raises(RuntimeError, match="takes no window"):
-        LOSS(LOW, HIGH, None, 1, "factored", None, True)
+        loss(LOW, HIGH, None, 1, "factored", None, True)
     with pytest.raises(RuntimeError, match="algorithm should be"):
-        LOSS(LOW, HIGH, None, 1, "fast", None, True)
+        loss(LOW, HIGH, None, 1, "fast", None, True)

@@ -5,9 +5,8 @@ import torch
 
 from losatok_ext import ops, use_backend
 from ops.bottleneck_cases import cast
+from ops.opcheck import opchecked
 from ops.vocoder_cases import conv_inputs, istft_inputs
-
-RAW_CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
 @pytest.fixture
@@ -17,25 +16,20 @@ def _fresh_compiler():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("with_lengths", [True, False])
-def test_raw_ops_keep_their_schemas(dtype, with_lengths):
-    raw = torch.ops.losatok
-    head, window, lengths = cast(istft_inputs(2, 5, 16, 4, [5, 2]), dtype)
-    lengths = lengths if with_lengths else None
-    grad = raw.polar_istft_forward(head, window, 4, lengths)
-    x, *parameters, _ = cast(conv_inputs(2, 5, 6, 7, None), dtype)
-    for op, arguments in (
-        (raw.polar_istft_forward, (head, window, 4, lengths)),
-        (raw.polar_istft_forward, (head, window.float(), 4, lengths)),
-        (raw.polar_istft_backward, (grad, head, window, 4, lengths)),
-        (raw.depthwise_conv_norm_forward, (x, *parameters, 1e-5, lengths)),
-        (raw.depthwise_conv_norm_forward, (x, parameters[0], None, None, None, 1e-5, lengths)),
-        (raw.depthwise_conv_norm_backward, (x, x, *parameters[:3], 1e-5, lengths, True, True)),
-        (raw.depthwise_conv_norm_backward, (x, x, *parameters[:3], 1e-5, lengths, False, True)),
-        (raw.depthwise_conv_norm_backward, (x, x, parameters[0], None, None, 1e-5, lengths, True, False)),
-    ):
-        torch.library.opcheck(op.default, arguments, test_utils=RAW_CHECKS)
+@opchecked("polar_istft_forward", "polar_istft_backward", "depthwise_conv_norm_forward", "depthwise_conv_norm_backward")
+def test_raw_ops(dtype, device):
+    head, window, some = (t.to(device) for t in cast(istft_inputs(2, 5, 16, 4, [5, 2]), dtype))
+    x, *parameters, _ = (t if t is None else t.to(device) for t in cast(conv_inputs(2, 5, 6, 7, None), dtype))
+    grad = torch.randn(2, 20).to(device, dtype)
+    for lengths in (some, None):
+        yield "polar_istft_forward", (head, window, 4, lengths)
+        yield "polar_istft_forward", (head, window.float(), 4, lengths)
+        yield "polar_istft_backward", (grad, head, window, 4, lengths)
+        yield "depthwise_conv_norm_forward", (x, *parameters, 1e-5, lengths)
+        yield "depthwise_conv_norm_forward", (x, parameters[0], None, None, None, 1e-5, lengths)
+        for need in ((True, True), (False, True), (True, False)):
+            yield "depthwise_conv_norm_backward", (x, x, *parameters[:3], 1e-5, lengths, *need)
+        yield "depthwise_conv_norm_backward", (x, x, parameters[0], None, None, 1e-5, lengths, True, False)
 
 
 def vocode(x, lengths, window, weight, bias, gain, shift, out):

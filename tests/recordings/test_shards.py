@@ -304,7 +304,7 @@ def test_what_a_shard_says_of_a_clip_may_be_nonsense(tmp_path):
     for reason in ('a.tar/0: "text" should be', 'a.tar/1: "seconds" should be', 'a.tar/2: "domain" should be'):
         assert reason in listed
     assert "the description of 4 cannot be read: 4.json holds no object" in listed
-    assert "6.json takes 2000000 bytes" in listed
+    assert "6.json has 2000000 bytes" in listed
     assert "the description of 7 cannot be read: " in listed
 
 

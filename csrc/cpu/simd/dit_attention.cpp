@@ -216,7 +216,7 @@ void softmax_block(wide_t<P>* scores, int64_t rows, int64_t keys, int64_t width,
   using Vector = vector_t<W>;
   constexpr W kInfinity = std::numeric_limits<W>::infinity();
   for (int64_t i = 0; i < rows; ++i, scores += width, weights += width, acc += columns) {
-    // Beyond the keys scores become those of no weight at all.
+    // Columns past the keys are padding: a score of -infinity gives them no weight.
     for (int64_t j = keys; j < width; ++j) scores[j] = -kInfinity;
     Vector best = Vector{} - kInfinity, other = best;
     int64_t j = 0;

@@ -28,7 +28,7 @@ inline float sum(Vector<float> v) {
   return parts[0];
 }
 
-// sums[i][j] = x[i] . weight[j] over the features that fill vectors; returns how many those are.
+// sums[i][j] = x[i] . weight[j] over the features that fill vectors; returns the number of those features.
 template <int R, int C>
 inline int64_t dot(const float* x, int64_t x_stride, const float* weight, int64_t features, float (&sums)[R][C]) {
   constexpr int lanes = kLanes<float>;

@@ -44,7 +44,7 @@ inline void cos_sin(double x, double* cosine, double* sine) {
   *sine = std::sin(x);
 }
 
-// Any phase: those of a row that cannot be reduced in float are left to the library.
+// For any phase: rows with phases too large to reduce in float use the standard library.
 inline void cos_sin_of_any(float x, float* cosine, float* sine) {
   *cosine = std::cos(x);
   *sine = std::sin(x);
@@ -88,7 +88,7 @@ inline void for_bins(const T* head, int64_t bins, Each&& each) {
 
 constexpr int kGroup = 4;  // vectors of channels whose sums stay in registers while the taps pass
 
-// Taps: how many, where that is known when compiling; else 0.
+// Taps: the number of taps where it is known at compile time, else 0.
 template <int Taps, class T, class O>
 void depthwise_of(const T* const* rows, const wide_t<T>* weight, const wide_t<T>* bias, int64_t count, int64_t taps,
                   int64_t channels, O* out) {

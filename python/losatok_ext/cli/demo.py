@@ -29,11 +29,11 @@ from losatok_ext.training.config.recipes import demo_generator_recipe, demo_reci
 
 RECORDING = Path("speech") / "00004.flac"
 PROMPT, PROMPT_SECONDS = "a red fox measured the morning train.", 2.8
-"""What is generated: a sentence of the bundled recordings, which are all that the demo's generator knows."""
+"""The generated sentence: one of those in the bundled recordings, on which the demo's generator is trained."""
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all that the demo makes.")] = Path("demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results of the demo.")] = Path("demo"),
     recording: Annotated[
         Path | None,
         typer.Option(help="Recording to reconstruct and to edit.", show_default="one of the bundled clips"),
@@ -57,7 +57,7 @@ def demo(
     text = _text_of(RECORDING) if recording is None else ""
     recording = recording or data / RECORDING
     device = pick_device(device)
-    audio, info = read_audio_with_info(recording, 16000)  # a recording that cannot be read is said before the training
+    audio, info = read_audio_with_info(recording, 16000)  # before the training: it may not be readable
     began = time.monotonic()
     trained = _train_tokenizer(data, output, device, steps_scale) if from_scratch else DEFAULT
     typer.echo(f"1/3  {recording.name}: to tokens and back" + ("" if from_scratch else f", by the model {DEFAULT}"))
@@ -95,9 +95,9 @@ def demo(
 
 
 def _train_tokenizer(data: Path, output: Path, device: str, scale: float) -> Path:
-    """Both stages of a small tokenizer on the recordings; its model folder."""
+    """Train both stages of a small tokenizer on the recordings, and return its model folder."""
     sembo, tokenizer = demo_recipe(output / "sembo" / "model", device=device, scale=scale)
-    typer.echo("     the semantic bottleneck: what the frozen teacher hears, in few dimensions")
+    typer.echo("     the semantic bottleneck: the features of the frozen teacher in few dimensions")
     with TrainingProgress() as progress:
         train_sembo(data, output / "sembo", sembo, on_start=progress.on_start, on_step=progress.on_step)
     typer.echo("     the tokenizer: acoustic encoder, latent and decoder")
@@ -111,10 +111,10 @@ def _train_tokenizer(data: Path, output: Path, device: str, scale: float) -> Pat
 
 
 def _reconstruct(model: LoSATok, audio: Tensor, info: AudioInfo, output: Path) -> str:
-    """Encode, store, decode and draw the recording; lines that say what was made."""
+    """Encode, store, decode and draw the recording; returns the lines about it for the summary."""
     made = {name: output / f"recording.{name}" for name in ("losatok", "wav", "png")}
     save_latents(made["losatok"], encode_clip(model, audio, info))
-    latents = load_latents(made["losatok"], model.fingerprint())  # what is decoded is what was stored
+    latents = load_latents(made["losatok"], model.fingerprint())  # decode what was stored
     decoded = decode_clip(model, latents)
     write_audio(made["wav"], decoded, model.sample_rate)
     header = latents.header
@@ -127,7 +127,7 @@ def _reconstruct(model: LoSATok, audio: Tensor, info: AudioInfo, output: Path) -
 
 
 def _encode_all(model: LoSATok, data: Path, folder: Path) -> Path:
-    """Latent files of the bundled recordings, and a manifest of them with what is said of each; its path."""
+    """Write latent files of the bundled recordings and a manifest with their texts, and return its path."""
     sources = find_inputs([data], (".flac",)).sources
     outputs = place_outputs(sources, folder, SUFFIX, (".flac",))
     failures = encode_files(model, sources, outputs).failures

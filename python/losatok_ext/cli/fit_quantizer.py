@@ -114,7 +114,8 @@ def _config(options: dict[str, str | None]) -> QuantizerConfig:
         raise UserError(f"pass one of --vq, --rvq, --fsq and --affine, got {len(given)}")
     ((name, text),) = given.items()
     from losatok_ext.errors import ConfigError
-    from losatok_ext.nn.quantizers import AffineConfig, FSQConfig, ResidualVQConfig, VQConfig
+    from losatok_ext.nn.quantizers import FSQConfig, ResidualVQConfig, VQConfig
+    from losatok_ext.nn.quantizers.config import quantizer_config
 
     examples = {"vq": "1024", "rvq": "8x1024", "fsq": "8,5,5,5 or 4x8,5,5,5", "affine": "8 or 4"}
     first, times, rest = text.lower().partition("x")
@@ -128,7 +129,7 @@ def _config(options: dict[str, str | None]) -> QuantizerConfig:
         if name == "fsq":
             levels = tuple(int(level) for level in (rest if times else first).split(","))
             return FSQConfig(levels=levels, num_codebooks=int(first) if times else 1)
-        return AffineConfig.from_dict({"bits": int(text)})
+        return quantizer_config({"kind": "affine", "bits": int(text)})
     except ConfigError as error:
         raise UserError(f"--{name} {text}: {error}") from error
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""Fused ops for low-dimensional audio latents, on torch tensors and with gradients where they make sense.
+"""Fused ops for low-dimensional audio latents: functions of torch tensors, with gradients where they are defined.
 
-Which implementation runs is told by ``losatok_ext.info()`` and chosen by :func:`losatok_ext.use_backend`.
+``losatok_ext.info()`` says which implementation of each op runs, and :class:`losatok_ext.use_backend` chooses another.
 """
 
 from losatok_ext.ops.bottleneck import bottleneck_project, normalized_reconstruction_loss

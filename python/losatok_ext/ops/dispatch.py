@@ -8,108 +8,50 @@ on a GPU) and ``triton``. The default for a device is the first entry of :data:`
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
-from contextvars import ContextVar, Token
 from typing import Any
 
 import torch
 
 from losatok_ext import _native
+from losatok_ext.ops import choice
+from losatok_ext.ops.choice import BACKENDS, check_name, use_backend
+from losatok_ext.ops.registry import OPS, PREFERENCES
 
-BACKENDS = ("reference", "native", "triton")
-
-OPS = (
-    "bottleneck_project",
-    "normalized_reconstruction_loss",
-    "time_relation_loss",
-    "gram_energy",
-    "vq_nearest",
-    "rvq_encode",
-    "rvq_decode",
-    "fsq_quantize",
-    "fsq_dequantize",
-    "affine_quantize",
-    "affine_dequantize",
-    "layer_norm_modulate",
-    "gated_residual",
-    "dit_attention",
-    "polar_istft",
-    "depthwise_conv_norm",
-    "int8_linear",
-)
-"""Every public op that has more than one implementation."""
-
-CPU_ONLY = frozenset({"int8_linear"})
-"""Ops whose kernels exist for the CPU only: on a GPU they run as the reference."""
-
-PREFERENCES: dict[str, tuple[str, ...]] = {
-    "cpu": ("native",),
-    "cuda": ("triton", "native"),
-    **{f"cuda:{op}": ("reference",) for op in CPU_ONLY},
-}
-"""Per device, what runs by default: the first that is available. One table for all ops; an op that measures differently
-gets an entry ``"<device>:<op>"`` here, which goes before the device's own."""
-
-_chosen: ContextVar[str | None] = ContextVar("losatok_backend", default=None)
-# torch.compile cannot trace a ContextVar. It guards a module global instead: a graph compiled under one backend
-# is compiled anew under another.
-_chosen_for_tracing: str | None = None
+__all__ = [
+    "BACKENDS",
+    "OPS",
+    "PREFERENCES",
+    "BackendUnavailableError",
+    "choose",
+    "default_backend",
+    "kernels",
+    "preferences",
+    "requested_backend",
+    "triton_interprets",
+    "unavailable",
+    "use_backend",
+]
 
 
 class BackendUnavailableError(RuntimeError):
     """The implementation that was asked for cannot run here; the message says why and what to do."""
 
 
-def _check_name(name: str, source: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{source} is {name!r}; it takes one of {', '.join(map(repr, BACKENDS))}")
-    return name
-
-
-class use_backend:  # noqa: N801 - reads as a statement: with use_backend("triton"):
-    """Run ops by the implementation ``name`` (``"reference"``, ``"native"`` or ``"triton"``) inside a ``with`` block.
-
-    The choice is local to the context (thread or asyncio task) and may be nested. Functions compiled by
-    ``torch.compile`` are recompiled when it changes.
-
-    Raises:
-        ValueError: ``name`` is none of the three.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = _check_name(name, "use_backend(name)")
-        self._token: Token[str | None] | None = None
-        self._previous: str | None = None
-
-    def __enter__(self) -> use_backend:
-        global _chosen_for_tracing
-        if not torch.compiler.is_compiling():
-            self._token = _chosen.set(self.name)
-        self._previous = _chosen_for_tracing
-        _chosen_for_tracing = self.name
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        global _chosen_for_tracing
-        if not torch.compiler.is_compiling() and self._token is not None:
-            _chosen.reset(self._token)
-        _chosen_for_tracing = self._previous
-
-
 def _from_environment() -> str | None:
     name = os.environ.get("LOSATOK_BACKEND")
-    return _check_name(name, "the environment variable LOSATOK_BACKEND") if name else None
-
-
-def requested_backend() -> str | None:
-    """The implementation asked for by :func:`use_backend` or ``LOSATOK_BACKEND``, or None."""
-    chosen = _chosen_for_tracing if torch.compiler.is_compiling() else _chosen.get()
-    return chosen or _environment
+    return check_name(name, "the environment variable LOSATOK_BACKEND") if name else None
 
 
 _environment = _from_environment()
+
+
+def requested_backend() -> str | None:
+    """The implementation asked for by :class:`use_backend` or ``LOSATOK_BACKEND``, or None."""
+    if torch.compiler.is_dynamo_compiling():
+        return choice.traced.name or choice.current or _environment
+    return choice.current or _environment
 
 
 def triton_interprets() -> bool:
@@ -140,7 +82,7 @@ def _why_not(backend: str, device_type: str) -> str | None:
     return None
 
 
-# Found out once, at import: a plain table is what torch.compile can read while it traces.
+# Computed once, at import: torch.compile can read a plain table while it traces.
 _WHY_NOT = {
     (backend, device_type): _why_not(backend, device_type) for backend in BACKENDS for device_type in ("cpu", "cuda")
 }
@@ -148,9 +90,9 @@ _WHY_NOT = {
 
 def unavailable(backend: str, device_type: str, op: str = "") -> str | None:
     """Why ``backend`` cannot run (``op``) on ``device_type`` with its cure, or None when it can."""
-    if op in CPU_ONLY and (backend == "triton" or (backend == "native" and device_type == "cuda")):
+    if op and not OPS[op].has(backend, device_type):
         where = "" if backend == "triton" else " for CUDA"
-        return f"{op} has no {backend} kernel{where} yet; without use_backend it runs there as the reference"
+        return f"{op} has no {backend} kernel{where}; leave out use_backend, and its default there runs"
     if backend != "reference" and (backend, device_type) not in _WHY_NOT:
         return (
             f"losatok_ext has no {backend} kernels for {device_type} tensors; "
@@ -193,16 +135,6 @@ def choose(op: str, device: torch.device) -> str:
     return requested
 
 
-@torch.compiler.assume_constant_result
-def _import_triton_kernels() -> bool:
-    """Import the Triton kernels, which registers their raw ops; torch.compile does this while it traces."""
-    importlib.import_module("losatok_ext.triton_kernels")
-    return True
-
-
 def kernels(backend: str) -> Any:
     """The namespace of the raw ops of ``backend``: ``torch.ops.losatok`` or ``torch.ops.losatok_triton``."""
-    if backend == "native":
-        return torch.ops.losatok
-    _import_triton_kernels()
-    return torch.ops.losatok_triton
+    return torch.ops.losatok if backend == "native" else torch.ops.losatok_triton

@@ -1,4 +1,4 @@
-"""A residual connection whose branch is weighed by a gate."""
+"""A residual connection whose branch is multiplied by a gate."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losatok_ext.ops import checks, dispatch
-from losatok_ext.ops.fakes import fake
+from losatok_ext.ops import checks, dispatch, registry
 from losatok_ext.ops.reference import gated_residual as reference
 
+_OP = registry.declare("gated_residual", triton="gated_residual")
 
-@fake("gated_residual_forward")
+
+@_OP.raw("gated_residual_forward(Tensor x, Tensor branch, Tensor gate) -> Tensor")
 def _forward_fake(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    """x, branch [B, T, C], gate [B, C] or [B, T, C], all of one dtype -> [B, T, C]."""
     return x.new_empty(x.shape)
 
 
-@fake("gated_residual_backward")
+@_OP.raw("gated_residual_backward(Tensor grad, Tensor branch, Tensor gate) -> (Tensor grad_branch, Tensor grad_gate)")
 def _backward_fake(grad: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of x is grad itself."""
     return branch.new_empty(branch.shape), gate.new_empty(gate.shape)
 
 
@@ -33,11 +36,11 @@ class _GatedResidual(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        need = ctx.needs_input_grad
-        grad_branch = grad_gate = None
-        if need[1] or need[2]:
-            grad_branch, grad_gate = dispatch.kernels(ctx.backend).gated_residual_backward(grad, *ctx.saved_tensors)
-        return grad if need[0] else None, grad_branch if need[1] else None, grad_gate if need[2] else None, None
+        need = ctx.needs_input_grad[:3]
+        grads = (None, None)
+        if any(need[1:]):
+            grads = dispatch.kernels(ctx.backend).gated_residual_backward(grad, *ctx.saved_tensors)
+        return *checks.wanted((grad, *grads), need), None
 
 
 def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
@@ -50,14 +53,15 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 
     Returns:
         y [B, T, C] in x's dtype, computed in float32 (float64 for float64) and rounded once: a zero gate gives x
-        bit for bit, where branch is finite. Under autocast the dtypes may differ, and the tensors are taken in their
-        common one.
+        bit for bit where branch is finite. Under autocast the dtypes may differ; the tensors are then cast to the
+        dtype that theirs promote to.
 
-    The gradient of x is that of y; the sum over the frames of a clip for a [B, C] gate runs in float32 (float64), in
-    an order that does not depend on the number of threads. Padding is a frame like any other here: keep it finite.
+    The gradient of x is that of y. The gradient of a [B, C] gate is summed over the frames of a clip in float32
+    (float64), in an order that does not depend on the number of threads. There are no lengths: padded frames are
+    computed like all others and should hold finite values.
 
     Raises:
-        TypeError: a dtype or kind of argument that is not taken; the message names the argument.
+        TypeError: an argument of the wrong type or dtype; the message names it.
         ValueError: shapes or devices that do not fit.
         BackendUnavailableError: the implementation asked for cannot run on x's device.
     """
@@ -72,6 +76,6 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     backend = dispatch.choose("gated_residual", x.device)
     if backend == "reference":
         return reference.gated_residual(x, branch, gate)
-    if torch.is_grad_enabled() and (x.requires_grad or branch.requires_grad or gate.requires_grad):
+    if checks.need_grad(x, branch, gate):
         return _GatedResidual.apply(*checks.distinct(x, branch, gate), backend)
     return dispatch.kernels(backend).gated_residual_forward(x, branch, gate)

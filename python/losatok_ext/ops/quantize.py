@@ -1,8 +1,8 @@
 """Quantization by codebooks: latents to discrete tokens and back.
 
-Nearest codes (vector quantization), and chains of them on what is left over (residual vector quantization). Everywhere
--1 is the code of nothing: it stands where a clip has ended, and decodes to zeros. What needs no codebook is in
-:mod:`losatok_ext.ops.quantize_scalar`.
+The nearest code (vector quantization), and several in turn, each for the residual of those before (residual vector
+quantization). Everywhere -1 means "no code": it stands past the end of a clip, and decodes to zeros. Quantization
+without a codebook is in :mod:`losatok_ext.ops.quantize_scalar`.
 """
 
 from __future__ import annotations
@@ -13,40 +13,58 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losatok_ext.ops import checks, dispatch
-from losatok_ext.ops.fakes import fake
+from losatok_ext.ops import checks, dispatch, registry
 from losatok_ext.ops.reference import quantize as reference
 
 PRECISIONS = ("exact", "fast")
 
-# --- what the raw ops return, for tracing ---------------------------------------------------------------------------
+_NEAREST = registry.declare("vq_nearest", triton="quantize")
+_ENCODE = registry.declare("rvq_encode", triton="quantize")
+_DECODE = registry.declare("rvq_decode", triton="quantize")
+
+# --- the raw ops: schemas, and what they return, for tracing ---------------------------------------------------------
 
 
-@fake("vq_nearest_forward")
+@_NEAREST.raw(
+    "vq_nearest_forward(Tensor x, Tensor codebook, Tensor? lengths, str precision) -> (Tensor indices, Tensor "
+    "squared_distance)"
+)
 def _vq_nearest_fake(x: Tensor, codebook: Tensor, lengths: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
+    """x [B, T, d], codebook [K, d] of any floating dtypes -> indices [B, T] (int64, -1 past a length) and the squared
+    distance [B, T] in float32 (float64).
+    """
     rows = x.shape[:-1]
-    return x.new_empty(rows, dtype=torch.int64), x.new_empty(rows, dtype=reference.wide(x, codebook))
+    return x.new_empty(rows, dtype=torch.int64), x.new_empty(rows, dtype=checks.wide(x, codebook))
 
 
-@fake("vq_nearest_backward")
+@_NEAREST.raw(
+    "vq_nearest_backward(Tensor grad, Tensor x, Tensor codebook, Tensor indices, bool need_x, bool need_codebook) -> "
+    "(Tensor grad_x, Tensor grad_codebook)"
+)
 def _vq_nearest_backward_fake(
     grad: Tensor, x: Tensor, codebook: Tensor, indices: Tensor, need_x: bool, need_codebook: bool
 ) -> tuple[Tensor, Tensor]:
+    """grad [B, T] of squared_distance -> gradients in the dtypes of x and codebook, [0] where not needed."""
     return x.new_empty(x.shape if need_x else (0,)), codebook.new_empty(codebook.shape if need_codebook else (0,))
 
 
-@fake("rvq_encode_forward")
+@_ENCODE.raw(
+    "rvq_encode_forward(Tensor x, Tensor codebooks, Tensor? lengths, str precision) -> (Tensor codes, Tensor quantized)"
+)
 def _rvq_encode_fake(x: Tensor, codebooks: Tensor, lengths: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
+    """x [B, T, d], codebooks [Q, K, d] -> codes [B, T, Q] (int64, -1 past a length), quantized like x."""
     return x.new_empty((*x.shape[:-1], codebooks.shape[0]), dtype=torch.int64), x.new_empty(x.shape)
 
 
-@fake("rvq_decode_forward")
+@_DECODE.raw("rvq_decode_forward(Tensor codes, Tensor codebooks) -> Tensor quantized")
 def _rvq_decode_fake(codes: Tensor, codebooks: Tensor) -> Tensor:
+    """codes [N, q], q <= Q, where -1 adds nothing -> quantized [N, d] in the codebooks' dtype."""
     return codebooks.new_empty((codes.shape[0], codebooks.shape[2]))
 
 
-@fake("rvq_decode_backward")
+@_DECODE.raw("rvq_decode_backward(Tensor grad, Tensor codes, Tensor codebooks) -> Tensor grad_codebooks")
 def _rvq_decode_backward_fake(grad: Tensor, codes: Tensor, codebooks: Tensor) -> Tensor:
+    """The gradient of rvq_encode to its codebooks, too."""
     return codebooks.new_empty(codebooks.shape)
 
 
@@ -69,7 +87,7 @@ class _Nearest(torch.autograd.Function):
     def backward(ctx: Any, _: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         need = ctx.needs_input_grad
         grads = dispatch.kernels(ctx.backend).vq_nearest_backward(grad, *ctx.saved_tensors, need[0], need[1])
-        return *(g if n else None for g, n in zip(grads, need[:2], strict=True)), None, None, None
+        return *checks.wanted(grads, need[:2]), None, None, None
 
 
 class _Encode(torch.autograd.Function):
@@ -107,67 +125,29 @@ class _Decode(torch.autograd.Function):
 # --- checks ---------------------------------------------------------------------------------------------------------
 
 
-def check_rows(x: Tensor, lengths: Tensor | None) -> Tensor | None:
-    """Check ``x`` [..., features] and ``lengths``, with which x is [B, T, features]; the lengths on x's device."""
-    checks.floating("x", x)
-    if x.dim() == 0:
-        raise ValueError("x should have shape [..., features], got a scalar")
-    if lengths is None:
-        return None
-    checks.shape("x", x, (None, None, None), "[B, T, features] with lengths")
-    return checks.lengths(lengths, x.shape[0], x.shape[1], x.device)
-
-
 def _check_codes(name: str, codes: Tensor, x: Tensor, sizes: tuple[int | None, ...], meaning: str) -> None:
-    """Check a codebook, or several: of which ``x`` [..., d] is to be looked up."""
+    """Check ``codes``, one or several codebooks in which ``x`` [..., d] is looked up."""
     checks.floating(name, codes)
     checks.shape(name, codes, sizes, meaning)
     if codes.numel() == 0:
         raise ValueError(f"{name} should hold at least one code of at least one feature, got {list(codes.shape)}")
-    if codes.device != x.device:
-        raise ValueError(f"{name} should be on x's device {x.device}, got {codes.device}")
+    checks.same_device(name, codes, "x", x)
     if (codes.dtype == torch.float64) != (x.dtype == torch.float64):
         raise TypeError(f"{name} and x should both be float64 or neither, got {codes.dtype} and {x.dtype}")
-
-
-def _check_precision(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision should be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
-
-
-def integers(name: str, tensor: Tensor) -> Tensor:
-    """``tensor`` as int64, after checking that it holds int64 or int32."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} should be a torch.Tensor of int64, got {type(tensor).__name__}")
-    if tensor.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} should be int64, got {str(tensor.dtype).removeprefix('torch.')}")
-    return tensor.to(torch.int64)
-
-
-def as_batch(x: Tensor) -> Tensor:
-    """[..., C] as [B, T, C]: three dimensions stay, others become one item."""
-    if x.dim() == 3:
-        return x
-    return (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)).unsqueeze(0)
-
-
-def need_grad(*tensors: Tensor) -> bool:
-    """Whether autograd will ask for a gradient to any of ``tensors``."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 # --- statistics -----------------------------------------------------------------------------------------------------
 
 
 def sums_by_code(rows: Tensor, codes: Tensor, size: int) -> Tensor:
-    """For each of ``size`` codes the sum of the rows that chose it: what a codebook learns from.
+    """For each of ``size`` codes the sum of the rows that chose it, as needed to update a codebook.
 
-    The gradient of :func:`rvq_decode` to its codebook, by whose kernel it runs: no one-hot, no [N, size] matrix; equal
-    rows give equal bits.
+    It is the gradient of :func:`rvq_decode` to its codebook, and runs by that kernel: there is no one-hot and no
+    [N, size] matrix, and repeated runs give the same bits.
 
     Args:
         rows: [N, d], float32 or float64; no gradient.
-        codes: [N] int64 within -1..size-1; -1 belongs to none.
+        codes: [N] int64 within -1..size-1; -1 is ignored.
         size: how many codes there are.
 
     Returns:
@@ -180,7 +160,7 @@ def sums_by_code(rows: Tensor, codes: Tensor, size: int) -> Tensor:
     backend = dispatch.choose("rvq_decode", rows.device)
     if backend == "reference":
         return reference.sums_by_code(rows, codes, size)
-    like = rows.new_zeros((1, 1, 1)).expand(1, size, rows.shape[1])  # its shape and dtype are all that is read
+    like = rows.new_zeros((1, 1, 1)).expand(1, size, rows.shape[1])  # the op reads only its shape and dtype
     return dispatch.kernels(backend).rvq_decode_backward(rows, codes.unsqueeze(-1), like)[0]
 
 
@@ -195,10 +175,10 @@ def vq_nearest(
     Args:
         x: [..., d]; float32, bfloat16, float16 or float64 (on a GPU as the reference only), any strides. With
             ``lengths``, [B, T, d].
-        codebook: [K, d]; any of these dtypes: a float32 codebook serves bfloat16 rows without losing codes to rounding.
-            float64 goes with float64 only.
-        lengths: [B] int64, valid frames of each clip, or None for T. What lies past a length, NaN included, changes
-            nothing.
+        codebook: [K, d]; any of these dtypes: with bfloat16 rows a float32 codebook keeps its codes unrounded. float64
+            goes with float64 only.
+        lengths: [B] int64, valid frames of each clip, or None for T. Values past a length, NaN included, have no
+            effect.
         precision: ``"exact"`` or ``"fast"``, see below.
 
     Returns:
@@ -206,33 +186,34 @@ def vq_nearest(
         squared_distance: [...], float32 (float64 for float64): in float16 it would overflow. 0 past a length. It has a
             gradient to x, 2 (x - c), and to the codebook.
 
-    ``"exact"``: products choose candidates within a bound of their rounding error, and the candidates are decided by
-    differences x - c in float32: the chosen distance is the least to 1e-5 relative, also where |x|^2 is far above it,
-    and a code finds itself at distance 0. ``"fast"`` takes the product's word: the squared distance of its choice may
-    exceed the least by 2^-5 |x - m| |c - m|, m the mean of some 256 codes and c the code farthest from it (bfloat16
-    products, where the processor has them; on a GPU float16), and a code may not find itself. Measured on a CPU, normal
-    rows and 8192 codes of 128 features: at most 0.12 % farther, another code for 0.5 % of the rows. The distance that
-    it returns is that of its choice. A CPU gains no time by it: there the decision costs 1 to 3 %.
+    ``"exact"``: matrix products find the candidates that are nearest within the products' rounding error, and
+    differences x - c in float32 decide between them. The chosen distance is the least to 1e-5 relative, also where
+    |x|^2 is far larger, and a row that equals a code finds it at distance 0. ``"fast"`` leaves out the second step: the
+    squared distance of its choice may exceed the least by 2^-5 |x - m| |c - m|, where m is the mean of about 256 codes
+    and c the code farthest from it (products in bfloat16 where the processor has them, on a GPU in float16), and a row
+    that equals a code may find another. Measured on a CPU with normal rows and 8192 codes of 128 features: at most
+    0.12 % farther, another code for 0.5 % of the rows. The returned distance is that to the chosen code. On a CPU
+    ``"fast"`` saves nothing worth having: the second step takes 1 to 3 % of the time.
 
     A row with a NaN, or so large that every distance is infinite, gets index 0 and the distance to that code (NaN or
     infinity). A code with a NaN or an infinity is never chosen while another has a finite distance. Autocast changes
-    nothing here. Memory beyond inputs and outputs is O(N + K d): the [N, K] distances never exist. On the CPU the same
-    bits on any number of threads, gradients included.
+    nothing here. Memory beyond inputs and outputs is O(N + K d): the [N, K] distances are never stored. On the CPU the
+    result, gradients included, has the same bits on any number of threads.
 
     Raises:
-        TypeError: a dtype or kind of argument that is not taken; the message names the argument.
+        TypeError: an argument of the wrong type or dtype; the message names it.
         ValueError: shapes or devices that do not fit, an empty codebook, an unknown precision, or lengths outside 0..T
-            (looked at on the CPU only: on a GPU that would wait for the device).
+            (checked on the CPU only: on a GPU it would wait for the device).
         BackendUnavailableError: the implementation asked for cannot run on x's device.
     """
-    lengths = check_rows(x, lengths)
+    lengths = checks.rows(x, lengths)
     _check_codes("codebook", codebook, x, (None, x.shape[-1]), "[K, features of x]")
-    _check_precision(precision)
+    checks.one_of("precision", precision, PRECISIONS)
     backend = dispatch.choose("vq_nearest", x.device)
     if backend == "reference":
         return reference.vq_nearest(x, codebook, lengths)
-    rows = as_batch(x)
-    if need_grad(x, codebook):
+    rows = checks.as_batch(x)
+    if checks.need_grad(x, codebook):
         indices, distance = _Nearest.apply(rows, codebook, lengths, precision, backend)
     else:
         indices, distance = dispatch.kernels(backend).vq_nearest_forward(rows, codebook, lengths, precision)
@@ -242,7 +223,7 @@ def vq_nearest(
 def rvq_encode(
     x: Tensor, codebooks: Tensor, lengths: Tensor | None = None, precision: str = "exact"
 ) -> tuple[Tensor, Tensor]:
-    """Residual vector quantization: each stage codes what the stages before it left over, all in one pass.
+    """Residual vector quantization: each stage codes the residual of the stages before it, all in one pass.
 
     Args:
         x: [..., d], as in :func:`vq_nearest`.
@@ -252,25 +233,28 @@ def rvq_encode(
 
     Returns:
         codes: [..., Q] int64; -1 past a length. No gradient.
-        quantized: [..., d], in x's dtype, the sum of the chosen codes; 0 past a length. Its gradient goes to the
-            codebooks (each row's to the codes it chose), and none to x: a module that trains x adds its own estimate,
-            such as straight-through x + (quantized - x).detach().
+        quantized: [..., d], in x's dtype, the sum of the chosen codes; 0 past a length. It has a gradient to the
+            codebooks (that of each row goes to the codes it chose) and none to x: a module that trains x adds its own
+            estimate, such as the straight-through x + (quantized - x).detach().
 
     The residual is kept in float32 (float64) and in cache for all stages, on a GPU on the chip. Sums run in the order
     of the stages, as in :func:`rvq_decode`: in float32 the two agree bit for bit. On the CPU the same bits on any
     number of threads, gradients included.
 
     Raises:
-        TypeError, ValueError, BackendUnavailableError: as :func:`vq_nearest`.
+        TypeError: an argument of the wrong type or dtype; the message names it.
+        ValueError: shapes or devices that do not fit, an empty codebook, an unknown precision, or lengths outside 0..T
+            (checked on the CPU only: on a GPU it would wait for the device).
+        BackendUnavailableError: the implementation asked for cannot run on x's device.
     """
-    lengths = check_rows(x, lengths)
+    lengths = checks.rows(x, lengths)
     _check_codes("codebooks", codebooks, x, (None, None, x.shape[-1]), "[Q, K, features of x]")
-    _check_precision(precision)
+    checks.one_of("precision", precision, PRECISIONS)
     backend = dispatch.choose("rvq_encode", x.device)
     if backend == "reference":
         return reference.rvq_encode(x, codebooks, lengths)
-    rows = as_batch(x.detach())
-    if need_grad(codebooks):
+    rows = checks.as_batch(x.detach())
+    if checks.need_grad(codebooks):
         codes, quantized = _Encode.apply(codebooks, rows, lengths, precision, backend)
     else:
         codes, quantized = dispatch.kernels(backend).rvq_encode_forward(rows, codebooks, lengths, precision)
@@ -288,12 +272,12 @@ def rvq_decode(codes: Tensor, codebooks: Tensor) -> Tensor:
         [..., d] in the dtype of ``codebooks``, summed in float32 (float64); with a gradient to the codebooks.
 
     Raises:
-        TypeError: a dtype or kind of argument that is not taken; the message names the argument.
-        ValueError: shapes or devices that do not fit, or a code outside -1..K-1. Codes are looked at on the CPU only:
+        TypeError: an argument of the wrong type or dtype; the message names it.
+        ValueError: shapes or devices that do not fit, or a code outside -1..K-1. Codes are checked on the CPU only:
             on a GPU, where that would wait for the device, such a code adds nothing.
         BackendUnavailableError: the implementation asked for cannot run on the codebooks' device.
     """
-    codes = integers("codes", codes)
+    codes = checks.integers("codes", codes)
     checks.floating("codebooks", codebooks)
     checks.shape("codebooks", codebooks, (None, None, None), "[Q, K, d]")
     if codes.dim() == 0 or codes.shape[-1] > codebooks.shape[0]:
@@ -306,8 +290,8 @@ def rvq_decode(codes: Tensor, codebooks: Tensor) -> Tensor:
     backend = dispatch.choose("rvq_decode", codebooks.device)
     if backend == "reference":
         return reference.rvq_decode(codes, codebooks)
-    rows = codes.unsqueeze(0) if codes.dim() == 1 else codes.flatten(0, -2)
-    if need_grad(codebooks):
+    rows = checks.as_rows(codes)
+    if checks.need_grad(codebooks):
         quantized = _Decode.apply(codebooks, rows, backend)
     else:
         quantized = dispatch.kernels(backend).rvq_decode_forward(rows, codebooks)

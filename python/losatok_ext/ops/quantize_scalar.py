@@ -1,6 +1,6 @@
 """Quantization without a codebook: levels per dimension (finite scalar quantization), and affine integers for files.
 
-As in :mod:`losatok_ext.ops.quantize`, -1 is the index of nothing: it stands where a clip has ended, and decodes to
+As in :mod:`losatok_ext.ops.quantize`, an index of -1 means "none": it stands past the end of a clip, and decodes to
 zeros.
 """
 
@@ -13,38 +13,49 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losatok_ext.ops import checks, dispatch
-from losatok_ext.ops.fakes import fake
-from losatok_ext.ops.quantize import as_batch, check_rows, integers, need_grad
+from losatok_ext.ops import checks, dispatch, registry
 from losatok_ext.ops.reference import quantize as reference
 
-# --- what the raw ops return, for tracing ---------------------------------------------------------------------------
+_FSQ = registry.declare("fsq_quantize", triton="quantize_scalar")
+_FSQ_BACK = registry.declare("fsq_dequantize", triton="quantize_scalar")
+_AFFINE = registry.declare("affine_quantize", triton="quantize_scalar")
+_AFFINE_BACK = registry.declare("affine_dequantize", triton="quantize_scalar")
+
+# --- the raw ops: schemas, and what they return, for tracing ---------------------------------------------------------
 
 
-@fake("fsq_quantize_forward")
+@_FSQ.raw("fsq_quantize_forward(Tensor x, int[] levels, Tensor? lengths) -> (Tensor quantized, Tensor indices)")
 def _fsq_quantize_fake(x: Tensor, levels: Sequence[int], lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x [B, T, D], D levels -> quantized [B, T, D] in x's dtype, indices [B, T] (int64, -1 past a length)."""
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.int64)
 
 
-@fake("fsq_quantize_backward")
+@_FSQ.raw("fsq_quantize_backward(Tensor grad, Tensor x, int[] levels, Tensor? lengths) -> Tensor grad_x")
 def _fsq_quantize_backward_fake(grad: Tensor, x: Tensor, levels: Sequence[int], lengths: Tensor | None) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@fake("fsq_dequantize_forward")
+@_FSQ_BACK.raw("fsq_dequantize_forward(Tensor indices, int[] levels, ScalarType dtype) -> Tensor")
 def _fsq_dequantize_fake(indices: Tensor, levels: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """indices [N] -> [N, D]; -1 gives zeros."""
     return indices.new_empty((indices.shape[0], len(levels)), dtype=dtype)
 
 
-@fake("affine_quantize_forward")
+@_AFFINE.raw("affine_quantize_forward(Tensor x, int bits) -> (Tensor packed, Tensor scale, Tensor offset)")
 def _affine_quantize_fake(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x [N, n] -> packed [N, n or ceil(n / 2)] uint8 (4 bits: the even element in the low half), scale and offset [N]
+    in float32 (float64).
+    """
     rows, size = x.shape
-    dtype = reference.wide(x)
+    dtype = checks.wide(x)
     packed = x.new_empty((rows, size if bits == 8 else (size + 1) // 2), dtype=torch.uint8)
     return packed, x.new_empty((rows,), dtype=dtype), x.new_empty((rows,), dtype=dtype)
 
 
-@fake("affine_dequantize_forward")
+@_AFFINE_BACK.raw(
+    "affine_dequantize_forward(Tensor packed, Tensor scale, Tensor offset, int bits, SymInt size, ScalarType dtype) "
+    "-> Tensor"
+)
 def _affine_dequantize_fake(
     packed: Tensor, scale: Tensor, offset: Tensor, bits: int, size: int, dtype: torch.dtype
 ) -> Tensor:
@@ -106,12 +117,12 @@ def _check_output_dtype(dtype: torch.dtype) -> None:
 
 
 def fsq_quantize(x: Tensor, levels: Sequence[int], lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Finite scalar quantization: squeeze each dimension by tanh, round it to its levels, number the combination.
+    """Finite scalar quantization: bound each dimension by tanh, round it to its levels, number the combination.
 
     Per dimension with L levels, h = (L - 1) (1 + 1e-3) / 2 and o = 1/2 for even L, else 0: the integer
-    round(tanh(x + atanh(o / h)) h - o) lies within -(L // 2)..L - 1 - L // 2 and maps 0 to 0; quantized is it over
-    L // 2, within -1..1. Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple" (2023), appendix A, with the
-    shift as the inverse of tanh.
+    round(tanh(x + atanh(o / h)) h - o) lies within -(L // 2)..L - 1 - L // 2 and maps 0 to 0; ``quantized`` is that
+    integer divided by L // 2, within -1..1. Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple" (2023),
+    appendix A, with the shift as the inverse of tanh.
 
     Args:
         x: [..., D]; float32, bfloat16, float16 or float64, any strides. With ``lengths``, [B, T, D].
@@ -128,19 +139,19 @@ def fsq_quantize(x: Tensor, levels: Sequence[int], lengths: Tensor | None = None
     in the index. Autocast changes nothing here.
 
     Raises:
-        TypeError: a dtype or kind of argument that is not taken; the message names the argument.
-        ValueError: shapes that do not fit, levels out of range, or lengths outside 0..T (looked at on the CPU only).
+        TypeError: an argument of the wrong type or dtype; the message names it.
+        ValueError: shapes that do not fit, levels out of range, or lengths outside 0..T (checked on the CPU only).
         BackendUnavailableError: the implementation asked for cannot run on x's device.
     """
-    lengths = check_rows(x, lengths)
+    lengths = checks.rows(x, lengths)
     levels = _check_levels(levels)
     if x.shape[-1] != len(levels):
         raise ValueError(f"x should have as many features (its last size) as levels, {len(levels)}, got {x.shape[-1]}")
     backend = dispatch.choose("fsq_quantize", x.device)
     if backend == "reference":
         return reference.fsq_quantize(x, levels, lengths)
-    rows = as_batch(x)
-    if need_grad(x):
+    rows = checks.as_batch(x)
+    if checks.need_grad(x):
         quantized, indices = _Finite.apply(rows, levels, lengths, backend)
     else:
         quantized, indices = dispatch.kernels(backend).fsq_quantize_forward(rows, levels, lengths)
@@ -148,7 +159,7 @@ def fsq_quantize(x: Tensor, levels: Sequence[int], lengths: Tensor | None = None
 
 
 def fsq_dequantize(indices: Tensor, levels: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """The quantized vectors that :func:`fsq_quantize` numbered so.
+    """The quantized vectors that belong to the indices of :func:`fsq_quantize`.
 
     Args:
         indices: [...] int64; -1 gives zeros.
@@ -159,12 +170,12 @@ def fsq_dequantize(indices: Tensor, levels: Sequence[int], dtype: torch.dtype = 
         [..., D], within -1..1; no gradient.
 
     Raises:
-        TypeError: a dtype or kind of argument that is not taken; the message names the argument.
-        ValueError: levels out of range, or an index outside -1..(product of levels) - 1. Indices are looked at on the
+        TypeError: an argument of the wrong type or dtype; the message names it.
+        ValueError: levels out of range, or an index outside -1..(product of levels) - 1. Indices are checked on the
             CPU only: on a GPU, where that would wait for the device, such an index gives zeros.
         BackendUnavailableError: the implementation asked for cannot run on the device of ``indices``.
     """
-    indices = integers("indices", indices)
+    indices = checks.integers("indices", indices)
     levels = _check_levels(levels)
     _check_output_dtype(dtype)
     backend = dispatch.choose("fsq_dequantize", indices.device)
@@ -192,7 +203,7 @@ def affine_quantize(x: Tensor, bits: int = 8, dim: int = -1) -> tuple[Tensor, Te
     slice without values is 0.
 
     Raises:
-        TypeError: a dtype or kind of argument that is not taken; the message names the argument.
+        TypeError: an argument of the wrong type or dtype; the message names it.
         ValueError: bits that are neither 4 nor 8, a scalar; on the CPU also a NaN, an infinity or, in float64, a range
             that overflows. On a GPU, where looking would wait for the device, such a slice comes back as NaN.
         IndexError: ``dim`` is not a dimension of x.
@@ -203,7 +214,7 @@ def affine_quantize(x: Tensor, bits: int = 8, dim: int = -1) -> tuple[Tensor, Te
     if x.dim() == 0:
         raise ValueError("x should have at least one dimension, got a scalar")
     moved = x.detach().movedim(dim, -1)
-    rows = moved.flatten(0, -2) if moved.dim() > 1 else moved.unsqueeze(0)
+    rows = checks.as_rows(moved)
     backend = dispatch.choose("affine_quantize", x.device)
     if backend == "reference":
         packed, scale, offset = reference.affine_quantize(rows, bits)
@@ -231,15 +242,15 @@ def affine_dequantize(
         offset: likewise.
         bits: 8 or 4, as when stored.
         dim: as when stored.
-        size: n, the values along ``dim``; None: as many as ``packed`` holds. For 4 bits and an odd n it is needed, for
-            a byte holds two.
+        size: n, the values along ``dim``; None: as many as ``packed`` holds. For 4 bits and an odd n it is needed,
+            because a byte holds two values.
         dtype: of the result; float32, bfloat16, float16 or float64.
 
     Returns:
         The shape of ``packed`` with n at ``dim``; no gradient.
 
     Raises:
-        TypeError: a dtype or kind of argument that is not taken; the message names the argument.
+        TypeError: an argument of the wrong type or dtype; the message names it.
         ValueError: shapes or devices that do not fit, bits that are neither 4 nor 8, or a size that ``packed`` does not
             hold.
         IndexError: ``dim`` is not a dimension of ``packed``.
@@ -262,14 +273,13 @@ def affine_dequantize(
             raise ValueError(
                 f"{name} should have the shape of packed with 1 at dim, {expected}, got {list(tensor.shape)}"
             )
-    if scale.device != packed.device:
-        raise ValueError(f"scale should be on packed's device {packed.device}, got {scale.device}")
+    checks.same_device("scale", scale, "packed", packed)
     held = moved.shape[-1] * (8 // bits)
     if size is None:
         size = held
     elif not max(held - (8 // bits), -1) < size <= held:
         raise ValueError(f"size should be the number of values that packed holds along dim, {held}, got {size}")
-    rows = moved.flatten(0, -2) if moved.dim() > 1 else moved.unsqueeze(0)
+    rows = checks.as_rows(moved)
     backend = dispatch.choose("affine_dequantize", packed.device)
     arguments = (rows, scale.detach().reshape(-1), offset.detach().reshape(-1), bits, size, dtype)
     if backend == "reference":

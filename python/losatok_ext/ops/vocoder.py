@@ -1,4 +1,4 @@
-"""The vocoder ops: what a ConvNeXt decoder with an inverse STFT head does beside its matrix products."""
+"""The vocoder ops: the parts of a ConvNeXt decoder with an inverse STFT head that are not matrix products."""
 
 from __future__ import annotations
 
@@ -8,60 +8,57 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losatok_ext.ops import checks, dispatch
-from losatok_ext.ops.fakes import fake
+from losatok_ext.ops import checks, dispatch, registry
 from losatok_ext.ops.reference import vocoder as reference
 
-# --- what the raw ops return, for tracing ---------------------------------------------------------------------------
+_ISTFT = registry.declare("polar_istft", triton="polar_istft")
+_CONV_NORM = registry.declare("depthwise_conv_norm", triton="depthwise_conv_norm")
+
+# --- the raw ops: schemas, and what they return, for tracing ---------------------------------------------------------
 
 
-@fake("polar_istft_forward")
+@_ISTFT.raw("polar_istft_forward(Tensor head, Tensor window, int hop, Tensor? lengths) -> Tensor waveform")
 def _istft_forward_fake(head: Tensor, window: Tensor, hop: int, lengths: Tensor | None) -> Tensor:
+    """head [B, T, n + 2], window [n] -> waveform [B, hop T], in the dtype that theirs promote to."""
     dtype = torch.promote_types(head.dtype, window.dtype)
     return head.new_empty((head.shape[0], head.shape[1] * hop), dtype=dtype)
 
 
-@fake("polar_istft_backward")
-def _istft_backward_fake(grad: Tensor, head: Tensor, window: Tensor, hop: int, lengths: Tensor | None) -> Tensor:
+@_ISTFT.raw(
+    "polar_istft_backward(Tensor grad, Tensor head, Tensor window, int hop, Tensor? lengths) -> Tensor grad_head"
+)
+def _istft_backward_fake(grad: Tensor, head: Tensor, *_: Any) -> Tensor:
+    """grad_head is zero past a length."""
     return head.new_empty(head.shape)
 
 
-@fake("depthwise_conv_norm_forward")
-def _conv_norm_forward_fake(
-    x: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-    lengths: Tensor | None,
-) -> Tensor:
+@_CONV_NORM.raw(
+    "depthwise_conv_norm_forward(Tensor x, Tensor conv_weight, Tensor? conv_bias, Tensor? norm_weight, "
+    "Tensor? norm_bias, float eps, Tensor? lengths) -> Tensor y"
+)
+def _conv_norm_forward_fake(x: Tensor, *_: Any) -> Tensor:
+    """x [B, T, C], conv_weight [C, 1, k], the other parameters [C] -> y [B, T, C]."""
     return x.new_empty(x.shape)
 
 
-@fake("depthwise_conv_norm_backward")
-def _conv_norm_backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    norm_weight: Tensor | None,
-    eps: float,
-    lengths: Tensor | None,
-    need_x: bool,
-    need_parameters: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    channels = conv_weight.shape[:1]
-    parameters = (conv_weight.shape, channels, channels, channels)
-    grads = [x.new_empty(shape if need_parameters else (0,)) for shape in parameters]
-    return x.new_empty(x.shape if need_x else (0,)), grads[0], grads[1], grads[2], grads[3]
+@_CONV_NORM.raw(
+    "depthwise_conv_norm_backward(Tensor grad, Tensor x, Tensor conv_weight, Tensor? conv_bias, Tensor? norm_weight, "
+    "float eps, Tensor? lengths, bool need_x, bool need_parameters) -> "
+    "(Tensor grad_x, Tensor grad_conv_weight, Tensor grad_conv_bias, Tensor grad_norm_weight, Tensor grad_norm_bias)"
+)
+def _conv_norm_backward_fake(grad: Tensor, x: Tensor, conv_weight: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    """Gradients in the shapes of what they belong to, [0] where not needed."""
+    need_x, need_parameters = options[-2:]
+    shapes = (conv_weight.shape, *[conv_weight.shape[:1]] * 3)
+    parameters = (x.new_empty(shape if need_parameters else (0,)) for shape in shapes)
+    return x.new_empty(x.shape if need_x else (0,)), *parameters
 
 
 # --- autograd -------------------------------------------------------------------------------------------------------
 
 
 class _PolarISTFT(torch.autograd.Function):
-    """Magnitudes and phases are computed anew for the gradient: keeping the spectrum would double what is kept."""
+    """The backward computes magnitudes and phases again: keeping the spectrum would double the memory for it."""
 
     @staticmethod
     def forward(ctx: Any, head: Tensor, window: Tensor, hop: int, lengths: Tensor | None, backend: str) -> Tensor:
@@ -78,35 +75,25 @@ class _PolarISTFT(torch.autograd.Function):
 
 
 class _DepthwiseConvNorm(torch.autograd.Function):
-    """Only the input is kept: the convolution costs less computed anew than read back."""
+    """Only the input is kept: computing the convolution again costs less than reading it back."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        conv_weight: Tensor,
-        conv_bias: Tensor | None,
-        norm_weight: Tensor | None,
-        norm_bias: Tensor | None,
-        eps: float,
-        lengths: Tensor | None,
-        backend: str,
+        ctx: Any, eps: float, lengths: Tensor | None, backend: str, x: Tensor, *parameters: Tensor | None
     ) -> Tensor:
-        ctx.save_for_backward(x, conv_weight, conv_bias, norm_weight, lengths)
+        ctx.save_for_backward(x, *parameters[:3], lengths)
         ctx.eps, ctx.backend = eps, backend
-        return dispatch.kernels(backend).depthwise_conv_norm_forward(
-            x, conv_weight, conv_bias, norm_weight, norm_bias, eps, lengths
-        )
+        return dispatch.kernels(backend).depthwise_conv_norm_forward(x, *parameters, eps, lengths)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, conv_weight, conv_bias, norm_weight, lengths = ctx.saved_tensors
-        need = ctx.needs_input_grad
+        *tensors, lengths = ctx.saved_tensors
+        need = ctx.needs_input_grad[3:]
         grads = dispatch.kernels(ctx.backend).depthwise_conv_norm_backward(
-            grad, x, conv_weight, conv_bias, norm_weight, ctx.eps, lengths, need[0], any(need[1:5])
+            grad, *tensors, ctx.eps, lengths, need[0], any(need[1:])
         )
-        return *(g if n else None for g, n in zip(grads, need[:5], strict=True)), None, None, None
+        return None, None, None, *checks.wanted(grads, need)
 
 
 # --- the public functions -------------------------------------------------------------------------------------------
@@ -125,29 +112,21 @@ def _check_frames(window: Tensor, hop: int) -> None:
         )
 
 
-def _under_autocast(x: Tensor, *parameters: Tensor | None) -> Any:
-    """All of them, under autocast in its dtype as ``F.linear`` takes them (float64 stays)."""
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
-        return x, *parameters
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return x.to(dtype), *(None if tensor is None else tensor.to(dtype) for tensor in parameters)
-
-
 def polar_istft(head: Tensor, window: Tensor, hop: int, lengths: Tensor | None = None) -> Tensor:
-    """Log magnitudes and phases to a waveform: an inverse STFT with "same" padding, as Vocos has it (arXiv 2306.00814).
+    """Log magnitudes and phases to a waveform: an inverse STFT with "same" padding, as in Vocos (arXiv 2306.00814).
 
     The spectrum min(exp(m), 100) (cos p + i sin p) goes through an inverse real FFT; frames are multiplied by the
     window, overlapped ``hop`` samples apart and divided by the overlapped squared windows of the clip's own frames;
-    (n_fft - hop) / 2 samples are trimmed on either side, so that T frames give hop T samples. Where no window reaches
-    (their squares add up to less than 1e-11), the waveform is zero.
+    (n_fft - hop) / 2 samples are removed at both ends, so that T frames give hop T samples. Where the squared windows
+    add up to less than 1e-11, the waveform is zero.
 
     Args:
         head: [B, T, n_fft + 2], log magnitudes of the n_fft / 2 + 1 bins, then their phases in radians; float32,
             bfloat16, float16, or float64 (CPU). Any strides.
-        window: [n_fft], of any of these dtypes, on head's device. It takes no gradient.
+        window: [n_fft], of any of these dtypes, on head's device. It gets no gradient.
         hop: samples between frames; it divides n_fft, which is even, as is n_fft - hop.
-        lengths: frames of each clip, [B], int64, each within 0..T; None: all. A clip ends where its frames end, as if
-            what lies past them, NaN included, were not there; its samples past them are zero, and so is the gradient.
+        lengths: frames of each clip, [B], int64, each within 0..T; None: all. Frames past a length, NaN included, have
+            no effect; the samples there are zero, and so is the gradient.
 
     Returns:
         [B, hop T], in what the dtypes of ``head`` and ``window`` promote to: a float32 window gives a float32 waveform
@@ -157,23 +136,22 @@ def polar_istft(head: Tensor, window: Tensor, hop: int, lengths: Tensor | None =
     of threads. A factor above 5 takes time in proportion to itself; n_fft made of 2, 3 and 5 is fast.
 
     Raises:
-        TypeError: a dtype or kind of argument that is not taken; the message names the argument.
-        ValueError: shapes or devices that do not fit, or lengths outside 0..T (looked at on the CPU only: on a GPU that
+        TypeError: an argument of the wrong type or dtype; the message names it.
+        ValueError: shapes or devices that do not fit, or lengths outside 0..T (checked on the CPU only: on a GPU it
             would wait for the device).
         BackendUnavailableError: the implementation asked for cannot run on head's device.
     """
     checks.floating("head", head)
     _check_frames(window, hop)
     checks.shape("head", head, (None, None, window.shape[0] + 2), "[B, T, n_fft + 2 (samples of window, and 2)]")
-    if window.device != head.device:
-        raise ValueError(f"window should be on head's device {head.device}, got {window.device}")
+    checks.same_device("window", window, "head", head)
     lengths = checks.lengths(lengths, head.shape[0], head.shape[1], head.device)
     window = window.detach()
     backend = dispatch.choose("polar_istft", head.device)
     if backend == "reference":
         with torch.autocast(head.device.type, enabled=False):
             return reference.polar_istft(head, window, hop, lengths)
-    if head.requires_grad and torch.is_grad_enabled():
+    if checks.need_grad(head):
         return _PolarISTFT.apply(head, window, hop, lengths, backend)
     return dispatch.kernels(backend).polar_istft_forward(head, window, hop, lengths)
 
@@ -187,30 +165,30 @@ def depthwise_conv_norm(
     eps: float = 1e-6,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """A convolution over time of each channel alone, then LayerNorm over the channels, in one pass over the frames.
+    """A depthwise convolution over time (each channel by itself), then LayerNorm over the channels, in one pass.
 
-    What a ConvNeXt block (arXiv 2201.03545) does before its linear layers, on [B, T, C] as they take it: no transposes,
-    and the convolved frames never reach main memory.
+    These are the steps of a ConvNeXt block (arXiv 2201.03545) before its linear layers, on [B, T, C] as those need it:
+    without transposes, and without writing the convolved frames to main memory.
 
     Args:
         x: [B, T, C]; float32, bfloat16, float16, or float64 (CPU). Any strides.
         conv_weight: [C, 1, k] as ``nn.Conv1d(C, C, k, groups=C)`` has it, or [C, k]; k odd. Of x's dtype and device, as
-            all parameters. The convolution finds zeros beyond both ends, and is as long as its input.
+            all parameters. The input is padded with zeros at both ends, and the output has its length.
         conv_bias: [C] or None.
         norm_weight: [C] or None (ones).
         norm_bias: [C] or None.
         eps: added to the variance.
-        lengths: frames of each clip, [B], int64, each within 0..T; None: all. The convolution finds zeros past a length
-            whatever is there, NaN included; what comes out there is zero, and so is x's gradient.
+        lengths: frames of each clip, [B], int64, each within 0..T; None: all. Frames past a length are read as zeros,
+            whatever they hold, NaN included; the output there is zero, and so is x's gradient.
 
     Returns:
         [B, T, C] in x's dtype; sums and statistics in float32 (float64). Under autocast all tensors are cast to its
         dtype, as ``F.linear`` casts them. On the CPU the same bits on any number of threads.
 
     Raises:
-        TypeError: a dtype or kind of argument that is not taken; the message names the argument.
-        ValueError: shapes or devices that do not fit, an even k, a negative eps, lengths outside 0..T (looked at on
-            the CPU only: on a GPU that would wait for the device), or more than 4096 channels in CUDA C++ (Triton,
+        TypeError: an argument of the wrong type or dtype; the message names it.
+        ValueError: shapes or devices that do not fit, an even k, a negative eps, lengths outside 0..T (checked on
+            the CPU only: on a GPU it would wait for the device), or more than 4096 channels in CUDA C++ (Triton,
             which is the default there, takes more).
         BackendUnavailableError: the implementation asked for cannot run on x's device.
     """
@@ -224,27 +202,22 @@ def depthwise_conv_norm(
     checks.shape("conv_weight", weight, (channels, 1, None), "[C (channels of x), 1, k]")
     if weight.shape[2] % 2 == 0:
         raise ValueError(f"conv_weight should have an odd number of taps (its last size), got {weight.shape[2]}")
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
-        raise TypeError(f"eps should be a float, got {type(eps).__name__}")
-    if eps < 0:
-        raise ValueError(f"eps should be at least 0, got {eps}")
+    checks.eps(eps)
     vectors = {"conv_bias": conv_bias, "norm_weight": norm_weight, "norm_bias": norm_bias}
     for name, tensor in vectors.items():
         if tensor is not None:
             checks.floating(name, tensor)
             checks.shape(name, tensor, (channels,), "[C (channels of x)]")
-    x, weight, conv_bias, norm_weight, norm_bias = _under_autocast(x, weight, *vectors.values())
-    vectors = {"conv_weight": weight, "conv_bias": conv_bias, "norm_weight": norm_weight, "norm_bias": norm_bias}
-    for name, tensor in vectors.items():
+    x, *cast = checks.under_autocast(x, weight, *vectors.values())
+    parameters: tuple[Any, Any, Any, Any] = (cast[0], cast[1], cast[2], cast[3])
+    for name, tensor in zip(("conv_weight", *vectors), parameters, strict=True):
         if tensor is not None:
             checks.same_dtype_and_device(name, tensor, "x", x)
     lengths = checks.lengths(lengths, x.shape[0], x.shape[1], x.device)
     eps = float(eps)
     backend = dispatch.choose("depthwise_conv_norm", x.device)
     if backend == "reference":
-        return reference.depthwise_conv_norm(x, weight, conv_bias, norm_weight, norm_bias, eps, lengths)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *vectors.values())):
-        return _DepthwiseConvNorm.apply(x, weight, conv_bias, norm_weight, norm_bias, eps, lengths, backend)
-    return dispatch.kernels(backend).depthwise_conv_norm_forward(
-        x, weight, conv_bias, norm_weight, norm_bias, eps, lengths
-    )
+        return reference.depthwise_conv_norm(x, *parameters, eps, lengths)
+    if checks.need_grad(x, *parameters):
+        return _DepthwiseConvNorm.apply(eps, lengths, backend, x, *parameters)
+    return dispatch.kernels(backend).depthwise_conv_norm_forward(x, *parameters, eps, lengths)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from losatok_ext.audio.files import read_audio_with_info
 from losatok_ext.audio.samples import sample_folder
-from losatok_ext.errors import CheckpointError, ConfigError, TrainingError
+from losatok_ext.errors import CheckpointError, ConfigError, InputError, TrainingError
 from losatok_ext.formats.latent_files import load_latents, save_latents
 from losatok_ext.jobs.tokenize import encode_clip
 from losatok_ext.models import LoSATok
@@ -138,7 +138,7 @@ def test_texts_come_from_the_manifest_or_the_folder(tmp_path):
         ({"path": "b.flac", "labels": ["x"]}, 'list.jsonl:1: "labels" should be an object'),
     ):
         (tmp_path / "list.jsonl").write_text(json.dumps(line))
-        with pytest.raises(TrainingError, match=message):
+        with pytest.raises(InputError, match=message):
             open_corpus(tmp_path / "list.jsonl", 16000, 640, 10)
 
 

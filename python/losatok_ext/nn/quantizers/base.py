@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from losatok_ext.masks import valid_mask, zero_past
 from losatok_ext.nn.quantizers.config import QuantizerConfig
-from losatok_ext.ops.quantize import as_batch, check_rows, integers
+from losatok_ext.ops import checks
 
 
 class Quantized(NamedTuple):
@@ -129,7 +129,7 @@ class Quantizer(nn.Module):
             ValueError: codes out of range (checked on the CPU only), or of the wrong shape.
             BackendUnavailableError: see :func:`losatok_ext.use_backend`.
         """
-        codes = integers("codes", codes)
+        codes = checks.integers("codes", codes)
         if self.code_dim and codes.dim() == 0:
             raise ValueError("codes should have shape [..., n], n codes to a token, got a scalar")
         values = self._decode(codes)
@@ -140,10 +140,10 @@ class Quantizer(nn.Module):
 
     def _enter(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
         """Checked lengths, ``x`` as [B, T, d], and it as [B, T, inner_dim]."""
-        lengths = check_rows(x, lengths)
+        lengths = checks.rows(x, lengths)
         if x.shape[-1] != self.dim:
             raise ValueError(f"x should have dim = {self.dim} features (its last size), got {x.shape[-1]}")
-        frames = as_batch(x)
+        frames = checks.as_batch(x)
         if self.project_in is None:
             return lengths, frames, frames
         # Zeros before the map: otherwise the gradient of the weight would be NaN * 0.

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from losatok_ext.masks import valid_mask
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -34,7 +36,7 @@ def bottleneck_project(
 
 
 def normalize(x: Tensor) -> Tensor:
-    """x / max(|x|, 1e-12) over the last dimension, where float16, which has no 1e-12, takes its least number."""
+    """x / max(|x|, 1e-12) over the last dimension; float16 cannot hold 1e-12 and takes its smallest number."""
     facts = torch.finfo(x.dtype)
     return F.normalize(x, dim=-1, eps=max(NORM_EPS, facts.smallest_normal * facts.eps))
 
@@ -51,14 +53,14 @@ def normalized_reconstruction_loss(
 ) -> Tensor:
     """Mean over valid frames and features of (normalize(restored) - normalize(target))^2; the target takes no gradient.
 
-    z [..., d], target [..., D]; with ``lengths`` [B] z is [B, T, d]. No valid frame at all: 0.
+    z [..., d], target [..., D]; with ``lengths`` [B] z is [B, T, d]. Without a valid frame it is 0.
     """
     target = target.detach()
     if lengths is None:
         frames: Tensor | float = float(max(target.numel() // max(target.shape[-1], 1), 1))
         valid = None
     else:
-        valid = (torch.arange(z.shape[1], device=z.device) < lengths[:, None]).unsqueeze(-1)
+        valid = valid_mask(lengths, z.shape[1]).unsqueeze(-1)
         frames = valid.sum().clamp(min=1)
         # Replaced, not multiplied: NaN * 0 is NaN.
         z, target = torch.where(valid, z, 0), torch.where(valid, target, 0)

@@ -1,6 +1,6 @@
 """Attention with QK norm and rotary embedding in plain PyTorch: the definition, and the oracle of every test.
 
-It keeps whole [B, H, T, S] matrices. Queries, keys and attention weights are rounded to the dtype of the inputs where
+It stores full [B, H, T, S] matrices. Queries, keys and attention weights are rounded to the dtype of the inputs where
 they enter a product; products, norms and the softmax are in float32 (float64), as in every fused attention.
 """
 
@@ -9,21 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def wide(x: Tensor) -> torch.dtype:
-    """The dtype that ``x`` is computed with: float64 for float64, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def below(lengths: Tensor | None, x: Tensor) -> Tensor:
-    """Which rows of ``x`` [B, T, ...] lie below ``lengths`` [B]: bool [B, T]."""
-    if lengths is None:
-        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    return torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]
+from losatok_ext.masks import valid_frames
+from losatok_ext.ops.checks import wide
 
 
 def normalize(x: Tensor, weight: Tensor | None, norm: str | None, eps: float) -> Tensor:
-    """Each head of ``x`` [B, T, H, h] over its root mean square ("rms"), less its mean before ("layer"), * weight."""
+    """Each head of ``x`` [B, T, H, h] over its root mean square, for "layer" minus its mean first; times weight."""
     if norm == "layer":
         x = x - x.mean(-1, keepdim=True)
     if norm is not None:
@@ -32,7 +23,7 @@ def normalize(x: Tensor, weight: Tensor | None, norm: str | None, eps: float) ->
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turn pairs of the first 2 R features of ``x`` [B, T, H, h] by the angles of ``cos``, ``sin`` [T, R].
+    """Rotate pairs of the first 2 R features of ``x`` [B, T, H, h] by the angles of ``cos``, ``sin`` [T, R].
 
     Pairs are (i, i + R), or (2 i, 2 i + 1) when ``interleaved``: (a, b) -> (a cos - b sin, b cos + a sin). RoFormer
     (Su et al., 2021), equation 34.
@@ -67,7 +58,7 @@ def dit_attention(
     ``q`` is [B, T, H, h], ``k`` and ``v`` [B, S, H, h]. ``key_lengths`` counts keys; None means all S, also with
     ``lengths``. Rows past a length, and of clips without a key, are zero.
     """
-    rows, keys = below(lengths, q), below(key_lengths, k)
+    rows, keys = valid_frames(q, lengths), valid_frames(k, key_lengths)
     # Replaced, not multiplied: NaN * 0 is NaN, in the gradient too.
     q, k, v = (torch.where(valid[:, :, None, None], x, 0) for valid, x in ((rows, q), (keys, k), (keys, v)))
     dtype, wider = q.dtype, wide(q)

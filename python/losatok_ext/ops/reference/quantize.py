@@ -1,7 +1,7 @@
 """Quantization in plain PyTorch: nearest codes and their residual chain, finite scalar levels, affine integers.
 
 The definitions, and the oracle of every test of the family. Distances, bounds and levels are computed in float32, or in
-float64 for float64 inputs; codes of the wrong range and values that are not finite raise here, as they do on the CPU.
+float64 for float64 inputs. Codes out of range and values that are not finite raise, as in the op on the CPU.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from losatok_ext.masks import valid_mask
+from losatok_ext.ops.checks import wide
+
 FSQ_MARGIN = 1e-3
 
 
-def wide(*tensors: Tensor) -> torch.dtype:
-    """The dtype that distances are taken in: float64 when any of ``tensors`` is, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
 def valid_frames(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Which frames of ``x`` [..., d] count: bool [...]; with ``lengths`` [B], x is [B, T, d] and those below them."""
+    """Which rows of ``x`` [..., d] count: bool [...]. With ``lengths`` [B], x is [B, T, d]; None: all."""
     if lengths is None:
         return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
-    return torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]
+    return valid_mask(lengths.to(x.device), x.shape[1])
 
 
 def squared_distances(x: Tensor, codebook: Tensor) -> Tensor:
@@ -48,7 +46,7 @@ def vq_nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> tu
 
 
 def rvq_encode(x: Tensor, codebooks: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Each stage codes what the stages before left over: codes [..., Q], and the sum of the chosen codes [..., d].
+    """Each stage codes the residual of the stages before it: codes [..., Q], and the sum of the chosen codes [..., d].
 
     ``codebooks`` is [Q, K, d]. The residual takes no gradient; the sum has one to the codebooks.
     """
@@ -82,7 +80,7 @@ def _sum_of_codes(codes: Tensor, codebooks: Tensor, dtype: torch.dtype) -> Tenso
 
 
 def sums_by_code(rows: Tensor, codes: Tensor, size: int) -> Tensor:
-    """For each of ``size`` codes the sum of the ``rows`` [N, d] that chose it: [size, d]; ``codes`` [N], -1 none."""
+    """For each of ``size`` codes the sum of the ``rows`` [N, d] that chose it: [size, d]; ``codes`` [N], -1: none."""
     sums = torch.zeros((size + 1, rows.shape[1]), dtype=torch.float64, device=rows.device)
     return sums.index_add(0, codes + 1, rows.double())[1:].to(rows.dtype)
 
@@ -97,7 +95,7 @@ def fsq_constants(levels: Sequence[int], dtype: torch.dtype, device: torch.devic
 
 
 def fsq_bound(x: Tensor, levels: Sequence[int]) -> Tensor:
-    """tanh(x + shift) * half_range - offset: ``x`` [..., D] squeezed to where rounding gives each dimension its levels.
+    """tanh(x + shift) * half_range - offset: ``x`` [..., D] bounded so that rounding gives each dimension its levels.
 
     Finite Scalar Quantization (Mentzer et al., 2023), appendix A, with the shift as the inverse of tanh.
     """
@@ -116,7 +114,7 @@ def fsq_quantize(x: Tensor, levels: Sequence[int], lengths: Tensor | None = None
     half_width = torch.tensor([n // 2 for n in levels], dtype=torch.int64, device=x.device)
     highest = torch.tensor([n - 1 - n // 2 for n in levels], dtype=torch.int64, device=x.device)
     rounded = torch.clamp(bounded.detach().round(), -half_width.to(bounded.dtype), highest.to(bounded.dtype))
-    # What is added is zero, and carries the gradient past the rounding.
+    # The added term is zero; it carries the gradient past the rounding.
     quantized = (rounded + (bounded - bounded.detach())) / half_width.to(bounded.dtype)
     digits = rounded.nan_to_num(nan=0.0).to(torch.int64) + half_width
     indices = (digits * fsq_basis(levels, x.device)).sum(-1)
@@ -149,7 +147,7 @@ def affine_quantize(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of ``x`` [N, n] as integers 0..2^bits-1: packed uint8, and scale and offset [N], x ~ offset + scale * q.
 
     The offset is the row's least value. The scale is its range over 2^bits - 1, never rounded below it, so that no
-    value is clipped. All in float64: the range of float32 values may overflow float32, and a scale may underflow.
+    value is clipped. Computed in float64: the range of float32 values may overflow float32, and a scale may underflow.
 
     Raises:
         ValueError: a value or range that is not finite.

@@ -1,6 +1,6 @@
 """The time-relation loss in plain PyTorch: the definition, and the oracle of every test of the op.
 
-It runs in the dtype of its inputs, with float32 (float64) norms and sums, and keeps whole [B, T, T] matrices.
+It runs in the dtype of its inputs, with float32 (float64) norms and sums, and stores full [B, T, T] matrices.
 """
 
 from __future__ import annotations
@@ -9,17 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def valid_frames(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Which frames of ``x`` [B, T, *] lie below ``lengths`` [B]: bool [B, T]."""
-    time = torch.arange(x.shape[1], device=x.device)
-    if lengths is None:
-        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    return time < lengths.to(x.device)[:, None]
+from losatok_ext.masks import keep_valid, valid_frames
+from losatok_ext.ops.checks import wide
 
 
 def valid_pairs(x: Tensor, lengths: Tensor | None, window: int | None) -> Tensor:
@@ -37,8 +28,8 @@ def normalized_rows(x: Tensor, lengths: Tensor | None = None) -> Tensor:
 
     The norm is taken in float32 (float64): in float16, 1e-12 is 0.
     """
-    x = x.masked_fill(~valid_frames(x, lengths)[:, :, None], 0)
-    return normalize(x.to(_wide(x)), dim=-1, eps=1e-12).to(x.dtype)
+    x = keep_valid(x, lengths)
+    return normalize(x.to(wide(x)), dim=-1, eps=1e-12).to(x.dtype)
 
 
 def time_relation_loss(low: Tensor, high: Tensor, lengths: Tensor | None = None, window: int | None = None) -> Tensor:
@@ -57,7 +48,7 @@ def time_relation_loss(low: Tensor, high: Tensor, lengths: Tensor | None = None,
     low, high = normalized_rows(low, lengths), normalized_rows(high.detach(), lengths)
     pairs = valid_pairs(low, lengths, window)
     difference = (low @ low.mT - high @ high.mT).masked_fill(~pairs, 0)
-    total = difference.to(_wide(low)).square().sum()
+    total = difference.to(wide(low)).square().sum()
     return (total / pairs.sum().clamp(min=1)).to(low.dtype)
 
 
@@ -69,4 +60,4 @@ def gram_energy(high: Tensor, lengths: Tensor | None = None, window: int | None 
     """
     high = normalized_rows(high, lengths)
     products = (high @ high.mT).masked_fill(~valid_pairs(high, lengths, window), 0)
-    return products.to(_wide(high)).square().sum(dim=(1, 2))
+    return products.to(wide(high)).square().sum(dim=(1, 2))

@@ -8,16 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from losatok_ext.masks import valid_frames
+from losatok_ext.ops.checks import wide
+
 MAX_MAGNITUDE = 100.0
 LEAST_ENVELOPE = 1e-11
-"""Where the overlapped squared windows add up to no more than this, no frame is heard: the waveform is zero."""
-
-
-def valid_frames(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Which frames of ``x`` [B, T, C] lie below ``lengths`` [B] (None: all): bool [B, T, 1]."""
-    if lengths is None:
-        return torch.ones((*x.shape[:2], 1), dtype=torch.bool, device=x.device)
-    return (torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]).unsqueeze(-1)
+"""Where the overlapped squared windows add up to no more than this, the waveform is zero."""
 
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:
@@ -39,15 +35,15 @@ def polar_istft(head: Tensor, window: Tensor, hop: int, lengths: Tensor | None =
     in float64 where one of the two is. Zeros past a clip's frames.
     """
     dtype = torch.promote_types(head.dtype, window.dtype)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    computed = wide(head, window)
     n = window.shape[0]
     batch, count = head.shape[:2]
-    valid = valid_frames(head, lengths)
-    window = window.detach().to(wide)
-    if batch * count == 0:  # no FFT takes it; the sum is there for its gradient
+    valid = valid_frames(head, lengths).unsqueeze(-1)
+    window = window.detach().to(computed)
+    if batch * count == 0:  # no FFT takes zero frames; the sum gives head a gradient
         return (head.new_zeros(batch, count * hop) + head.sum()).to(dtype)
     # Replaced, not multiplied: NaN * 0 is NaN.
-    magnitude, phase = torch.where(valid, head.to(wide), 0).chunk(2, dim=-1)
+    magnitude, phase = torch.where(valid, head.to(computed), 0).chunk(2, dim=-1)
     spectrum = torch.polar(magnitude.clamp(max=math.log(MAX_MAGNITUDE)).exp(), phase)
     frames = torch.where(valid, torch.fft.irfft(spectrum, n, dim=-1) * window, 0)
     squares = torch.where(valid, window.square(), 0)
@@ -72,10 +68,10 @@ def depthwise_conv_norm(
     x [B, T, C], conv_weight [C, 1, k] with k odd, all others [C] -> [B, T, C]. The convolution finds zeros beyond both
     ends and past ``lengths`` [B]; what comes out there is zero.
     """
-    valid = valid_frames(x, lengths)
+    valid = valid_frames(x, lengths).unsqueeze(-1)
     x = torch.where(valid, x, 0)
     half, time = conv_weight.shape[2] // 2, x.shape[1]
-    # One frame more than "same" needs, then cut: so that a clip of no frames is no exception.
+    # One frame more than "same" needs, removed again: conv1d takes no input shorter than the kernel.
     padded = F.pad(x, (0, 0, half, half + 1)).transpose(1, 2)
     convolved = F.conv1d(padded, conv_weight, conv_bias, groups=x.shape[2]).transpose(1, 2)[:, :time]
     return torch.where(valid, F.layer_norm(convolved, x.shape[2:], norm_weight, norm_bias, eps), 0)
