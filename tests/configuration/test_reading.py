@@ -72,6 +72,16 @@ def test_hostile_json_is_refused_by_name(tmp_path, text, message):
         read_json(tmp_path / "gone.json")
 
 
+def test_files_that_are_not_text_are_refused_by_name(tmp_path):
+    (tmp_path / "a").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"a: not valid YAML: 'utf-8' codec"):
+        read_yaml(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"a is not readable JSON \('utf-8' codec"):
+        read_json(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"^--set"):
+        parse_assignments(["x=\udcff"])
+
+
 @pytest.mark.parametrize("text", ["x=" + "[" * 5000, ".".join("x" * 5000) + "=1", "x=&a [*a]"])
 def test_hostile_assignments_are_refused(text):
     with pytest.raises(ConfigError, match=r"^--set"):

@@ -39,9 +39,9 @@ def read_json(path: Path) -> Any:
     Raises:
         ConfigError: the file is missing, too large, is not JSON, or nested too deeply.
     """
-    text = _read(path, MAX_JSON_BYTES)
+    data = _read(path, MAX_JSON_BYTES)
     try:
-        return plain(json.loads(text))
+        return plain(json.loads(data.decode("utf-8-sig")))
     except MisfitError as misfit:
         raise ConfigError(f"{path}: the file {misfit.problem}") from None
     except ValueError as error:
@@ -63,7 +63,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         parts = key.strip().split(".")
         if not equals or not all(parts) or len(parts) > MAX_DEPTH:
             raise ConfigError(f"--set takes KEY=VALUE such as optimizer.lr=1e-3, got {show(assignment)}")
-        value = _parse_yaml(text, f"--set {assignment[:100]}")
+        value = _parse_yaml(text.encode("utf-8", "surrogatepass"), f"--set {assignment[:100]}")
         group = values
         for part in parts[:-1]:
             group = group.setdefault(part, {})
@@ -75,23 +75,23 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def _read(path: Path, limit: int) -> str:
+def _read(path: Path, limit: int) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
         if len(data) > limit:
             raise ConfigError(f"{path}: too large for a configuration, which has at most {limit} bytes")
-        return data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return data
+    except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error}") from None
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def _parse_yaml(data: bytes, source: str) -> Any:
     loader = _loader()
     import yaml
 
     try:
-        nodes = loader(text)
+        nodes = loader(data.decode("utf-8-sig"))
         root = nodes.get_single_node()
         if root is None:
             return None
