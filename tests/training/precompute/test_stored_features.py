@@ -369,5 +369,5 @@ def test_audio_of_another_rate_and_an_index_that_lies_are_refused(model, feature
         index = _index(features)
         index["shards"][0]["clips"][0]["audio"] |= place
         (tmp_path / "b" / "index.json").write_text(json.dumps(index))
-        with pytest.raises(TrainingError, match=r"index.json is damaged .*a clip of \S+ is not within it"):
+        with pytest.raises(TrainingError, match=r"index.json is damaged .*a clip of \S+ lies outside it"):
             open_paired(tmp_path / "b", settings, 640, 0)
