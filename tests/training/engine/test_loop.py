@@ -20,6 +20,7 @@ from losatok_ext.models.teachers.registry import open_teacher
 from losatok_ext.training import read_log, train_sembo, train_tokenizer
 from losatok_ext.training.config.recipes import demo_recipe
 from losatok_ext.training.precompute.tokens import precompute_features
+from losatok_ext.training.stages.tokenizer import TokenizerStage
 from training_runs import (
     SPEECH,
     StoppedError,
@@ -175,7 +176,10 @@ def test_killed_at_any_moment_it_goes_on_exactly(stored, trained, tmp_path):
 
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
-def test_asked_to_stop_it_finishes_the_step_and_keeps_it(which, trained, tmp_path):
+def test_asked_to_stop_it_finishes_the_step_and_keeps_it(which, trained, tmp_path, request):
+    before = signal.signal(which, signal.SIG_DFL)  # under nohup SIGHUP is ignored
+    request.addfinalizer(lambda: signal.signal(which, before))
+
     def interrupt(report):
         if report.step == 2:
             os.kill(os.getpid(), which)
@@ -206,13 +210,13 @@ def test_global_generators_are_left_alone(trained, tmp_path):
 def poison(monkeypatch, steps):
     """Make the mel loss NaN at these calls, from 0."""
     calls = iter(range(10**6))
-    forward = LoSATok.forward
+    compute = TokenizerStage.losses
 
-    def poisoned(self, *arguments, **options):
-        losses = forward(self, *arguments, **options)
+    def poisoned(self, batch, step):
+        losses = compute(self, batch, step)
         return losses | {"mel": losses["mel"] * float("nan")} if next(calls) in steps else losses
 
-    monkeypatch.setattr(LoSATok, "forward", poisoned)
+    monkeypatch.setattr(TokenizerStage, "losses", poisoned)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(trained, tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def test_parts_draw_the_numbers_of_the_whole(shape_rows):
         own[rows] = size
         with noise.rows_of(first, size, 6, seed=7):
             assert torch.equal(noise.normal(own, rows=rows), whole.narrow(rows, first, size))
-    with noise.rows_of(0, 2, 6, seed=7), pytest.raises(ValueError, match="should be the 2 rows at hand"):
+    with noise.rows_of(0, 2, 6, seed=7), pytest.raises(ValueError, match="should be the 2 rows of this part"):
         noise.uniform((3,))
 
 

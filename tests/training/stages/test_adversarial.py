@@ -206,7 +206,7 @@ def test_clips_to_validate_on_have_labels_of_their_own(sembo, tmp_path):
     model = LoSATok.from_pretrained(sembo / "model").config
     stage.open_data(tmp_path / "train", model)
     _, source = stage.open_data(tmp_path / "validate", model)
-    seen = {name: label for step in range(4) for name, label in zip(*_labels(stage, source.batch(step)), strict=True)}
+    seen = {name: label for step in range(30) for name, label in zip(*_labels(stage, source.batch(step)), strict=True)}
     assert seen == {"b/0.flac": 1, "b/1.flac": 1, "c/2.flac": -1}
 
 
