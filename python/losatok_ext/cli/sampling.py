@@ -153,8 +153,8 @@ def load_both(
             was trained on another tokenizer.
         CheckpointError: a folder holds no usable model of its type.
     """
-    generator, model = require_generator(generator), require_model(model)
     check_dtype(dtype)
+    generator, model = require_generator(generator), require_model(model)
     chosen = pick_device(device)
     from losatok_ext.audio.files import check_writable
     from losatok_ext.models.generator.generator import Generator
