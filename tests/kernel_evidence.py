@@ -1,16 +1,19 @@
 """What the compilers say of every GPU kernel: registers, stack, spills, shared memory, matrix instructions.
 
-docs/kernels.json keeps it for each kernel, docs/kernels.md as tables. The tests that compile the kernels anyway compare
-what comes out with what is kept (:func:`differences`), so that a change that costs registers or spills shows in its
-diff. After one that is meant:
+docs/kernels.json keeps it for each kernel, docs/kernels.md as tables, with a digest of the sources that it was taken
+from. A compiler makes the same of the same sources. So the tests compile only what has changed since (all of it where
+the compiler is of another version), and compare what comes out with what is kept (:func:`differences`): a change that
+costs registers or spills shows in its diff. After one that is meant:
 
     make evidence
 
-compiles what the tests compile, and shares their objects.
+compiles everything and keeps it; objects are shared with the tests.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import os
 import re
@@ -166,6 +169,33 @@ def compile_ahead(target: str, dtype: str, extra: Iterable[str]) -> tuple[list[d
         return json.loads(table.read_text()), done.stdout
 
 
+def triton_digest(target: str, dtype: str, extra: Iterable[str]) -> str:
+    """16 hex digits: a hash of all that decides what a run of AHEAD gives, Triton's version excepted: the code of all
+    Triton kernels and of triton_ahead.py, without comments and docstrings."""
+    parts = [ahead_name(target, dtype, extra)]
+    for path in (*sorted((ROOT / "triton_kernels").glob("*.py")), ROOT / "tests" / "triton_ahead.py"):
+        parts += [path.name, *_code_lines(path.read_text())]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _code_lines(text: str) -> list[str]:
+    """The lines of a Python file without docstrings, lines of comment and empty lines, alike in every Python."""
+    bodies = [getattr(node, "body", None) for node in ast.walk(ast.parse(text))]
+    said: set[int] = set()
+    for statement in (part for body in bodies if isinstance(body, list) for part in body if _is_text(part)):
+        said.update(range(statement.lineno, (statement.end_lineno or statement.lineno) + 1))
+    lines = enumerate(text.splitlines(), 1)
+    return [line for number, line in lines if number not in said and line.strip() and not line.lstrip().startswith("#")]
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +221,13 @@ def kept_rows(compiler: str, key: str) -> dict[str, Row]:
     return kept[compiler].get(key, {})
 
 
+def unchanged(compiler: str, key: str, part: str, digest: str) -> bool:
+    """Whether what is kept of ``part`` under ``key`` was taken from these sources, by the compiler that is here."""
+    kept = json.loads(KEPT.read_text())
+    same = kept["compilers"][compiler] == compilers()[compiler]
+    return same and kept["digests"][compiler].get(key, {}).get(part) == digest
+
+
 def differences(found: Mapping[str, Row], kept: Mapping[str, Row]) -> list[str]:
     """What is not as it is kept, a line for each kernel; shared memory only where both know it."""
     lines = [f"{name}: not kept" for name in found if name not in kept]
@@ -214,7 +251,13 @@ def collect() -> dict:
             own = shared.get(name.split(": ", 1)[1])
             cuda[f"sm_{architecture}"][name] = row if own is None else row | {"shared": own}
     ahead = {ahead_name(*run): triton_rows(compile_ahead(*run)[0]) for run in AHEAD}
-    return {"compilers": compilers(), "nvcc": cuda, "triton": ahead}
+    digests = {
+        "nvcc": {
+            f"sm_{a}": {source.stem: build.cuda_digest(source, a) for source in build.KERNELS} for a in ARCHITECTURES
+        },
+        "triton": {ahead_name(*run): {"all": triton_digest(*run)} for run in AHEAD},
+    }
+    return {"compilers": compilers(), "nvcc": cuda, "triton": ahead, "digests": digests}
 
 
 # --- the page -------------------------------------------------------------------------------------------------------

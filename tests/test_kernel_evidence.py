@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import kernel_evidence as evidence
+from host_shim import build
 
 
 def test_the_page_is_of_the_figures():
@@ -77,3 +78,41 @@ def test_figures_of_another_compiler_are_not_compared(monkeypatch):
     monkeypatch.setattr(evidence, "compilers", lambda: {"nvcc": "1.0", "triton": "1.0"})
     with pytest.raises(evidence.OtherCompilerError, match=r"docs/kernels.json is of nvcc [\d.]+, this is 1.0"):
         evidence.kept_rows("nvcc", "sm_90")
+
+
+def test_what_is_kept_is_of_the_sources_that_are_here():
+    """A difference is no defect, but costs every run of the tests a compilation: make evidence."""
+    kept = json.loads(evidence.KEPT.read_text())["digests"]
+    for architecture in evidence.ARCHITECTURES:
+        ours = {source.stem: build.cuda_digest(source, architecture) for source in build.KERNELS}
+        assert kept["nvcc"][f"sm_{architecture}"] == ours, "make evidence"
+    for run in evidence.AHEAD:
+        assert kept["triton"][evidence.ahead_name(*run)] == {"all": evidence.triton_digest(*run)}, "make evidence"
+
+
+def test_a_digest_changes_with_the_code_and_not_with_what_is_said_of_it(tmp_path, monkeypatch):
+    digests = []
+    for text in ('"""One."""\nx = 1\n', '"""Another.\n\nOne."""\n# a remark\nx = 1\n', "x = 2\n"):
+        for folder in ("triton_kernels", "tests"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / "triton_kernels" / "op.py").write_text(text)
+        (tmp_path / "tests" / "triton_ahead.py").write_text("")
+        monkeypatch.setattr(evidence, "ROOT", tmp_path)
+        digests.append(evidence.triton_digest("sm90", "float32", ()))
+    assert digests[0] == digests[1] != digests[2]
+    source = tmp_path / "kernel.cu"
+    source.write_text("int x;\n")
+    first = build.cuda_digest(source, 80)
+    assert first != build.cuda_digest(source, 90)
+    source.write_text("int y;\n")
+    assert first != build.cuda_digest(source, 80)
+
+
+@pytest.mark.parametrize(("there", "digest", "expected"), [("1", "a", True), ("2", "a", False), ("1", "b", False)])
+def test_what_is_kept_counts_for_the_same_sources_and_the_same_compiler(monkeypatch, tmp_path, there, digest, expected):
+    kept = tmp_path / "kernels.json"
+    kept.write_text(json.dumps({"compilers": {"nvcc": "1"}, "digests": {"nvcc": {"sm_80": {"op": "a"}}}}))
+    monkeypatch.setattr(evidence, "KEPT", kept)
+    monkeypatch.setattr(evidence, "compilers", lambda: {"nvcc": there})
+    assert evidence.unchanged("nvcc", "sm_80", "op", digest) is expected
+    assert not evidence.unchanged("nvcc", "sm_90", "op", digest)

@@ -11,25 +11,34 @@ from host_shim import build
 from host_shim.ops import schemas
 
 
+def is_kept(source, architecture):
+    """Whether docs/kernels.json holds what nvcc makes of exactly these sources."""
+    digest = build.cuda_digest(source, architecture)
+    return evidence.unchanged("nvcc", f"sm_{architecture}", source.stem, digest)
+
+
 @pytest.fixture(scope="module")
 def compilations():
-    """By source and architecture, what will have come of compiling it: two at a time."""
+    """By source and architecture that are not kept as they are, what will have come of compiling it: two at a time."""
     with ThreadPoolExecutor(2) as pool:
-        work = product(build.KERNELS, evidence.ARCHITECTURES)
+        work = [key for key in product(build.KERNELS, evidence.ARCHITECTURES) if not is_kept(*key)]
         yield {key: pool.submit(evidence.cuda_rows, *key) for key in work}
 
 
 @pytest.mark.parametrize("architecture", evidence.ARCHITECTURES)
 @pytest.mark.parametrize("source", build.KERNELS, ids=lambda path: path.stem)
 def test_kernels_compile_without_spilling_as_is_kept(compilations, source, architecture):
-    rows = compilations[source, architecture].result()
-    assert rows
-    assert not [name for name, row in rows.items() if row["spilled"]], "registers are spilled to memory"
+    compiled = compilations.get((source, architecture))
+    rows = None if compiled is None else compiled.result()
     try:
         kept = evidence.kept_rows("nvcc", f"sm_{architecture}")
     except evidence.OtherCompilerError as other:
+        assert not [name for name, row in rows.items() if row["spilled"]], "registers are spilled to memory"
         pytest.skip(str(other))
     own = {name: row for name, row in kept.items() if name.startswith(f"{source.stem}: ")}
+    rows = own if rows is None else rows
+    assert rows
+    assert not [name for name, row in rows.items() if row["spilled"]], "registers are spilled to memory"
     changed = evidence.differences(rows, own)
     assert not changed, "\n".join([*changed, "docs/kernels.json has other figures; meant? make evidence"])
 

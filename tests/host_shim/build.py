@@ -193,10 +193,22 @@ def cuda_object(source: Path, architecture: int) -> tuple[Path, str]:
     """
     compiler = nvcc()
     assert compiler is not None
+    kind = "-c" if architecture == WITH_HOST_CODE else "-cubin"
+    return compile_object([compiler, *_cuda_flags(architecture)], source, kind)
+
+
+def _cuda_flags(architecture: int) -> list[str]:
     code = f"arch=compute_{architecture},code=sm_{architecture}"
     flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", "-gencode", code]
-    flags += ["-Werror", "all-warnings", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-Wall,-Wextra"]
-    return compile_object([compiler, *flags], source, "-c" if architecture == WITH_HOST_CODE else "-cubin")
+    return [*flags, "-Werror", "all-warnings", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-Wall,-Wextra"]
+
+
+def cuda_digest(source: Path, architecture: int) -> str:
+    """16 hex digits: a hash of all that decides what nvcc makes of ``source``, its version excepted."""
+    parts = [" ".join(_cuda_flags(architecture)).replace(str(CSRC), "csrc").encode()]
+    for path in sources_of(source):
+        parts += [path.name.encode(), path.read_bytes()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def check_bindings(source: Path) -> None:

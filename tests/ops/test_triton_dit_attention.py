@@ -5,7 +5,7 @@ import torch
 
 from losatok_ext import use_backend
 from losatok_ext.ops.dit_attention import dit_attention
-from losatok_ext.triton_kernels import dit_attention as kernels
+from losatok_ext.triton_kernels import launch
 from ops.dit_cases import LARGE, SMALL, Case, check, check_attention, evaluate
 from ops.triton_cases import DTYPES, fill_with_nan, needs_working_triton
 
@@ -106,7 +106,7 @@ def test_packed_views_give_what_copies_give(device):
 
 def test_packed_views_are_not_copied(device):
     view = Case(2, 20, 2, 32, packed=True).tensors(torch.float32, device)[1]
-    assert kernels._heads_beside(view) is view
+    assert launch.rows_contiguous(view, 1) is view
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
