@@ -59,7 +59,7 @@ bench: build  ## measure the ops beside their peers (RESULTS=benchmarks/results 
 report: build  ## write the kept figures into README.md and docs/performance.md
 	$(BIN)/python benchmarks/report.py
 
-evidence: build  ## compile every GPU kernel and keep what the compilers say of it in docs/kernels.md
+evidence: build  ## compile the GPU kernels that have changed, and keep what the compilers say in docs/kernels.md
 	$(BIN)/python tests/kernel_evidence.py
 
 reproduce: build  ## train teachers, bottlenecks and tokenizers of three seeds, and set the paper's claims beside them (ARGS="--scale 1")

@@ -7,7 +7,7 @@ costs registers or spills shows in its diff. After one that is meant:
 
     make evidence
 
-compiles everything and keeps it; objects are shared with the tests.
+compiles what has changed, and keeps it.
 """
 
 from __future__ import annotations
@@ -240,22 +240,37 @@ def differences(found: Mapping[str, Row], kept: Mapping[str, Row]) -> list[str]:
 
 
 def collect() -> dict:
-    """Compile everything: the content of docs/kernels.json."""
-    work = list(product(build.KERNELS, ARCHITECTURES))
-    with ThreadPoolExecutor(2) as pool:
-        tables = list(pool.map(lambda item: cuda_rows(*item), work))
-    shared = launched_shared()
-    cuda: dict[str, dict[str, Row]] = {f"sm_{architecture}": {} for architecture in ARCHITECTURES}
-    for (_, architecture), table in zip(work, tables, strict=True):
-        for name, row in table.items():
-            own = shared.get(name.split(": ", 1)[1])
-            cuda[f"sm_{architecture}"][name] = row if own is None else row | {"shared": own}
-    ahead = {ahead_name(*run): triton_rows(compile_ahead(*run)[0]) for run in AHEAD}
-    digests = {
+    """Compile what has changed since docs/kernels.json was written: its new content."""
+    kept = json.loads(KEPT.read_text())
+    digests: dict[str, dict[str, dict[str, str]]] = {
         "nvcc": {
             f"sm_{a}": {source.stem: build.cuda_digest(source, a) for source in build.KERNELS} for a in ARCHITECTURES
         },
         "triton": {ahead_name(*run): {"all": triton_digest(*run)} for run in AHEAD},
+    }
+    work = [
+        (source, architecture)
+        for source, architecture in product(build.KERNELS, ARCHITECTURES)
+        if not unchanged("nvcc", key := f"sm_{architecture}", source.stem, digests["nvcc"][key][source.stem])
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        tables = dict(zip(work, pool.map(lambda item: cuda_rows(*item), work), strict=True))
+    shared = launched_shared() if work else {}
+    cuda: dict[str, dict[str, Row]] = {f"sm_{architecture}": {} for architecture in ARCHITECTURES}
+    for source, architecture in product(build.KERNELS, ARCHITECTURES):
+        rows = cuda[f"sm_{architecture}"]
+        if (source, architecture) not in tables:
+            old = kept["nvcc"][f"sm_{architecture}"].items()
+            rows.update((name, row) for name, row in old if name.startswith(f"{source.stem}: "))
+            continue
+        for name, row in tables[source, architecture].items():
+            own = shared.get(name.split(": ", 1)[1])
+            rows[name] = row if own is None else row | {"shared": own}
+    ahead = {
+        (name := ahead_name(*run)): kept["triton"][name]
+        if unchanged("triton", name, "all", digests["triton"][name]["all"])
+        else triton_rows(compile_ahead(*run)[0])
+        for run in AHEAD
     }
     return {"compilers": compilers(), "nvcc": cuda, "triton": ahead, "digests": digests}
 

@@ -113,5 +113,5 @@ def test_bad_sets(distance):
         distance(x, x[:, :2])
     with pytest.raises(ValueError, match="y should be finite"):
         distance(x, x * torch.nan)
-    with pytest.raises(UserError, match="takes 2 rows of each, got 1"):
+    with pytest.raises(UserError, match="needs 2 rows of each, got 1"):
         distance(x, x[:1])
