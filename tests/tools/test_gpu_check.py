@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,12 +31,12 @@ def test_a_part_that_was_cut_runs_again_and_one_that_is_done_does_not(check, tmp
     once = command(f"open({str(count)!r}, 'a').write('x'); print('said')")
     waits = command("import sys; sys.stdin.read()")
     todo = [check.Part("one", once), check.Part("two", waits, ("one",)), check.Part("three", once, ("two",))]
-    run, (reads, writes) = check.subprocess.run, os.pipe()
+    run, (reads, writes) = subprocess.run, os.pipe()
 
     def cut_what_waits(command, timeout, **options):
         return run(command, timeout=0.5 if command == waits else timeout, stdin=reads, **options)
 
-    monkeypatch.setattr(check.subprocess, "run", cut_what_waits)
+    monkeypatch.setattr(subprocess, "run", cut_what_waits)
     assert not check.run(todo, check.Record(tmp_path / "out"), limit=600)
     monkeypatch.undo()
     assert {name: part["outcome"] for name, part in check.Record(tmp_path / "out").state.items()} == {

@@ -257,9 +257,9 @@ def test_a_low_precision_model_keeps_its_statistics(dit, tmp_path):
 def test_a_tokenizer_is_no_generator(dit, tmp_path):
     dit.save_pretrained(tmp_path / "generator")
     LoSATok(small_config()).save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(CheckpointError, match="does not describe a losatok-dit model; pass the folder"):
+    with pytest.raises(CheckpointError, match="holds a tokenizer, and the network of a generator is needed here"):
         DiT.from_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(CheckpointError, match="does not describe a losatok model"):
+    with pytest.raises(CheckpointError, match="holds the network of a generator, and a tokenizer is needed here"):
         LoSATok.from_pretrained(tmp_path / "generator")
     values = json.loads((tmp_path / "generator" / "config.json").read_text())
     values["config"]["width"] = 128

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -61,36 +61,30 @@ class ChunkedEncoder(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, audio: Tensor, lengths: Tensor, function: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+    ) -> tuple[Any, Tensor]:
         """Features of each clip, the same as if it were alone.
-
-        Args:
-            audio: [B, N]; what lies past a length is not read.
-            lengths: [B] int64 samples.
-
-        Returns:
-            (features [B, T, D], token lengths [B] int64 on the device of ``audio``); zeros past a clip's tokens.
-        """
-        (features,), tokens = self.map_chunks(audio, lengths, lambda features: (features,))
-        return features, tokens
-
-    @torch.no_grad()
-    def map_chunks(
-        self, audio: Tensor, lengths: Tensor, function: Callable[[Tensor], tuple[Tensor, ...]]
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Apply ``function`` to the features of each chunk, and keep its results instead of the features, which for a
-        long recording are larger than all else.
 
         Args:
             audio: [B, N]; what lies past a length is not read.
             lengths: [B] int64 samples. On the CPU they also decide which chunks need no work and no mask, and a GPU is
                 not waited for.
-            function: maps features [n, T', D] to some tensors [n, T', C].
+            function: maps features [n, T', D] of a chunk to some tensors [n, T', C], which are kept instead of the
+                features: for a long recording those are larger than all else.
 
         Returns:
-            (its results put together, each [B, T, C]; token lengths [B] int64 on the device of ``audio``); zeros past a
-            clip's tokens.
+            (features [B, T, D], or a tuple with each result of ``function`` put together, [B, T, C]; token lengths [B]
+            int64 on the device of ``audio``); zeros past a clip's tokens.
         """
+        if function is None:
+            (features,), tokens = self._map_chunks(audio, lengths, lambda features: (features,))
+            return features, tokens
+        return self._map_chunks(audio, lengths, function)
+
+    def _map_chunks(
+        self, audio: Tensor, lengths: Tensor, function: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         batch = len(audio)
         size = int(self.token_counts(torch.tensor(audio.shape[1])))
         tokens = self.token_counts(lengths.to(audio.device))

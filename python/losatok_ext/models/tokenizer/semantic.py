@@ -50,7 +50,7 @@ class SemanticBranch:
         if high:
             features, tokens = self.encoder(audio, lengths)
             return self.of_features(features, tokens, prefixes)
-        found, tokens = self.encoder.map_chunks(audio, lengths, lambda features: self._parts(features, prefixes))
+        found, tokens = self.encoder(audio, lengths, lambda features: self._parts(features, prefixes))
         return SemanticFeatures(found[0], tokens, errors=found[1] if prefixes else None)
 
     def of_features(self, features: Tensor, lengths: Tensor, prefixes: Sequence[int] = ()) -> SemanticFeatures:
