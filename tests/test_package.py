@@ -150,7 +150,10 @@ losatok_ext.LoSaTok
     (tmp_path / "user.py").write_text(code.lstrip())
     # Without torch: reading its types takes most of the time and is not the question.
     command = [sys.executable, "-m", "mypy", "--no-site-packages", "--ignore-missing-imports", "user.py"]
-    environment = {**os.environ, "MYPYPATH": str(Path(losatok_ext.__file__).parents[1])}
+    # A link, since mypy takes no folder of site-packages, where an installed package lies.
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "losatok_ext").symlink_to(Path(losatok_ext.__file__).parent, target_is_directory=True)
+    environment = {**os.environ, "MYPYPATH": str(tmp_path / "path")}
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=570)
     lines = [line for line in result.stdout.splitlines() if line.startswith("user.py:")]
     assert 'Revealed type is "losatok_ext.models.tokenizer.losatok.LoSATok"' in lines[0], result.stdout
