@@ -1,4 +1,5 @@
-"""What the compilers say of every GPU kernel: registers, stack, spills, shared memory, matrix instructions.
+"""What the compilers say of every GPU kernel (registers, stack, spills, shared memory, matrix instructions), and how
+many launches the sanitizers of the host compiler have found clean.
 
 docs/kernels.json keeps it for each kernel, docs/kernels.md as tables, with a digest of the sources that it was taken
 from. A compiler makes the same of the same sources. So the tests compile only what has changed since (all of it where
@@ -26,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from host_shim import build
+from host_shim import build, sanitizers
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "kernels.json"
@@ -228,6 +229,26 @@ def unchanged(compiler: str, key: str, part: str, digest: str) -> bool:
     return same and kept["digests"][compiler].get(key, {}).get(part) == digest
 
 
+def sanitizer_unchanged(sanitizer: str) -> bool:
+    """Whether the run of ``sanitizer`` that is kept was one of these sources."""
+    kept = json.loads(KEPT.read_text())["sanitizers"].get(sanitizer, {})
+    return kept.get("digest") == sanitizers.digest(sanitizer)
+
+
+def collect_sanitizers(kept: Mapping) -> dict[str, dict]:
+    """Run the sanitizers whose sources have changed: by sanitizer, the number of clean launches and the digest.
+
+    Raises:
+        NotCleanError: a sanitizer has found something.
+    """
+    return {
+        name: kept["sanitizers"][name]
+        if sanitizer_unchanged(name)
+        else {"launches": sanitizers.launches(name), "digest": sanitizers.digest(name)}
+        for name in sanitizers.SCHEDULES
+    }
+
+
 def differences(found: Mapping[str, Row], kept: Mapping[str, Row]) -> list[str]:
     """What is not as it is kept, a line for each kernel; shared memory only where both know it."""
     lines = [f"{name}: not kept" for name in found if name not in kept]
@@ -272,7 +293,8 @@ def collect() -> dict:
         else triton_rows(compile_ahead(*run)[0])
         for run in AHEAD
     }
-    return {"compilers": compilers(), "nvcc": cuda, "triton": ahead, "digests": digests}
+    clean = collect_sanitizers(kept)
+    return {"compilers": compilers(), "nvcc": cuda, "triton": ahead, "sanitizers": clean, "digests": digests}
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
@@ -312,6 +334,15 @@ def spilling(evidence: Mapping) -> str:
     return "\n".join(lines) if len(lines) > 2 else "None."
 
 
+def sanitized(evidence: Mapping) -> str:
+    """Markdown: a line for each sanitizer."""
+    names = {"asan": "AddressSanitizer and UndefinedBehaviorSanitizer", "tsan": "ThreadSanitizer"}
+    lines = ["| sanitizer | clean launches | schedules |", "|---|---:|---:|"]
+    for name, run in evidence["sanitizers"].items():
+        lines.append(f"| {names[name]} | {run['launches']} | {len(sanitizers.SCHEDULES[name])} |")
+    return "\n".join(lines)
+
+
 def page(evidence: Mapping, text: str) -> str:
     """``text`` with the tables of ``evidence`` between its marks.
 
@@ -321,6 +352,7 @@ def page(evidence: Mapping, text: str) -> str:
     blocks = {
         "compilers": ", ".join(f"{name} {version}" for name, version in evidence["compilers"].items()),
         "spilling": spilling(evidence),
+        "sanitizers": sanitized(evidence),
     }
     for compiler in ("nvcc", "triton"):
         blocks[compiler] = "\n\n".join(f"### {key}\n\n{table(rows)}" for key, rows in evidence[compiler].items())

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import kernel_evidence as evidence
-from host_shim import build
+from host_shim import build, sanitizers
 
 
 def test_the_page_is_of_the_figures():
@@ -88,6 +88,22 @@ def test_what_is_kept_is_of_the_sources_that_are_here():
         assert kept["nvcc"][f"sm_{architecture}"] == ours, "make evidence"
     for run in evidence.AHEAD:
         assert kept["triton"][evidence.ahead_name(*run)] == {"all": evidence.triton_digest(*run)}, "make evidence"
+    assert all(evidence.sanitizer_unchanged(name) for name in sanitizers.SCHEDULES), "make evidence"
+
+
+def test_a_sanitizer_runs_again_after_a_change(monkeypatch, tmp_path):
+    for name in sanitizers.SCHEDULES:
+        kept = tmp_path / "kernels.json"
+        kept.write_text(json.dumps({"sanitizers": {name: {"launches": 1, "digest": sanitizers.digest(name)}}}))
+        monkeypatch.setattr(evidence, "KEPT", kept)
+        assert evidence.sanitizer_unchanged(name)
+        with monkeypatch.context() as patch:
+            patch.setitem(sanitizers.SCHEDULES, name, ((0, 7),))
+            assert not evidence.sanitizer_unchanged(name)
+        with monkeypatch.context() as patch:
+            patch.setattr(sanitizers, "SOURCES", sanitizers.SOURCES[1:])
+            assert not evidence.sanitizer_unchanged(name)
+    assert len({sanitizers.digest(name) for name in sanitizers.SCHEDULES}) == len(sanitizers.SCHEDULES)
 
 
 def test_a_digest_changes_with_the_code_and_not_with_what_is_said_of_it(tmp_path, monkeypatch):

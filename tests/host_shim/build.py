@@ -27,6 +27,7 @@ CACHE = ROOT / "build" / "host_shim"
 KERNELS = tuple(sorted((CSRC / "cuda").glob("*.cu")))
 ALL_KERNELS = (SHIM / "all_kernels.cpp", *sorted((SHIM / "launches").glob("*.cpp")))
 """A program that launches every kernel, without the kernels."""
+RUNTIME = (SHIM / "fibers.cpp", SHIM / "runtime.cpp")
 BINDINGS = tuple(sorted((CSRC / "cuda").glob("bindings*.cpp")))
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)', re.MULTILINE)
@@ -91,10 +92,10 @@ def _version(compiler: str) -> str:
 
 def sources_of(source: Path) -> list[Path]:
     """``source`` and what it includes of this repository where there is no host shim."""
-    return [source, *(path for path in _included(source) if CSRC in path.parents)]
+    return [source, *(path for path in included(source) if CSRC in path.parents)]
 
 
-def _included(source: Path) -> list[Path]:
+def included(source: Path) -> list[Path]:
     """The headers of this repository that ``source`` includes, and those that they do."""
     found: dict[Path, None] = {}
     waiting = [source]
@@ -108,7 +109,7 @@ def _included(source: Path) -> list[Path]:
 
 
 def _key(command: list[str], source: Path) -> str:
-    read = (source, *_included(source)) if "-DLOSATOK_HOST_SHIM" in command else sources_of(source)
+    read = (source, *included(source)) if "-DLOSATOK_HOST_SHIM" in command else sources_of(source)
     texts = [path.read_bytes() for path in read]
     parts = [_version(command[0]).encode(), " ".join(command).encode(), *texts]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
@@ -174,14 +175,14 @@ def _objects(sources: list[Path], sanitizer: str) -> list[Path]:
 
 def shim_ops() -> Path:
     """The bindings and all kernels as a library that registers ``torch.ops.losatok_shim`` for CUDA."""
-    objects = _objects([*BINDINGS, *KERNELS, SHIM / "fibers.cpp", SHIM / "runtime.cpp"], "")
+    objects = _objects([*BINDINGS, *KERNELS, *RUNTIME], "")
     libraries = f"-L{Path(torch.__file__).parent / 'lib'}"
     return _link("shim_ops", objects, ["-shared", "-Wl,-Bsymbolic", libraries, "-lc10", "-ltorch", "-ltorch_cpu"])
 
 
 def shim_program(*sources: Path, sanitizer: str) -> Path:
     """A program of ``sources`` on the shim, without torch, under a key of SANITIZERS."""
-    objects = _objects([*sources, SHIM / "fibers.cpp", SHIM / "runtime.cpp"], sanitizer)
+    objects = _objects([*sources, *RUNTIME], sanitizer)
     return _link(
         f"{sources[0].stem}_{sanitizer or 'plain'}", objects, [f for f in SANITIZERS[sanitizer] if "sanitize=" in f]
     )
