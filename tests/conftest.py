@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+
+# Read when torch loads OpenMP. Threads that wait by spinning take the processor from the other workers of the tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 if not torch.cuda.is_available():

@@ -78,6 +78,11 @@ inline const void* data(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() ? data(*tensor) : nullptr;
 }
 
+// Rows of clips [B, T, C], or one row for each clip [B, C].
+inline Clips make_clips(const at::Tensor& x) {
+  return {data(x), x.size(-1), x.stride(0), x.dim() == 3 ? x.stride(1) : 0};
+}
+
 // The tensor with features next to each other in memory; other strides stay as they are.
 inline at::Tensor packed_features(const at::Tensor& tensor) {
   return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous();

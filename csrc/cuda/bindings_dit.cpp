@@ -15,9 +15,6 @@ namespace {
 using at::Tensor;
 using std::optional;
 
-// Rows of clips [B, T, C], or one row for each clip [B, C].
-Clips make_rows(const Tensor& x) { return {data(x), x.size(-1), x.stride(0), x.dim() == 3 ? x.stride(1) : 0}; }
-
 // The gradient of a modulation of x [B, T, C]: rows where it is per frame, else shares by chunks of frames.
 struct ModulationGradient {
   Tensor rows, parts;
@@ -49,9 +46,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_op(const Tensor& x_any, c
   const int64_t batch = x.size(0), time = x.size(1);
   const Tensor y = at::empty(x.sizes(), x.options());
   const Tensor mean = empty_float(x, {batch, time}), rstd = empty_float(x, {batch, time});
-  const LayerNormModulate a{make_rows(x),
-                            make_rows(shift),
-                            make_rows(scale),
+  const LayerNormModulate a{make_clips(x),
+                            make_clips(shift),
+                            make_clips(scale),
                             data(y),
                             static_cast<float*>(data(mean)),
                             static_cast<float*>(data(rstd)),
@@ -73,9 +70,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_backward_op(const Tensor&
   const Tensor mean = mean_any.contiguous(), rstd = rstd_any.contiguous();
   const Tensor grad_x = at::empty(x.sizes(), x.options());
   const ModulationGradient shift_grad(x, per_frame_shift), scale_grad(x, scale.dim() == 3);
-  const LayerNormModulateBackward a{make_rows(grad),
-                                    make_rows(x),
-                                    make_rows(scale),
+  const LayerNormModulateBackward a{make_clips(grad),
+                                    make_clips(x),
+                                    make_clips(scale),
                                     static_cast<const float*>(data(mean)),
                                     static_cast<const float*>(data(rstd)),
                                     data(grad_x),
@@ -95,7 +92,7 @@ Tensor gated_residual_op(const Tensor& x_any, const Tensor& branch_any, const Te
   expect_dtype(x_any.scalar_type(), {{"branch", &branch_any}, {"gate", &gate_any}});
   const Tensor x = packed_features(x_any), branch = packed_features(branch_any), gate = packed_features(gate_any);
   const Tensor y = at::empty(x.sizes(), x.options());
-  const GatedResidual a{make_rows(x), make_rows(branch), make_rows(gate), data(y), x.size(0), x.size(1)};
+  const GatedResidual a{make_clips(x), make_clips(branch), make_clips(gate), data(y), x.size(0), x.size(1)};
   check(gated_residual(dtype, a, stream()));
   return y;
 }
@@ -109,8 +106,8 @@ std::tuple<Tensor, Tensor> gated_residual_backward_op(const Tensor& grad_any, co
   const Tensor gate = packed_features(gate_any);
   const Tensor grad_branch = at::empty(branch.sizes(), branch.options());
   const ModulationGradient gate_grad(branch, gate.dim() == 3);
-  const GatedResidualBackward a{make_rows(grad),      make_rows(branch),     make_rows(gate), data(grad_branch),
-                                gate_grad.row_data(), gate_grad.part_data(), branch.size(0),  branch.size(1)};
+  const GatedResidualBackward a{make_clips(grad),     make_clips(branch),    make_clips(gate), data(grad_branch),
+                                gate_grad.row_data(), gate_grad.part_data(), branch.size(0),   branch.size(1)};
   check(gated_residual_backward(dtype, a, stream()));
   return {grad_branch, gate_grad.finish(branch)};
 }

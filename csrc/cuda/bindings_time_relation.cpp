@@ -15,8 +15,6 @@ namespace {
 using at::Tensor;
 using std::optional;
 
-Clips make_clips(const Tensor& x) { return {data(x), x.size(2), x.stride(0), x.stride(1)}; }
-
 // A window that reaches everything is none.
 int64_t effective_window(int64_t window, int64_t time) { return window < 0 || window >= time - 1 ? -1 : window; }
 

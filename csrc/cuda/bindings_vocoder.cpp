@@ -15,8 +15,6 @@ namespace {
 using at::Tensor;
 using std::optional;
 
-Clips make_rows(const Tensor& x) { return {data(x), x.size(2), x.stride(0), x.stride(1)}; }
-
 // What a call of polar_istft has, in the form that launchers take; keeps alive what they point to.
 class Inverse {
  public:
@@ -68,7 +66,7 @@ Tensor polar_istft_op(const Tensor& head, const Tensor& window, int64_t hop, con
   op.in_chunks([&](int64_t first, int64_t count) {
     const int64_t from = std::max<int64_t>(0, first - before), to = std::min(rows, first + count + after);
     const Tensor spectrum = empty_float(head, {to - from, op.bins}, at::kComplexFloat);
-    const PolarSpectrum polar{make_rows(op.head), static_cast<float*>(data(spectrum)), {op.frames, from, to - from}};
+    const PolarSpectrum polar{make_clips(op.head), static_cast<float*>(data(spectrum)), {op.frames, from, to - from}};
     check(polar_spectrum(op.dtype, polar, stream()));
     const Tensor waves = at::fft_irfft(spectrum, op.size, -1, "forward").contiguous();  // "forward": it divides nothing
     const OverlapFrames sum{
@@ -92,7 +90,8 @@ Tensor polar_istft_backward_op(const Tensor& grad_any, const Tensor& head, const
     const Tensor waves = empty_float(head, {count, op.size});
     check(cut_frames(grad_dtype, {data(grad), op.overlap, static_cast<float*>(data(waves)), range}, stream()));
     const Tensor transformed = at::fft_rfft(waves, op.size).contiguous();
-    const PolarGradient polar{make_rows(op.head), static_cast<const float*>(data(transformed)), data(grad_head), range};
+    const PolarGradient polar{make_clips(op.head), static_cast<const float*>(data(transformed)), data(grad_head),
+                              range};
     check(polar_gradient(op.dtype, polar, stream()));
   });
   return grad_head;
@@ -117,7 +116,7 @@ class Convolution {
                       "conv_weight should have shape [", x.size(2), ", 1, k] with k odd, got ", weight_any.sizes());
     TORCH_CHECK_VALUE(x.size(2) <= kMaxConvChannels, "the CUDA kernels take up to ", kMaxConvChannels,
                       " channels, got ", x.size(2), " (x's last size); use_backend('triton') takes more");
-    conv = {make_rows(x), data(weight_), data(bias_), weight_.size(0), make_frames(lengths_, x.size(0), x.size(1))};
+    conv = {make_clips(x), data(weight_), data(bias_), weight_.size(0), make_frames(lengths_, x.size(0), x.size(1))};
   }
 
   void expect_vector(const char* name, const optional<Tensor>& vector) const {
@@ -165,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv_norm_backward_
   const Tensor grad_x = empty(need_x ? x.sizes() : at::IntArrayRef{0});
   float* by = static_cast<float*>(data(grad_convolved));
   float* sums = static_cast<float*>(data(parts));
-  check(conv_norm_gradient(op.dtype, {op.conv, data(op.gain), static_cast<float>(eps), make_rows(grad), by, sums},
+  check(conv_norm_gradient(op.dtype, {op.conv, data(op.gain), static_cast<float>(eps), make_clips(grad), by, sums},
                            stream()));
   check(conv_gradient(op.dtype, {op.conv, by, data(grad_x), sums}, stream()));
   if (!need_parameters) return {grad_x, empty({0}), empty({0}), empty({0}), empty({0})};

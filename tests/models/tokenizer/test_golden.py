@@ -122,8 +122,8 @@ def test_round_trip_to_the_published_layout_loses_nothing(golden, data, name):
     written = model.to_reference_state_dict()
     assert written.keys() == expected.keys()
     for key, tensor in expected.items():
-        # Filter banks are computed, with torch's float32 power function. The stored ones come from a processor with AVX2;
-        # without it torch takes another function, whose last bits differ (by 1.4e-5 of a filter's peak of 1).
+        # Filter banks are computed, with torch's float32 power function. The stored ones come from a processor with
+        # AVX2; without it torch takes another function, whose last bits differ (by 1.4e-5 of a filter's peak of 1).
         if key.endswith("mel_scale.fb") and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
             torch.testing.assert_close(written[key], tensor, rtol=0, atol=2e-5)
         else:
