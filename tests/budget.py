@@ -27,3 +27,19 @@ def assert_within_budget(result, same_dtype, exact, *, factor=OUTPUT_FACTOR, nam
         f"{name}: error {error:.3e} against fp64, PyTorch's own {theirs:.3e} in {result.dtype} "
         f"(allowed {factor} x, floor {floor:.1e})"
     )
+
+
+def assert_op_within_budget(result, theirs, exact, need, dtype, rtol):
+    """An op's output and its gradients of the arguments numbered in ``need``: each list holds them in this order.
+
+    In float64 the reference itself is what the error is measured by, and it sums in another order: to ``rtol``, and a
+    tenth of that for what is near 0.
+    """
+    names = ["output", *(f"gradient of argument {i}" for i in need)]
+    for name, got, same_dtype, wide in zip(names, result, theirs, exact, strict=True):
+        assert got.dtype == dtype
+        if dtype == torch.float64:
+            torch.testing.assert_close(got, wide, rtol=rtol, atol=rtol / 10, msg=lambda m, name=name: f"{name}: {m}")
+        else:
+            factor = OUTPUT_FACTOR if name == "output" else GRADIENT_FACTOR
+            assert_within_budget(got, same_dtype, wide, factor=factor, name=name)

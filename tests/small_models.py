@@ -2,7 +2,7 @@
 
 import torch
 
-from losatok_ext.models import LoSATokConfig
+from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.generator.dit_config import DiTConfig
 from losatok_ext.models.generator.generator import Generator, GeneratorConfig
 from losatok_ext.nn.flow_matching import FlowMatching
@@ -36,6 +36,13 @@ def lively(model):
             else:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
     return model.eval()
+
+
+def save_model(folder, seed=0, **overrides):
+    """A small lively LoSATok, saved in ``folder``, which is returned."""
+    torch.manual_seed(seed)
+    lively(LoSATok(small_config(**overrides))).save_pretrained(folder)
+    return folder
 
 
 def tone(samples, seed=0):

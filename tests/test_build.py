@@ -1,6 +1,5 @@
 """What the build says before it compiles: an isolated build without torch, a CMake that is too old for CUDA."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -10,16 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from scripts import ROOT, load_script
 
 
 @pytest.fixture(scope="module")
 def backend():
     pytest.importorskip("scikit_build_core")
-    spec = importlib.util.spec_from_file_location("build_backend", ROOT / "cmake" / "build_backend.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("cmake/build_backend.py")
 
 
 @pytest.fixture

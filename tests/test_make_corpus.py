@@ -1,28 +1,20 @@
 """tools/make_corpus.py renders the bundled recordings, and says what it lacks."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from losatok_ext.audio.samples import sample_folder
+from scripts import ROOT, load_script
 
-TOOL = Path(__file__).parents[1] / "tools" / "make_corpus.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("make_corpus", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+TOOL = ROOT / "tools" / "make_corpus.py"
 
 
 def test_it_renders_the_bundled_recordings(tmp_path):
-    manifest = load().make_corpus(tmp_path, 16, 1234, ["environment"])
+    manifest = load_script("tools/make_corpus.py").make_corpus(tmp_path, 16, 1234, ["environment"])
     bundled = (sample_folder() / "manifest.jsonl").read_text().splitlines()
     expected = [line for line in map(json.loads, bundled) if line["domain"] == "environment"]
     assert list(map(json.loads, manifest.read_text().splitlines())) == expected

@@ -1,5 +1,6 @@
 """Short training runs of a very small model on the bundled speech, shared by tests."""
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -61,6 +62,20 @@ def assert_same_weights(one, other):
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
+
+
+def assert_same_reports(some, others):
+    """Every step of one run gave, bit for bit, what it gave in the other."""
+    for one, other in zip(some, others, strict=True):
+        for name in ("step", "losses", "total", "grad_norm", "critic_grad_norm", "lr"):
+            assert getattr(one, name) == getattr(other, name), (one.step, name)
+
+
+def assert_alike_reports(some, others):
+    """The steps of two runs on the same sound gave the same, up to roundings of what was kept between."""
+    for one, other in zip(some, others, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=2e-3)
+        assert other.grad_norm == pytest.approx(one.grad_norm, rel=2e-2)
 
 
 class StoppedError(Exception):

@@ -7,7 +7,7 @@ import torch
 
 from losatok_ext.cli import main
 from losatok_ext.models import LoSATok
-from small_models import lively, make_generator, small_config
+from small_models import make_generator, save_model, small_config
 
 
 @dataclass
@@ -24,10 +24,7 @@ class Result:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    lively(LoSATok(small_config())).save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import torch
 
 from budget import GRADIENT_FACTOR, assert_within_budget
 from losatok_ext.ops.reference import quantize as reference
-from ops.quantize_cases import LEVELS
+from ops.quantize_cases import AFFINE_EXTREMES, LEVELS, three_bad_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -86,20 +86,10 @@ def test_affine_integers_are_those_of_the_reference(ops, in_every_order, shape, 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_affine_extremes(ops, bits):
-    top, tiny = torch.finfo(torch.float32).max, 2.0**-149
-    rows = [
-        [top, -top, 0.0, 1.0],  # the range overflows
-        [tiny, 3 * tiny, 0.0, 5 * tiny],  # the scale underflows
-        [5.0, 5.0, 5.0, 5.0],
-        [1e10, 1e10 + 1024, 1e10 + 2048, 1e10],
-        [-0.0, 0.0, -0.0, 0.0],
-    ]
-    x = torch.tensor(rows)
+    x = torch.tensor(AFFINE_EXTREMES)
     stored = ops("affine_quantize_forward", x, bits)
     assert all(a.equal(b) for a, b in zip(stored, reference.affine_quantize(x, bits), strict=True))
-    bad = torch.randn(5, 40)
-    for row, (column, value) in enumerate(((0, torch.nan), (7, torch.inf), (39, -torch.inf))):
-        bad[row, column] = value
+    bad = three_bad_rows()
     back = ops("affine_dequantize_forward", *ops("affine_quantize_forward", bad, bits), bits, 40, torch.float32)
     assert back[:3].isnan().all()
     assert torch.isfinite(back[3:]).all()

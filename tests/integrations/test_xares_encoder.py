@@ -6,17 +6,14 @@ import torch
 from losatok_ext.errors import UserError
 from losatok_ext.integrations.xares_encoder import LoSATokEncoder
 from losatok_ext.models import LoSATok
-from small_models import lively, small_config, tone
+from small_models import save_model, tone
 
 FEATURES = ("latents", "semantic", "semantic_low", "acoustic", "acoustic_low", "unified", "unified_low")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    lively(LoSATok(small_config())).save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("features", FEATURES)

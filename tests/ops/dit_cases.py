@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from budget import GRADIENT_FACTOR, OUTPUT_FACTOR, assert_within_budget
+from budget import assert_op_within_budget
 from losatok_ext import ops, use_backend
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -120,15 +120,7 @@ def check(op, tensors, dtype, backend, device="cpu", need=None, wide_options=Non
     theirs = evaluate(op, tensors, need, "reference", **options)
     wide = cast(tensors, torch.float64, device)
     exact = evaluate(op, wide, need, "reference", **(options if wide_options is None else wide_options))
-    names = ["output", *(f"gradient of argument {i}" for i in need)]
-    for name, *values in zip(names, result, theirs, exact, strict=True):
-        assert values[0].dtype == dtype
-        if dtype == torch.float64:  # the reference is its own yardstick here, and sums in another order
-            torch.testing.assert_close(
-                values[0], values[2], rtol=1e-10, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}"
-            )
-            continue
-        assert_within_budget(*values, factor=OUTPUT_FACTOR if name == "output" else GRADIENT_FACTOR, name=name)
+    assert_op_within_budget(result, theirs, exact, need, dtype, 1e-10)
     return result
 
 

@@ -19,7 +19,23 @@ SHAPES = [  # leading sizes of x, codes K, features d
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LEVELS = [(8, 5, 5, 5), (4, 3), (2, 2, 2, 2, 2), (7,), (1000, 5), (65536, 3), (3,) * 30]
+_TOP, _TINY = torch.finfo(torch.float32).max, 2.0**-149
+AFFINE_EXTREMES = [
+    [_TOP, -_TOP, 0.0, 1.0],  # the range overflows
+    [_TINY, 3 * _TINY, 0.0, 5 * _TINY],  # the scale underflows
+    [5.0, 5.0, 5.0, 5.0],
+    [1e10, 1e10 + 1024, 1e10 + 2048, 1e10],
+    [-0.0, 0.0, -0.0, 0.0],
+]
 LEAST = 1e-5  # how much farther than the nearest a choice may be, relative to the squared distance
+
+
+def three_bad_rows():
+    """Rows [5, 40], of which the first three hold a value that is not finite."""
+    bad = torch.randn(5, 40)
+    for row, (column, value) in enumerate(((0, torch.nan), (7, torch.inf), (39, -torch.inf))):
+        bad[row, column] = value
+    return bad
 
 
 def rows_and_codes(lead, codes, features, dtype=torch.float32, shift=0.0, seed=0):

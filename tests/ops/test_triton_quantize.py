@@ -11,6 +11,7 @@ from budget import GRADIENT_FACTOR, assert_within_budget
 from losatok_ext import ops, use_backend
 from losatok_ext.triton_kernels import launch, quantize
 from ops.quantize_cases import (
+    AFFINE_EXTREMES,
     HARD,
     LEVELS,
     assert_chain,
@@ -18,6 +19,7 @@ from ops.quantize_cases import (
     assert_nearest,
     rows_and_codebooks,
     rows_and_codes,
+    three_bad_rows,
 )
 from ops.triton_cases import DTYPES, fill_with_nan, needs_working_triton
 
@@ -319,21 +321,11 @@ def test_affine_rows_longer_than_a_block(bits, device):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_affine_extremes(bits, device):
-    top, tiny = torch.finfo(torch.float32).max, 2.0**-149
-    rows = [
-        [top, -top, 0.0, 1.0],  # the range overflows
-        [tiny, 3 * tiny, 0.0, 5 * tiny],  # the scale underflows
-        [5.0, 5.0, 5.0, 5.0],
-        [1e10, 1e10 + 1024, 1e10 + 2048, 1e10],
-        [-0.0, 0.0, -0.0, 0.0],
-    ]
-    x = torch.tensor(rows, device=device)
+    x = torch.tensor(AFFINE_EXTREMES, device=device)
     packed, scale, offset = ops.affine_quantize(x, bits)
     with use_backend("reference"):
         assert all(map(torch.equal, (packed, scale, offset), ops.affine_quantize(x, bits)))
-    bad = torch.randn(5, 40, device=device)
-    for row, (column, value) in enumerate(((0, torch.nan), (7, torch.inf), (39, -torch.inf))):
-        bad[row, column] = value
+    bad = three_bad_rows().to(device)
     stored = torch.ops.losatok_triton.affine_quantize_forward(bad, bits)
     back = torch.ops.losatok_triton.affine_dequantize_forward(*stored, bits, 40, torch.float32)
     assert back[:3].isnan().all()

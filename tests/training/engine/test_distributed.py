@@ -11,12 +11,11 @@ import torch
 
 from critic_stage import CriticStage
 from losatok_ext.errors import ConfigError, TrainingError
-from losatok_ext.models import LoSATok
 from losatok_ext.models.teachers.registry import open_teacher
 from losatok_ext.training import TrainConfig, read_log, train_generator, train_sembo, train_teacher, train_tokenizer
 from losatok_ext.training.precompute.tokens import precompute_features
 from losatok_ext.training.run import train
-from small_models import lively, small_config, tone
+from small_models import save_model, tone
 from training_ranks import run_jobs
 from training_runs import DIT, MODEL, weights
 
@@ -32,10 +31,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    lively(LoSATok(small_config(mel_loss_windows=(128,), mel_loss_bins=(10,)))).save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"), mel_loss_windows=(128,), mel_loss_bins=(10,))
 
 
 @pytest.fixture(scope="module")

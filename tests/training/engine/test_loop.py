@@ -24,6 +24,7 @@ from losatok_ext.training.stages.tokenizer import TokenizerStage
 from training_runs import (
     SPEECH,
     StoppedError,
+    assert_same_reports,
     assert_same_weights,
     killed_config,
     small_run,
@@ -59,13 +60,7 @@ def test_six_steps_are_three_and_three_more(stage, trained, tmp_path):
     torch.manual_seed(1234)  # what the caller's generators hold must not matter
     train(stage, tmp_path / "parts", trained, resumed.append)
     assert [report.step for report in resumed] == [4, 5, 6]
-    for before, after in zip(reports[3:], resumed, strict=True):
-        assert (before.losses, before.total, before.grad_norm, before.lr) == (
-            after.losses,
-            after.total,
-            after.grad_norm,
-            after.lr,
-        )
+    assert_same_reports(reports[3:], resumed)
     assert_same_weights(weights(tmp_path / "straight"), weights(tmp_path / "parts"))
     logs = [[{**line, "audio_rate": 0} for line in read_log(tmp_path / name)] for name in ("straight", "parts")]
     assert logs[0] == logs[1]

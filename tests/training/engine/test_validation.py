@@ -26,13 +26,6 @@ def config(init, **more):
     return tokenizer_config(init, **{"batch_size": 4, "checkpoint": {"every": 2}} | more)
 
 
-@pytest.fixture(scope="module")
-def sembo(tmp_path_factory):
-    output = tmp_path_factory.mktemp("sembo")
-    train_sembo(SPEECH, output, small_run(steps=1))
-    return output
-
-
 def test_validation_changes_nothing_and_is_the_same_every_time(sembo, tmp_path):
     music = str(sample_folder() / "music")
     checked = {"data": music, "every": 2, "clips": 4, "shown": 1}

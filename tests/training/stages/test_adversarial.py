@@ -22,6 +22,7 @@ from training_runs import (
     MODEL,
     SPEECH,
     StoppedError,
+    assert_same_reports,
     assert_same_weights,
     small_run,
     stop_at,
@@ -30,13 +31,6 @@ from training_runs import (
 )
 
 ADVERSARIAL = {"feature_matching", "adversarial", "discriminator"}
-
-
-@pytest.fixture(scope="module")
-def sembo(tmp_path_factory):
-    output = tmp_path_factory.mktemp("sembo")
-    train_sembo(SPEECH, output, small_run(steps=1))
-    return output
 
 
 def config(init, kinds=("mfd",), start=0, **more):
@@ -62,13 +56,7 @@ def test_each_kind_trains_from_its_start_and_goes_on_exactly(kinds, sembo, tmp_p
     resumed = []
     torch.manual_seed(77)
     train_tokenizer(SPEECH, tmp_path / "parts", config(sembo, kinds, start=1), on_step=resumed.append)
-    for before, after in zip(reports[2:], resumed, strict=True):
-        assert (before.losses, before.total, before.grad_norm, before.critic_grad_norm) == (
-            after.losses,
-            after.total,
-            after.grad_norm,
-            after.critic_grad_norm,
-        )
+    assert_same_reports(reports[2:], resumed)
     assert_same_weights(weights(tmp_path / "straight"), weights(tmp_path / "parts"))
     for part in ("critic", "critic_optimizer"):
         one, other = (

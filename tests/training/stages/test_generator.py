@@ -17,16 +17,13 @@ from losatok_ext.models.generator.generator import Generator
 from losatok_ext.training import TrainConfig, read_log, train_generator
 from losatok_ext.training.data.corpus import open_corpus
 from losatok_ext.training.data.statistics import RunningMoments
-from small_models import lively, small_config
-from training_runs import DIT, SPEECH, StoppedError, stop_at, weights
+from small_models import lively, save_model, small_config
+from training_runs import DIT, SPEECH, StoppedError, assert_same_reports, assert_same_weights, stop_at, weights
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    lively(LoSATok(small_config())).save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +71,13 @@ def test_four_steps_are_two_and_two_more(kind, tokenizer, latents, tmp_path):
     torch.manual_seed(99)
     train_generator(data, tmp_path / "parts", settings, on_step=resumed.append)
     assert [r.step for r in resumed] == [3, 4]
-    for before, after in zip(straight[2:], resumed, strict=True):
-        assert (before.losses, before.grad_norm) == (after.losses, after.grad_norm)
-    one, other = weights(tmp_path / "straight"), weights(tmp_path / "parts")
-    assert one.keys() == other.keys()
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert_same_reports(straight[2:], resumed)
+    assert_same_weights(weights(tmp_path / "straight"), weights(tmp_path / "parts"))
     generator = Generator.from_pretrained(result.model)
     assert generator.dit.config.tokenizer == LoSATok.from_pretrained(tokenizer).fingerprint()
-    assert not any(name.startswith("decoder") for name in one)  # the tokenizer is not stored with it
+    assert not any(
+        name.startswith("decoder") for name in weights(tmp_path / "straight")
+    )  # the tokenizer is not stored with it
 
 
 def test_the_loss_falls(latents, tmp_path):

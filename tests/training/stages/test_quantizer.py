@@ -26,13 +26,6 @@ def config(init, **more):
     return tokenizer_config(init, **{"steps": 4, "batch_size": 2, "checkpoint": {"every": 2}} | more)
 
 
-@pytest.fixture(scope="module")
-def sembo(tmp_path_factory):
-    output = tmp_path_factory.mktemp("sembo")
-    train_sembo(SPEECH, output, small_run(steps=1))
-    return output
-
-
 def test_a_quantizer_trains_with_the_rest_and_goes_on_exactly(sembo, tmp_path):
     settings = config(sembo, quantizer=RVQ)
     result = train_tokenizer(SPEECH, tmp_path / "straight", settings)
