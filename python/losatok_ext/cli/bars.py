@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
+    from typing_extensions import Self
 
 
 def make_bar(
@@ -40,3 +42,18 @@ def make_bar(
         transient=not keep,
         disable=not (show and console.is_terminal),
     )
+
+
+class Shown:
+    """Shows :attr:`_bar` from the beginning of a ``with`` block to its end."""
+
+    _bar: Progress
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()

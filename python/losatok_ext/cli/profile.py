@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from losatok_ext.cli.common import DeviceOption, DtypeOption, ModelOption, OverwriteOption, load_model, require_model
+from losatok_ext.cli.options import with_shared_options
 from losatok_ext.cli.reports import OptionalReportOption, finish
 from losatok_ext.evaluation.reporting.writing import report_places
 from losatok_ext.evaluation.tasks.profiling import profile
@@ -28,19 +30,27 @@ _Trace = Annotated[
         show_default=False,
     ),
 ]
-_Repeats = Annotated[int, typer.Option(min=1, help="Runs; the fastest is shown.")]
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """What both commands take."""
+
+    output: OptionalReportOption = None
+    model: ModelOption = None
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = None
+    trace: _Trace = None
+    repeats: Annotated[int, typer.Option(min=1, help="Runs; the fastest is shown.")] = 3
+    overwrite: OverwriteOption = False
 
 
 @app.command()
+@with_shared_options
 def encode(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording.", show_default=False)],
-    output: OptionalReportOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = None,
-    trace: _Trace = None,
-    repeats: _Repeats = 3,
-    overwrite: OverwriteOption = False,
+    *,
+    options: ProfileOptions,
 ) -> None:
     """Time the stages of encoding a recording. With -o, writes profile.json, .md, .html and .png."""
 
@@ -50,19 +60,15 @@ def encode(
         audio, info = read_audio_with_info(file, tokenizer.sample_rate)
         return lambda: tokenizer.encode(audio), info.seconds
 
-    _profile("Encoding", file, prepare, output, model, device, dtype, trace, repeats, overwrite)
+    _profile("Encoding", file, prepare, options)
 
 
 @app.command()
+@with_shared_options
 def decode(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A latent file (.losatok).", show_default=False)],
-    output: OptionalReportOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = None,
-    trace: _Trace = None,
-    repeats: _Repeats = 3,
-    overwrite: OverwriteOption = False,
+    *,
+    options: ProfileOptions,
 ) -> None:
     """Time the stages of decoding a latent file. With -o, writes profile.json, .md, .html and .png."""
 
@@ -74,33 +80,27 @@ def decode(
         z = decoder_input(tokenizer, latents)
         return lambda: tokenizer.decode(z), latents.header.seconds
 
-    _profile("Decoding", file, prepare, output, model, device, dtype, trace, repeats, overwrite)
+    _profile("Decoding", file, prepare, options)
 
 
 def _profile(
     title: str,
     file: Path,
     prepare: Callable[[LoSATok], tuple[Callable[[], object], float]],
-    output: Path | None,
-    model: Path | None,
-    device: str,
-    dtype: str | None,
-    trace: Path | None,
-    repeats: int,
-    overwrite: bool,
+    options: ProfileOptions,
 ) -> None:
     """Profile what ``prepare`` returns for the model: a call, and its seconds of audio."""
-    folder = require_model(model)
-    places = None if output is None else report_places(output, "profile", overwrite)
-    tokenizer = load_model(folder, device, dtype)
+    folder = require_model(options.model)
+    places = None if options.output is None else report_places(options.output, "profile", options.overwrite)
+    tokenizer = load_model(folder, options.device, options.dtype)
     run, audio_seconds = prepare(tokenizer)
-    found = profile(tokenizer, run, repeats)
-    if trace is not None:
-        _write_trace(run, trace)
+    found = profile(tokenizer, run, options.repeats)
+    if options.trace is not None:
+        _write_trace(run, options.trace)
     facts = {"model": tokenizer.fingerprint(), "file": file.name, "device": str(tokenizer.device)}
     finish(profiling_report(found, f"{title}: time by stage", facts, audio_seconds), places)
-    if trace is not None:
-        print(f"trace of one run in {trace}")
+    if options.trace is not None:
+        print(f"trace of one run in {options.trace}")
 
 
 def _write_trace(run: Callable[[], object], path: Path) -> None:

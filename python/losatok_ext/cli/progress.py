@@ -7,10 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import IO, Any, cast
 
-from losatok_ext.cli.bars import make_bar
+from losatok_ext.cli.bars import Shown, make_bar
 from losatok_ext.errors import TrainingError
 from losatok_ext.text import printable
 from losatok_ext.training.data.balance import DomainShare
@@ -66,7 +65,7 @@ def _ignoring_a_closed_terminal() -> Iterator[None]:
             raise
 
 
-class TrainingProgress:
+class TrainingProgress(Shown):
     """Shows a run: a line about what begins, then a bar; where there is no terminal, a line every 15 seconds.
 
     Use as a context manager, and pass :meth:`on_start` and :meth:`on_step` to ``train_sembo`` or ``train_tokenizer``.
@@ -85,15 +84,6 @@ class TrainingProgress:
         self._means: dict[str, float] = {}
         self._printed = time.monotonic()
         self._skipped = 0
-
-    def __enter__(self) -> TrainingProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def on_start(self, start: RunStart) -> None:
         """Say what is trained on what, and which files were left out."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
-from losatok_ext.cli.bars import make_bar
+from losatok_ext.cli.bars import Shown, make_bar
 from losatok_ext.errors import UserError
 from losatok_ext.generation.sampling import SamplingStep
 
@@ -17,7 +15,7 @@ except ImportError as error:
     ) from None
 
 
-class SamplingProgress:
+class SamplingProgress(Shown):
     """Shows the steps of a sampler on a terminal; elsewhere it shows nothing.
 
     Use as a context manager, and pass :meth:`on_step` to the sampler.
@@ -32,15 +30,6 @@ class SamplingProgress:
         self.console = console or Console(stderr=True)
         self._bar = make_bar(self.console)
         self._task: TaskID | None = None
-
-    def __enter__(self) -> SamplingProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def on_step(self, step: SamplingStep) -> None:
         """Move the bar."""

@@ -34,55 +34,47 @@ from losatok_ext.models.tokenizer.config import SEMANTIC_PATCH, LoSATokConfig
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
 SEMANTIC = "semantic_encoder.encoder."
-_TO_OURS = [
-    (r"semantic_encoder\.encoder\.init_bn\.1\.", "semantic_encoder.batch_norm."),
-    (r"semantic_encoder\.encoder\.patch_embed\.proj\.", "semantic_encoder.patch_embed."),
-    (r"semantic_encoder\.encoder\.time_pos_embed$", "semantic_encoder.time_position"),
-    (r"semantic_encoder\.encoder\.freq_pos_embed$", "semantic_encoder.frequency_position"),
-    (r"semantic_encoder\.encoder\.blocks\.(\d+)\.attn\.", r"semantic_encoder.blocks.\1.attention."),
-    (r"semantic_encoder\.encoder\.blocks\.(\d+)\.mlp\.", r"semantic_encoder.blocks.\1."),
-    (r"semantic_encoder\.encoder\.", "semantic_encoder."),
-    (r"semantic_encoder\.bottleneck\.downsample\.0\.", "bottleneck.down.fc1."),
-    (r"semantic_encoder\.bottleneck\.downsample\.2\.", "bottleneck.down.fc2."),
-    (r"semantic_encoder\.bottleneck\.upsample\.0\.", "bottleneck.up.fc1."),
-    (r"semantic_encoder\.bottleneck\.upsample\.2\.", "bottleneck.up.fc2."),
-    (r"dasheng_tokenizer\.encoder\.", "acoustic_encoder."),
-    (r"dasheng_tokenizer\.upsampler\.", "decoder.upsample_"),
-    (r"dasheng_tokenizer\.decoder\.backbone\.convnext\.(\d+)\.dwconv\.", r"decoder.backbone.blocks.\1.conv."),
-    (r"dasheng_tokenizer\.decoder\.backbone\.convnext\.(\d+)\.pwconv([12])\.", r"decoder.backbone.blocks.\1.fc\2."),
-    (r"dasheng_tokenizer\.decoder\.backbone\.convnext\.(\d+)\.", r"decoder.backbone.blocks.\1."),
-    (r"dasheng_tokenizer\.decoder\.backbone\.final_layer_norm\.", "decoder.backbone.final_norm."),
-    (r"dasheng_tokenizer\.decoder\.", "decoder."),
+_NAMES = [
+    ("semantic_encoder.encoder.init_bn.1.", "semantic_encoder.batch_norm."),
+    ("semantic_encoder.encoder.patch_embed.proj.", "semantic_encoder.patch_embed."),
+    ("semantic_encoder.encoder.time_pos_embed", "semantic_encoder.time_position"),
+    ("semantic_encoder.encoder.freq_pos_embed", "semantic_encoder.frequency_position"),
+    ("semantic_encoder.encoder.blocks.{}.attn.", "semantic_encoder.blocks.{}.attention."),
+    ("semantic_encoder.encoder.blocks.{}.mlp.fc", "semantic_encoder.blocks.{}.fc"),
+    ("semantic_encoder.encoder.", "semantic_encoder."),
+    ("semantic_encoder.bottleneck.downsample.0.", "bottleneck.down.fc1."),
+    ("semantic_encoder.bottleneck.downsample.2.", "bottleneck.down.fc2."),
+    ("semantic_encoder.bottleneck.upsample.0.", "bottleneck.up.fc1."),
+    ("semantic_encoder.bottleneck.upsample.2.", "bottleneck.up.fc2."),
+    ("dasheng_tokenizer.encoder.", "acoustic_encoder."),
+    ("dasheng_tokenizer.upsampler.", "decoder.upsample_"),
+    ("dasheng_tokenizer.decoder.backbone.convnext.{}.dwconv.", "decoder.backbone.blocks.{}.conv."),
+    ("dasheng_tokenizer.decoder.backbone.convnext.{}.pwconv{}.", "decoder.backbone.blocks.{}.fc{}."),
+    ("dasheng_tokenizer.decoder.backbone.convnext.{}.", "decoder.backbone.blocks.{}."),
+    ("dasheng_tokenizer.decoder.backbone.final_layer_norm.", "decoder.backbone.final_norm."),
+    ("dasheng_tokenizer.decoder.", "decoder."),
 ]
-_TO_PUBLISHED = [
-    (r"semantic_encoder\.batch_norm\.", SEMANTIC + "init_bn.1."),
-    (r"semantic_encoder\.patch_embed\.", SEMANTIC + "patch_embed.proj."),
-    (r"semantic_encoder\.time_position$", SEMANTIC + "time_pos_embed"),
-    (r"semantic_encoder\.frequency_position$", SEMANTIC + "freq_pos_embed"),
-    (r"semantic_encoder\.blocks\.(\d+)\.attention\.", SEMANTIC + r"blocks.\1.attn."),
-    (r"semantic_encoder\.blocks\.(\d+)\.fc", SEMANTIC + r"blocks.\1.mlp.fc"),
-    (r"semantic_encoder\.", SEMANTIC),
-    (r"bottleneck\.down\.fc1\.", "semantic_encoder.bottleneck.downsample.0."),
-    (r"bottleneck\.down\.fc2\.", "semantic_encoder.bottleneck.downsample.2."),
-    (r"bottleneck\.up\.fc1\.", "semantic_encoder.bottleneck.upsample.0."),
-    (r"bottleneck\.up\.fc2\.", "semantic_encoder.bottleneck.upsample.2."),
-    (r"acoustic_encoder\.", "dasheng_tokenizer.encoder."),
-    (r"decoder\.upsample_", "dasheng_tokenizer.upsampler."),
-    (r"decoder\.backbone\.blocks\.(\d+)\.conv\.", r"dasheng_tokenizer.decoder.backbone.convnext.\1.dwconv."),
-    (r"decoder\.backbone\.blocks\.(\d+)\.fc([12])\.", r"dasheng_tokenizer.decoder.backbone.convnext.\1.pwconv\2."),
-    (r"decoder\.backbone\.blocks\.(\d+)\.", r"dasheng_tokenizer.decoder.backbone.convnext.\1."),
-    (r"decoder\.backbone\.final_norm\.", "dasheng_tokenizer.decoder.backbone.final_layer_norm."),
-    (r"decoder\.", "dasheng_tokenizer.decoder."),
-]
+"""Beginnings of names, published and ours; ``{}`` is a number. The first that fits counts, in both directions."""
+
 _IGNORED = re.compile(r"semantic_encoder\.encoder\.(outputlayer|head)\.")
 """Classifiers from the training of the semantic encoder. No latent depends on them."""
 
 
-def _rename(name: str, rules: list[tuple[str, str]]) -> str:
+def _rule(beginning: str, other: str) -> tuple[re.Pattern[str], str]:
+    """A pattern for names that begin so, and what replaces the beginning."""
+    first, *rest = other.split("{}")
+    pattern = r"(\d+)".join(map(re.escape, beginning.split("{}")))
+    return re.compile(pattern), first + "".join(f"\\{n}{part}" for n, part in enumerate(rest, 1))
+
+
+_TO_OURS = [_rule(published, ours) for published, ours in _NAMES]
+_TO_PUBLISHED = [_rule(ours, published) for published, ours in _NAMES]
+
+
+def _rename(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
     for pattern, replacement in rules:
-        renamed, count = re.subn("^" + pattern, replacement, name)
-        if count:
-            return renamed
+        if match := pattern.match(name):
+            return match.expand(replacement) + name[match.end() :]
     return name
 
 

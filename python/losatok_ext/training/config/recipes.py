@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from losatok_ext.nn.flow_matching import ConditionDropout, SpanMasking
 from losatok_ext.training.config.options import CheckpointConfig, DataConfig, OptimizerConfig
@@ -98,40 +99,28 @@ def tiny_recipe(folder: str | Path, device: str = "auto", scale: float = 1.0) ->
         The configurations of ``train_teacher``, ``train_sembo`` and ``train_tokenizer`` by name of the stage.
     """
 
-    def data(crop_seconds: float) -> DataConfig:
-        return DataConfig(crop_seconds=crop_seconds, cache_megabytes=1000)
+    def stage(steps: int, batch_size: int, crop_seconds: float, lr: float, **more: Any) -> TrainConfig:
+        return TrainConfig(
+            device=device,
+            steps=max(round(steps * scale), 1),
+            batch_size=batch_size,
+            data=DataConfig(crop_seconds=crop_seconds, cache_megabytes=1000),
+            optimizer=OptimizerConfig(lr=lr),
+            checkpoint=CheckpointConfig(every=500),
+            **more,
+        )
 
-    def steps(count: int) -> int:
-        return max(round(count * scale), 1)
-
-    folder, checkpoint = Path(folder), CheckpointConfig(every=500)
-    teacher = TrainConfig(
-        preset="tiny",
-        device=device,
-        steps=steps(8000),
-        batch_size=16,
-        data=data(2.56),
-        optimizer=OptimizerConfig(lr=1e-3),
-        checkpoint=checkpoint,
-    )
-    sembo = TrainConfig(
-        init=str(folder / "teacher"),
-        device=device,
-        steps=steps(1500),
-        batch_size=16,
-        data=data(2.56),
-        optimizer=OptimizerConfig(lr=4e-3),
-        checkpoint=checkpoint,
-    )
-    tokenizer = TrainConfig(
-        init=str(folder / "sembo"),
-        device=device,
-        precision="bfloat16",
-        steps=steps(14000),
-        batch_size=8,
-        data=data(1.28),
-        optimizer=OptimizerConfig(lr=2e-3),
-        discriminator=DiscriminatorOptions(kinds=()),
-        checkpoint=checkpoint,
-    )
-    return {"teacher": teacher, "sembo": sembo, "tokenizer": tokenizer}
+    folder = Path(folder)
+    return {
+        "teacher": stage(8000, 16, 2.56, 1e-3, preset="tiny"),
+        "sembo": stage(1500, 16, 2.56, 4e-3, init=str(folder / "teacher")),
+        "tokenizer": stage(
+            14000,
+            8,
+            1.28,
+            2e-3,
+            init=str(folder / "sembo"),
+            precision="bfloat16",
+            discriminator=DiscriminatorOptions(kinds=()),
+        ),
+    }
