@@ -13,7 +13,8 @@ std::tuple<Tensor, Tensor> project_forward(const Tensor& x, const Tensor& weight
                                            c10::string_view activation_name, bool keep_hidden) {
   PlainTensors guard;
   const Activation activation = activation_of(activation_name);
-  TORCH_CHECK_VALUE(x.dim() == 2, "x should have shape [N, D], got ", x.sizes());
+  check::floating("x", x);
+  check::sizes("x", x, {check::kAny, check::kAny});
   check_parameters(x.size(1), weight_in, bias_in, weight_out, bias_out);
   const int64_t rows = x.size(0), width = weight_in.size(0);
   const at::ScalarType type = product_type(x.scalar_type());
@@ -54,13 +55,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward(const Tensor
                                                                     bool need_parameters) {
   PlainTensors guard;
   const Activation activation = activation_of(activation_name);
-  TORCH_CHECK_VALUE(x.dim() == 2, "x should have shape [N, D], got ", x.sizes());
+  check::floating("x", x);
+  check::sizes("x", x, {check::kAny, check::kAny});
   check_parameters(x.size(1), weight_in, {}, weight_out, {});
-  TORCH_CHECK_VALUE(hidden.dim() == 2 && hidden.size(0) == x.size(0) && hidden.size(1) == weight_in.size(0),
-                    "hidden should be what the forward kept, [", x.size(0), ", ", weight_in.size(0), "], got ",
-                    hidden.sizes());
-  TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == x.size(0) && grad.size(1) == weight_out.size(0),
-                    "grad should have shape [", x.size(0), ", ", weight_out.size(0), "], got ", grad.sizes());
+  check::floating("hidden", hidden);
+  check::floating("grad", grad);
+  check::sizes("hidden", hidden, {x.size(0), weight_in.size(0)});
+  check::sizes("grad", grad, {x.size(0), weight_out.size(0)});
   const int64_t rows = x.size(0), width = weight_in.size(0);
   const at::ScalarType type = product_type(x.scalar_type());
   const bool same = type == x.scalar_type();

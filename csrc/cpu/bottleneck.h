@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/block_products.h"
+#include "cpu/checks.h"
 #include "cpu/isa.h"
 #include "cpu/plain_tensors.h"
 #include "cpu/simd/bottleneck.h"
@@ -67,7 +68,7 @@ struct Plan {
       : rows(rows_) {
     const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
     tasks = rows >= threads * task_rows ? threads : 1;
-    const int64_t most = std::clamp<int64_t>(block_bytes / (width * item), 64, 4096);
+    const int64_t most = std::clamp<int64_t>(block_bytes / std::max<int64_t>(1, width * item), 64, 4096);
     const int64_t share = std::max<int64_t>(1, (rows + tasks - 1) / tasks), blocks = (share + most - 1) / most;
     block = (share + blocks - 1) / blocks;  // of one size, so that none is a small remainder
   }
@@ -86,7 +87,7 @@ struct Plan {
 // Splits a kernel over rows where a thread's share is worth its start.
 template <class Function>
 void over_rows(int64_t rows, int64_t columns, Function&& function) {
-  at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / columns), function);
+  at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns)), function);
 }
 
 // Up to how many rows few_rows is faster than the libraries, as measured for 1280 -> 512 -> 128. Where there are tile
@@ -241,14 +242,12 @@ struct ParameterSums {
 // The public functions say this better; here it keeps raw calls from reading past a tensor.
 inline void check_parameters(int64_t features, const Tensor& weight_in, const OptionalTensor& bias_in,
                              const Tensor& weight_out, const OptionalTensor& bias_out) {
-  TORCH_CHECK_VALUE(weight_in.dim() == 2 && weight_in.size(1) == features, "weight_in should have shape [H, ", features,
-                    "], got ", weight_in.sizes());
-  TORCH_CHECK_VALUE(weight_out.dim() == 2 && weight_out.size(1) == weight_in.size(0),
-                    "weight_out should have shape [*, ", weight_in.size(0), "], got ", weight_out.sizes());
-  TORCH_CHECK_VALUE(!bias_in || !bias_in->defined() || bias_in->sizes() == weight_in.sizes().slice(0, 1),
-                    "bias_in should have shape [", weight_in.size(0), "]");
-  TORCH_CHECK_VALUE(!bias_out || !bias_out->defined() || bias_out->sizes() == weight_out.sizes().slice(0, 1),
-                    "bias_out should have shape [", weight_out.size(0), "]");
+  check::floating("weight_in", weight_in);
+  check::floating("weight_out", weight_out);
+  check::sizes("weight_in", weight_in, {check::kAny, features});
+  check::sizes("weight_out", weight_out, {check::kAny, weight_in.size(0)});
+  if (bias_in && bias_in->defined()) check::sizes("bias_in", *bias_in, {weight_in.size(0)});
+  if (bias_out && bias_out->defined()) check::sizes("bias_out", *bias_out, {weight_out.size(0)});
 }
 
 }  // namespace losatok::bottleneck

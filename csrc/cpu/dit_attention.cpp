@@ -7,6 +7,9 @@
 #include <cmath>
 #include <limits>
 #include <tuple>
+#include <utility>
+
+#include "cpu/checks.h"
 
 namespace losatok::attention {
 
@@ -156,8 +159,9 @@ Options::Options(const Tensor& q, const Tensor& k, const Tensor& v, const Option
                     v.sizes());
   TORCH_CHECK_VALUE(q.size(3) >= 1 && q.size(3) <= kMaxHead, "heads should have 1 to ", kMaxHead, " features, got ",
                     q.size(3));
-  TORCH_CHECK_TYPE(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(),
-                   "q, k and v should be of one dtype");
+  check::floating("q", q);
+  check::dtype("k", k, q.scalar_type());
+  check::dtype("v", v, q.scalar_type());
   const at::ScalarType wide = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto ready = [&](const char* name, const OptionalTensor& t, at::IntArrayRef sizes) -> OptionalTensor {
     if (!t || !t->defined()) return {};
@@ -173,8 +177,8 @@ Options::Options(const Tensor& q, const Tensor& k, const Tensor& v, const Option
     this->cos = ready("cos", cos, {q.size(1), cos->size(1)});
     this->sin = ready("sin", sin, {q.size(1), cos->size(1)});
   }
-  for (const auto& [name, t] : {std::pair{"lengths", &lengths}, std::pair{"key_lengths", &key_lengths}})
-    TORCH_CHECK_VALUE(!*t || ((*t)->dim() == 1 && (*t)->size(0) == q.size(0)), name, " should have shape [B]");
+  check::lengths(lengths, q.size(0));
+  check::lengths(key_lengths, q.size(0), "key_lengths");
   queries = counts(lengths, q.size(0), q.size(1));
   keys = counts(key_lengths, q.size(0), k.size(1));
 }
@@ -209,9 +213,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dit_attention_backward(
     const OptionalTensor& key_lengths, const Tensor& out, const Tensor& lse, c10::string_view norm, double eps,
     bool interleaved) {
   const Options options(q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths, norm, eps, interleaved);
-  TORCH_CHECK_VALUE(grad.sizes() == q.sizes() && out.sizes() == q.sizes(), "grad and out should have q's shape");
-  TORCH_CHECK_VALUE(lse.dim() == 3 && lse.size(0) == q.size(0) && lse.size(1) == q.size(2) && lse.size(2) == q.size(1),
-                    "lse should be what the forward gave, [B, H, T]");
+  for (const auto& [name, tensor] : {std::pair{"grad", &grad}, std::pair{"out", &out}}) {
+    check::dtype(name, *tensor, q.scalar_type());
+    check::sizes(name, *tensor, {q.size(0), q.size(1), q.size(2), q.size(3)});
+  }
+  check::dtype("lse", lse, q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  check::sizes("lse", lse, {q.size(0), q.size(2), q.size(1)});
   auto [grad_q, grad_k, grad_v, grad_q_weight, grad_k_weight] =
       backward(widened(grad), widened(q), widened(k), widened(v), widened(out), lse.contiguous(), options);
   const at::ScalarType type = q.scalar_type();

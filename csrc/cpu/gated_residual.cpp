@@ -9,9 +9,8 @@ namespace losatok::modulation {
 namespace {
 
 Tensor gated_residual_forward(const Tensor& x, const Tensor& branch, const Tensor& gate) {
-  check("gate", gate, x);
-  TORCH_CHECK_VALUE(branch.sizes() == x.sizes() && branch.scalar_type() == x.scalar_type(),
-                    "branch should have x's shape and dtype, got ", branch.sizes());
+  check_modulation("gate", gate, x);
+  check_rows("branch", branch, x);
   const Tensor from = prepared(x), side = prepared(branch), times = prepared(gate);
   const Tensor y = at::empty(x.sizes(), from.options());
   by_type(from.scalar_type(), [&]<class T>() {
@@ -25,8 +24,8 @@ Tensor gated_residual_forward(const Tensor& x, const Tensor& branch, const Tenso
 }
 
 std::tuple<Tensor, Tensor> gated_residual_backward(const Tensor& grad, const Tensor& branch, const Tensor& gate) {
-  check("gate", gate, branch);
-  TORCH_CHECK_VALUE(grad.sizes() == branch.sizes(), "grad should have branch's shape, got ", grad.sizes());
+  check_modulation("gate", gate, branch);
+  check_rows("grad", grad, branch);
   const Tensor gradient = prepared(grad), side = prepared(branch), times = prepared(gate);
   const Tensor grad_branch = at::empty(branch.sizes(), side.options());
   const at::ScalarType type = branch.scalar_type();

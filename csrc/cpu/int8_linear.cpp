@@ -92,14 +92,13 @@ Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& scale, const
                c10::string_view activation_name) {
   PlainTensors guard;
   const Activation activation = bottleneck::activation_of(activation_name);
-  // The public function says all this better; here it keeps raw calls from reading past a tensor.
-  TORCH_CHECK_VALUE(x.dim() == 2 && weight.dim() == 2 && weight.size(1) == x.size(1),
-                    "x should have shape [N, D] and weight [M, D], got ", x.sizes(), " and ", weight.sizes());
-  TORCH_CHECK_TYPE(weight.scalar_type() == at::kChar, "weight should be int8, got ", weight.scalar_type());
-  TORCH_CHECK_VALUE(scale.dim() == 1 && scale.size(0) == weight.size(0), "scale should have shape [", weight.size(0),
-                    "], got ", scale.sizes());
-  TORCH_CHECK_VALUE(!bias || !bias->defined() || bias->sizes() == scale.sizes(), "bias should have shape [",
-                    weight.size(0), "]");
+  check::floating("x", x);
+  check::floating("scale", scale);
+  check::dtype("weight", weight, at::kChar);
+  check::sizes("x", x, {check::kAny, check::kAny});
+  check::sizes("weight", weight, {check::kAny, x.size(1)});
+  check::sizes("scale", scale, {weight.size(0)});
+  if (bias && bias->defined()) check::sizes("bias", *bias, {weight.size(0)});
   if (x.size(1) == 0)  // y is the bias
     return forward(at::zeros({x.size(0), 1}, x.options()), at::zeros({weight.size(0), 1}, weight.options()), scale,
                    bias, activation_name);

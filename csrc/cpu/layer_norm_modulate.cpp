@@ -10,8 +10,8 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_forward(const Tensor& x, const Tensor& shift,
                                                                const Tensor& scale, double eps) {
-  check("shift", shift, x);
-  check("scale", scale, x);
+  check_modulation("shift", shift, x);
+  check_modulation("scale", scale, x);
   const Tensor from = prepared(x), add = prepared(shift), times = prepared(scale);
   Tensor y = at::empty(x.sizes(), from.options());
   const auto wide = x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
@@ -32,10 +32,12 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_forward(const Tensor& x, 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_backward(const Tensor& grad, const Tensor& x,
                                                                 const Tensor& scale, const Tensor& mean,
                                                                 const Tensor& rstd, bool per_frame_shift) {
-  check("scale", scale, x);
-  TORCH_CHECK_VALUE(grad.sizes() == x.sizes(), "grad should have x's shape, got ", grad.sizes());
-  TORCH_CHECK_VALUE(mean.sizes() == x.sizes().slice(0, 2) && rstd.sizes() == mean.sizes(),
-                    "mean and rstd should be what the forward gave, [B, T]");
+  check_modulation("scale", scale, x);
+  check_rows("grad", grad, x);
+  for (const auto& [name, tensor] : {std::pair{"mean", &mean}, std::pair{"rstd", &rstd}}) {
+    check::dtype(name, *tensor, x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+    check::sizes(name, *tensor, {x.size(0), x.size(1)});
+  }
   const Tensor from = prepared(x), times = prepared(scale), gradient = prepared(grad);
   const Tensor means = mean.contiguous(), inverses = rstd.contiguous();
   const Tensor grad_x = at::empty(x.sizes(), from.options());

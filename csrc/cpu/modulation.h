@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/checks.h"
 #include "cpu/isa.h"
 #include "cpu/simd/modulation.h"
 
@@ -44,12 +45,20 @@ Rows<T> rows(const Tensor& x, int64_t b, int64_t t) {
     return {static_cast<T*>(x.mutable_data_ptr()) + offset, stride};
 }
 
-inline void check(const char* name, const Tensor& parameter, const Tensor& x) {
-  TORCH_CHECK_VALUE(x.dim() == 3, "x should have shape [B, T, C], got ", x.sizes());
+// `tensor` is like x [B, T, C].
+inline void check_rows(const char* name, const Tensor& tensor, const Tensor& x) {
+  check::dtype(name, tensor, x.scalar_type());
+  check::sizes(name, tensor, {x.size(0), x.size(1), x.size(2)});
+}
+
+// `parameter` goes with x [B, T, C].
+inline void check_modulation(const char* name, const Tensor& parameter, const Tensor& x) {
+  check::floating("x", x);
+  check::sizes("x", x, {check::kAny, check::kAny, check::kAny});
   TORCH_CHECK_VALUE((parameter.dim() == 3 && parameter.sizes() == x.sizes()) ||
                         (parameter.dim() == 2 && parameter.size(0) == x.size(0) && parameter.size(1) == x.size(2)),
                     name, " should have shape [B, C] or [B, T, C], got ", parameter.sizes());
-  TORCH_CHECK_TYPE(parameter.scalar_type() == x.scalar_type(), name, " should have x's dtype");
+  check::dtype(name, parameter, x.scalar_type());
 }
 
 // Chunks of the frames of x [B, T, C], in parallel: visit(b, t, frames, chunk).

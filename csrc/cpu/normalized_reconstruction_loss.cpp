@@ -60,14 +60,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss_forward(
     const Tensor& weight_out, const OptionalTensor& bias_out, const OptionalTensor& lengths,
     c10::string_view activation_name, bool need_grad) {
   PlainTensors guard;
-  TORCH_CHECK_VALUE(z.dim() == 3, "z should have shape [B, T, d], got ", z.sizes());
+  check::floating("z", z);
+  check::floating("target", target);
+  check::sizes("z", z, {check::kAny, check::kAny, check::kAny});
   check_parameters(z.size(2), weight_in, bias_in, weight_out, bias_out);
-  TORCH_CHECK_VALUE(target.dim() == 3 && target.size(0) == z.size(0) && target.size(1) == z.size(1) &&
-                        target.size(2) == weight_out.size(0),
-                    "target should have shape [", z.size(0), ", ", z.size(1), ", ", weight_out.size(0), "], got ",
-                    target.sizes());
-  TORCH_CHECK_VALUE(!lengths || !lengths->defined() || lengths->sizes() == z.sizes().slice(0, 1),
-                    "lengths should have shape [B] = ", z.sizes().slice(0, 1));
+  check::sizes("target", target, {z.size(0), z.size(1), weight_out.size(0)});
+  check::lengths(lengths, z.size(0));
   const Activation activation = activation_of(activation_name);
   const at::ScalarType type = product_type(z.scalar_type()), sum_type = accumulator_type(type);
   const Tensor w_in = as(weight_in, type), w_out = as(weight_out, type), b_in = as(bias_in, type),

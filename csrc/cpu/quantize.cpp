@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "cpu/block_products.h"
+#include "cpu/checks.h"
 #include "cpu/isa.h"
 
 namespace losatok {
@@ -270,9 +271,35 @@ void for_blocks(const at::Tensor& x, const Frames& frames, const Plan& plan, con
     __VA_ARGS__();                                                                                             \
   })
 
+// x [B, T, d] and codes [..., K, d], of which both are float64 or neither.
+void check_search(const at::Tensor& x, const at::Tensor& codes, const std::optional<at::Tensor>& lengths,
+                  std::initializer_list<int64_t> sizes) {
+  check::floating("x", x);
+  check::floating("codes", codes);
+  check::sizes("codes", codes, sizes);
+  check::sizes("x", x, {check::kAny, check::kAny, codes.size(-1)});
+  TORCH_CHECK_VALUE(codes.size(-1) > 0 && codes.size(-2) > 0,
+                    "codes should be at least one code of at least one feature, got ", codes.sizes());
+  TORCH_CHECK_TYPE((x.scalar_type() == at::kDouble) == (codes.scalar_type() == at::kDouble),
+                   "x and codes should both be float64 or neither, got ", x.scalar_type(), " and ",
+                   codes.scalar_type());
+  check::lengths(lengths, x.size(0));
+}
+
+// codes [N, q] of codebooks [Q, K, d], q <= Q.
+void check_chosen(const at::Tensor& codes, const at::Tensor& codebooks) {
+  check::floating("codebooks", codebooks);
+  check::sizes("codebooks", codebooks, {check::kAny, check::kAny, check::kAny});
+  check::sizes("codes", codes, {check::kAny, check::kAny});
+  TORCH_CHECK_VALUE(codes.size(1) <= codebooks.size(0), "codes should be of at most ", codebooks.size(0),
+                    " stages, got ", codes.size(1));
+  check::codes("codes", codes, codebooks.size(1));
+}
+
 std::tuple<at::Tensor, at::Tensor> vq_nearest_forward(const at::Tensor& x, const at::Tensor& codebook,
                                                       const std::optional<at::Tensor>& lengths,
                                                       c10::string_view precision) {
+  check_search(x, codebook, lengths, {check::kAny, check::kAny});
   const Frames frames(x.size(0), x.size(1), lengths);
   auto indices = at::full({x.size(0), x.size(1)}, -1, x.options().dtype(at::kLong));
   auto distance = at::zeros({x.size(0), x.size(1)}, x.options().dtype(wide_type(x)));
@@ -299,6 +326,7 @@ std::tuple<at::Tensor, at::Tensor> vq_nearest_forward(const at::Tensor& x, const
 std::tuple<at::Tensor, at::Tensor> rvq_encode_forward(const at::Tensor& x, const at::Tensor& codebooks,
                                                       const std::optional<at::Tensor>& lengths,
                                                       c10::string_view precision) {
+  check_search(x, codebooks, lengths, {check::kAny, check::kAny, check::kAny});
   const int64_t stages = codebooks.size(0), d = codebooks.size(2);
   const Frames frames(x.size(0), x.size(1), lengths);
   auto codes = at::full({x.size(0), x.size(1), stages}, -1, x.options().dtype(at::kLong));
@@ -337,13 +365,9 @@ std::tuple<at::Tensor, at::Tensor> rvq_encode_forward(const at::Tensor& x, const
 }
 
 at::Tensor rvq_decode_forward(const at::Tensor& codes, const at::Tensor& codebooks) {
+  check_chosen(codes, codebooks);
   const int64_t rows = codes.size(0), used = codes.size(1), count = codebooks.size(1), d = codebooks.size(2);
   auto quantized = at::empty({rows, d}, codebooks.options());
-  if (codes.numel()) {
-    const int64_t low = codes.min().item<int64_t>(), high = codes.max().item<int64_t>();
-    TORCH_CHECK_VALUE(low >= -1 && high < count, "codes should lie within -1..", count - 1, " (the codebooks have ",
-                      count, " codes each (K); -1 is none), got ", low, "..", high);
-  }
   const at::Tensor chosen = codes.contiguous(), books = codebooks.contiguous();
   LOSATOK_DISPATCH(codebooks.scalar_type(), "rvq_decode_forward", [&] {
     const int64_t* code = chosen.const_data_ptr<int64_t>();
@@ -391,6 +415,9 @@ void sum_by_code(const int64_t* codes, int64_t code_stride, int64_t rows, int64_
 }
 
 at::Tensor rvq_decode_backward(const at::Tensor& grad, const at::Tensor& codes, const at::Tensor& codebooks) {
+  check_chosen(codes, codebooks);
+  check::floating("grad", grad);
+  check::sizes("grad", grad, {codes.size(0), codebooks.size(2)});
   const int64_t rows = codes.size(0), used = codes.size(1), count = codebooks.size(1), d = codebooks.size(2);
   const at::Tensor chosen = codes.contiguous(), grads = grad.to(wide_type(codebooks)).contiguous();
   auto sums = at::zeros(codebooks.sizes(), codebooks.options());
@@ -407,6 +434,11 @@ at::Tensor rvq_decode_backward(const at::Tensor& grad, const at::Tensor& codes, 
 std::tuple<at::Tensor, at::Tensor> vq_nearest_backward(const at::Tensor& grad, const at::Tensor& x,
                                                        const at::Tensor& codebook, const at::Tensor& indices,
                                                        bool need_x, bool need_codebook) {
+  check_search(x, codebook, {}, {check::kAny, check::kAny});
+  check::floating("grad", grad);
+  check::sizes("grad", grad, {x.size(0), x.size(1)});
+  check::sizes("indices", indices, {x.size(0), x.size(1)});
+  check::codes("indices", indices, codebook.size(0));
   const int64_t rows = indices.numel(), d = codebook.size(1);
   const at::ScalarType wide = wide_type(x);
   const at::Tensor grads = grad.to(wide).contiguous(), chosen = indices.contiguous();

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "cpu/block_products.h"
+#include "cpu/checks.h"
 #include "cpu/plain_tensors.h"
 
 namespace losatok::relation {
@@ -33,6 +34,7 @@ struct Pairs {
 
 Pairs pairs_of(const std::optional<at::Tensor>& lengths, int64_t batch, int64_t time, int64_t window) {
   Pairs pairs{std::vector<int64_t>(batch, time), window < 0 ? time : std::min(window, time)};
+  check::lengths(lengths, batch);
   if (!lengths.has_value()) return pairs;
   const at::Tensor given = lengths->contiguous();
   const int64_t* values = given.const_data_ptr<int64_t>();
@@ -211,10 +213,14 @@ std::tuple<at::Tensor, at::Tensor> time_relation_forward(const at::Tensor& low, 
                                                          const std::optional<at::Tensor>& lengths, int64_t window,
                                                          c10::string_view algorithm,
                                                          const std::optional<at::Tensor>& high_energy, bool need_grad) {
-  TORCH_CHECK(low.dim() == 3 && high.dim() == 3 && low.size(0) == high.size(0) && low.size(1) == high.size(1),
-              "low and high should be [B, T, d] and [B, T, D], got ", low.sizes(), " and ", high.sizes());
-  TORCH_CHECK(low.scalar_type() == high.scalar_type(), "low and high should have one dtype, got ", low.scalar_type(),
-              " and ", high.scalar_type());
+  check::floating("low", low);
+  check::dtype("high", high, low.scalar_type());
+  check::sizes("low", low, {check::kAny, check::kAny, check::kAny});
+  check::sizes("high", high, {low.size(0), low.size(1), check::kAny});
+  if (high_energy) {
+    check::floating("high_energy", *high_energy);
+    check::sizes("high_energy", *high_energy, {low.size(0)});
+  }
   const PlainTensors guard;
   const Pairs pairs = pairs_of(lengths, low.size(0), low.size(1), window);
   const bool half = low.scalar_type() == at::kBFloat16 || low.scalar_type() == at::kHalf;
@@ -232,8 +238,6 @@ std::tuple<at::Tensor, at::Tensor> time_relation_forward(const at::Tensor& low, 
       algorithm == "factored" || (algorithm == "auto" && !band && any_long &&
                                   factored_cost(pairs, sizes, high_energy.has_value()) < tiled_cost(pairs, sizes));
   const auto wide = low.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  TORCH_CHECK(half || low.scalar_type() == wide, "low should be float32, bfloat16, float16 or float64, got ",
-              low.scalar_type());
   const at::Tensor energies = high_energy.has_value() ? high_energy->detach().to(wide).contiguous() : at::Tensor();
   const at::Tensor features = ready(high, bfloat16_products);
   return wide == at::kDouble ? loss_and_gradient<double>(low.detach(), features, pairs, sizes, by_factors, energies)
@@ -241,7 +245,8 @@ std::tuple<at::Tensor, at::Tensor> time_relation_forward(const at::Tensor& low, 
 }
 
 at::Tensor gram_energy_forward(const at::Tensor& high, const std::optional<at::Tensor>& lengths, int64_t window) {
-  TORCH_CHECK(high.dim() == 3, "high should be [B, T, D], got ", high.sizes());
+  check::floating("high", high);
+  check::sizes("high", high, {check::kAny, check::kAny, check::kAny});
   const PlainTensors guard;
   const Pairs pairs = pairs_of(lengths, high.size(0), high.size(1), window);
   const bool bfloat16_products = high.scalar_type() == at::kBFloat16 && multiplies_bfloat16();
@@ -255,6 +260,6 @@ at::Tensor gram_energy_forward(const at::Tensor& high, const std::optional<at::T
 }  // namespace losatok::relation
 
 TORCH_LIBRARY_IMPL(losatok, CPU, m) {
-  m.impl("time_relation_forward", losatok::relation::time_relation_forward);
-  m.impl("gram_energy_forward", losatok::relation::gram_energy_forward);
+  m.impl("time_relation_forward", &losatok::relation::time_relation_forward);
+  m.impl("gram_energy_forward", &losatok::relation::gram_energy_forward);
 }

@@ -1,5 +1,7 @@
 """``losatok encode``, ``decode`` and ``reconstruct`` on real files: formats, folders, resuming, bad input."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -9,6 +11,7 @@ from losatok_ext.audio.files import audio_info, read_audio
 from losatok_ext.audio.samples import sample_folder
 from losatok_ext.formats import load_latents
 from losatok_ext.jobs import tokenize
+from losatok_ext.jobs.outputs import RECORD
 from losatok_ext.models import LoSATok
 from small_models import lively, small_config, tone
 
@@ -21,7 +24,9 @@ def record(path, rate=16_000, seconds=0.5, channels=1):
 
 
 def tree(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """The files in ``folder``, without the record that decoding leaves beside them."""
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [name for name in found if Path(name).name != RECORD]
 
 
 def test_a_folder_goes_there_and_back(losatok, tmp_path, model_folder):
@@ -85,6 +90,9 @@ def test_resuming_keeps_what_is_there(losatok, tmp_path, model_folder):
     result = losatok("encode", tmp_path / "in", "-o", tmp_path / "out", "-m", model_folder, "--overwrite")
     assert "2 files encoded" in result.out
     assert "kept" not in result.out
+    record(tmp_path / "in" / "b.wav", channels=2)
+    result = losatok("encode", tmp_path / "in", "-o", tmp_path / "out", "-m", model_folder)
+    assert "x real time), 1 of them again, since the recording has changed; 1 file kept" in result.out
 
 
 def bad_inputs(folder):

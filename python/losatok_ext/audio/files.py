@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -258,13 +259,19 @@ def _check_whole(info: AudioInfo, decoded: int, content: BinaryIO | None) -> Non
         raise AudioFileError(f"{info.path} holds no samples; record or export it again, or leave it out")
 
 
-def write_audio(path: str | os.PathLike[str], audio: Tensor, sample_rate: int) -> None:
+def write_audio(
+    path: str | os.PathLike[str],
+    audio: Tensor,
+    sample_rate: int,
+    before_rename: Callable[[Path], None] | None = None,
+) -> None:
     """Write ``audio`` [N] or [channels, N] (floating point, [-1, 1]) to ``path`` at ``sample_rate`` (Hz), whole or not
     at all.
 
     The suffix chooses the format: .wav and .flac (16 bits; samples that were read from 16 bits are written unchanged),
     .ogg (Vorbis), .mp3. Samples beyond [-1, 1] are clipped. Parent folders are made. ``path`` is only replaced once the
-    new file is on the disk and its header has been read back.
+    new file is on the disk and its header has been read back. ``before_rename`` is called then, with the temporary name
+    of the complete file.
 
     Raises:
         AudioFileError: the suffix is none of these, the format does not take the rate, ``audio`` is empty or not
@@ -301,6 +308,8 @@ def write_audio(path: str | os.PathLike[str], audio: Tensor, sample_rate: int) -
                 output.check()
                 os.fsync(raw.fileno())
             _check_written(temporary, len(samples))
+            if before_rename is not None:
+                before_rename(temporary)
     except OSError as error:
         raise AudioFileError(f"{path} cannot be written: {error.strerror or error}") from error
     except soundfile.LibsndfileError as error:

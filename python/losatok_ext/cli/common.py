@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -246,9 +247,13 @@ def report(summary: JobSummary, verb: str, folder: Path, before: Sequence[Failur
     parts = []
     if summary.written:
         speed = summary.audio_seconds / max(summary.wall_seconds, 1e-9)
+        again = "; ".join(
+            f"{count} of them again, since {why}" for why, count in Counter(summary.again.values()).items()
+        )
         parts.append(
             f"{count_files(len(summary.written))} {verb} into {printable(str(folder))} "
             f"({summary.audio_seconds:.1f} s of audio in {summary.wall_seconds:.1f} s, {speed:.1f}x real time)"
+            + (f", {again}" if again else "")
         )
     if summary.kept:
         parts.append(f"{count_files(len(summary.kept))} kept as they were (--overwrite writes them again)")

@@ -56,8 +56,9 @@ def save_latents(path: str | os.PathLike[str], latents: LatentFile) -> None:
     entry.update(storage=latents.storage, tensors=sorted(tensors))
     if latents.storage in storages.INTEGER_BITS:
         entry["frames_per_scale"] = storages.FRAMES_PER_SCALE
-    if header.dims is None:
-        del entry["dims"]
+    for name in _OPTIONAL:
+        if entry[name] is None:
+            del entry[name]
     container.write(Path(path), 2 if header.dims is None else 3, entry, tensors)
 
 
@@ -194,8 +195,12 @@ _KINDS = {
     "int | None": (int,),
     "tuple[int, ...]": (list,),
 }
+_OPTIONAL = ("dims", "source_digest", "settings")
+"""Header fields that are left out where they are None."""
 _SINCE = {"quantizer": 2, "quantizer_name": 2, "code_sizes": 2, "dims": 3}
 """Header field -> the first version that has it."""
+_TEXTS = ("source_digest", "settings")
+"""Header fields that a file of any version may have; 0.1 wrote none."""
 _LARGEST = 2**63
 
 
@@ -203,7 +208,7 @@ def _header(path: Path, entry: dict[str, Any]) -> LatentHeader:
     values: dict[str, Any] = {}
     for field in fields(LatentHeader):
         value = entry.get(field.name)
-        if entry["version"] < _SINCE.get(field.name, 1):
+        if entry["version"] < _SINCE.get(field.name, 1) or (field.name in _TEXTS and field.name not in entry):
             continue
         if type(value) not in _KINDS[str(field.type)] or (type(value) is int and abs(value) >= _LARGEST):
             raise _damaged(path, field.name, value)

@@ -27,6 +27,10 @@ class LatentHeader:
         code_sizes: number of possible codes at each of the Q positions of a token; empty for a model without quantizer.
         dims: number of the d dimensions that were kept, for a model with nested latents; the rest is zero and not
             stored. None: all.
+        source_digest: 32 hex digits that name the content of the recording's file (:func:`losatok_ext.files.digest`);
+            None where it is not known.
+        settings: what else the latents depend on, such as ``"dtype=float32, logvar=False"``; None where it is not
+            known.
     """
 
     fingerprint: str
@@ -43,6 +47,8 @@ class LatentHeader:
     quantizer_name: str | None = None
     code_sizes: tuple[int, ...] = ()
     dims: int | None = None
+    source_digest: str | None = None
+    settings: str | None = None
 
     @property
     def stored_dims(self) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from losatok_ext.audio.files import AudioInfo, read_audio_with_info, write_audio
 from losatok_ext.errors import LatentFileError, UserError
+from losatok_ext.files import digest
 from losatok_ext.formats.latent_files import (
     LatentFile,
     LatentHeader,
@@ -27,6 +28,8 @@ from losatok_ext.formats.latent_files import (
     save_latents,
 )
 from losatok_ext.formats.latent_storage import StoreOptions
+from losatok_ext.jobs.outputs import Record, StaleError, differences, settings_text
+from losatok_ext.models.storage.precision import dtype_name
 from losatok_ext.models.tokenizer.nested import require_nested
 from losatok_ext.ops.dispatch import BackendUnavailableError
 from losatok_ext.recordings.find import Failure, Source
@@ -47,6 +50,7 @@ class JobSummary:
     Attributes:
         written: outputs written.
         kept: outputs that existed and were left alone.
+        again: of those written, the ones that existed, and why they were made again.
         failures: inputs that failed, each with one sentence.
         audio_seconds: duration of the written outputs, in seconds.
         wall_seconds: time that the job took, reading and writing included.
@@ -54,6 +58,7 @@ class JobSummary:
 
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
+    again: dict[Path, str] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     audio_seconds: float = 0.0
     wall_seconds: float = 0.0
@@ -192,8 +197,9 @@ def encode_files(
 ) -> JobSummary:
     """Encode each source to its output, a latent file. The next file is read while one is encoded.
 
-    An output that exists is kept, unless ``overwrite``. It must be this model's latents of a file of that name, stored
-    as asked; otherwise the source counts as failed.
+    An output that exists is kept, unless ``overwrite``, if it is what would be written: this model's latents of this
+    recording, computed and stored as asked, undamaged. Where the recording has changed since, or the output is damaged,
+    it is made again. Otherwise, and where it is no latent file, the source counts as failed.
 
     Args:
         model: in eval mode.
@@ -212,6 +218,10 @@ def encode_files(
     store = check_store(model, store or StoreOptions())
     fingerprint = model.fingerprint()
 
+    settings = settings_text(
+        dtype=dtype_name(model), logvar=store.logvar, dims=store.dims, target_error=store.target_error
+    )
+
     def check_kept(source: Source, output: Path) -> None:
         header, storage = read_header(output), read_storage(output)
         if header.fingerprint != fingerprint:
@@ -222,16 +232,30 @@ def encode_files(
             problem = f"exists and stores {storage}"
         elif store.target_error is None and header.stored_dims != (store.dims or header.latent_dim):
             problem = f"exists and stores {header.stored_dims} dimensions"
+        elif header.settings not in (None, settings):
+            problem = f"exists, made with {differences(header.settings or '', settings)}"
         else:
-            return
+            try:
+                stored = load_latents(output)
+            except LatentFileError:
+                raise StaleError("the latent file was damaged") from None
+            if header.source_digest not in (None, digest(source.path)):
+                raise StaleError("the recording has changed")
+            if (stored.logvar is not None) == store.logvar:
+                return
+            problem = f"exists and stores {'no' if store.logvar else 'a'} log variance"
         raise LatentFileError(f"{output} {problem}; pass --overwrite or another folder")
 
-    def work(output: Path, loaded: tuple[Tensor, AudioInfo]) -> float:
-        save_latents(output, encode_clip(model, *loaded, store))
-        return loaded[1].seconds
+    def work(output: Path, loaded: tuple[Tensor, AudioInfo, str]) -> float:
+        audio, info, source_digest = loaded
+        latents = encode_clip(model, audio, info, store)
+        header = dataclasses.replace(latents.header, source_digest=source_digest, settings=settings)
+        save_latents(output, dataclasses.replace(latents, header=header))
+        return info.seconds
 
-    def read(source: Source) -> tuple[Tensor, AudioInfo]:
-        return read_audio_with_info(source.path, model.sample_rate)
+    def read(source: Source) -> tuple[Tensor, AudioInfo, str]:
+        content = _digest(source.path)
+        return *read_audio_with_info(source.path, model.sample_rate), content
 
     return _run(sources, outputs, read, work, check_kept, overwrite, on_source, debug)
 
@@ -248,7 +272,9 @@ def decode_files(
 ) -> JobSummary:
     """Decode each source, a latent file, to its output, an audio file at the model's rate.
 
-    An output that exists is kept, unless ``overwrite``.
+    An output that exists is kept, unless ``overwrite``, if it was decoded from this latent file by this model, and not
+    changed since (:class:`~losatok_ext.jobs.outputs.Record`). Where the latent file has changed since, it is made
+    again. Otherwise the source counts as failed.
 
     Args:
         model, sources, outputs, overwrite, on_source, debug: as for :func:`encode_files`.
@@ -259,15 +285,43 @@ def decode_files(
         JobInterrupted: stopped from the keyboard.
     """
     fingerprint = model.fingerprint()
+    settings = settings_text(model=fingerprint, dtype=dtype_name(model))
+    record = cache(Record)
 
-    def work(output: Path, latents: LatentFile) -> float:
-        write_audio(output, decode_clip(model, latents), model.sample_rate)
+    def check_kept(source: Source, output: Path) -> None:
+        found = record(output.parent).find(output)
+        if found is None:
+            problem = "exists, and is not as `losatok decode` wrote it"
+        elif found["settings"] != settings:
+            problem = f"exists, made with {differences(found['settings'], settings)}"
+        elif found["source"] != digest(source.path):
+            raise StaleError("the latent file has changed")
+        else:
+            return
+        raise LatentFileError(f"{output} {problem}; pass --overwrite or another folder")
+
+    def work(output: Path, loaded: tuple[LatentFile, str]) -> float:
+        latents, content = loaded
+
+        def keep_record(written: Path) -> None:
+            record(output.parent).add(output, written, content, settings)
+
+        write_audio(output, decode_clip(model, latents), model.sample_rate, keep_record)
         return latents.header.seconds
 
-    def read(source: Source) -> LatentFile:
-        return load_latents(source.path, fingerprint, force)
+    def read(source: Source) -> tuple[LatentFile, str]:
+        content = _digest(source.path)
+        return load_latents(source.path, fingerprint, force), content
 
-    return _run(sources, outputs, read, work, None, overwrite, on_source, debug)
+    return _run(sources, outputs, read, work, check_kept, overwrite, on_source, debug)
+
+
+def _digest(path: Path) -> str:
+    """The digest of an input; ``""`` where it cannot be read, which the one who reads it says better."""
+    try:
+        return digest(path)
+    except OSError:
+        return ""
 
 
 def _run(
@@ -275,21 +329,22 @@ def _run(
     outputs: Sequence[Path],
     read: Callable[[Source], Result],
     work: Callable[[Path, Result], float],
-    check_kept: Callable[[Source, Path], None] | None,
+    check_kept: Callable[[Source, Path], None],
     overwrite: bool,
     on_source: OnSource | None,
     debug: bool,
 ) -> JobSummary:
-    """``read`` and ``work`` for each source whose output does not exist, ``check_kept`` for the others."""
+    """``read`` and ``work`` for each source whose output does not exist or is stale, ``check_kept`` for the others."""
     summary = JobSummary()
     start = time.perf_counter()
     todo: list[tuple[Source, Path]] = []
+    stale: dict[Path, str] = {}
 
     def attempt(source: Source, function: Callable[[], None]) -> None:
         try:
             function()
-        except BackendUnavailableError:
-            raise  # it would be the same for every file
+        except (BackendUnavailableError, StaleError):
+            raise  # the first would be the same for every file
         except Exception as error:
             if debug:
                 raise
@@ -298,20 +353,25 @@ def _run(
             on_source(source)
 
     def keep(source: Source, output: Path) -> None:
-        if check_kept is not None:
-            check_kept(source, output)
+        check_kept(source, output)
         summary.kept.append(output)
 
     def write(output: Path, loaded: Future[Result]) -> None:
         summary.audio_seconds += work(output, loaded.result())
         summary.written.append(output)
+        if output in stale:
+            summary.again[output] = stale[output]
 
     try:
         for source, output in zip(sources, outputs, strict=True):
             if overwrite or not os.path.lexists(output):
                 todo.append((source, output))
             else:
-                attempt(source, partial(keep, source, output))
+                try:
+                    attempt(source, partial(keep, source, output))
+                except StaleError as error:
+                    stale[output] = str(error)
+                    todo.append((source, output))
         for (source, output), loaded in read_ahead(todo, lambda item: read(item[0])):
             attempt(source, partial(write, output, loaded))
     except KeyboardInterrupt:

@@ -89,7 +89,7 @@ def test_training_goes_through_the_quantizer(name):
     audio, lengths = clips()
     losses = losses_of(model, audio, lengths, sample=False)
     assert losses["quantizer"].shape == ()
-    assert (losses["quantizer"] > 0) == (name in ("vq", "rvq", "lfq"))
+    assert (losses["quantizer"] != 0) == (name in ("vq", "rvq", "lfq"))
     losses["mel"].backward(retain_graph=True)
     gradient = model.fc_mu.weight.grad
     assert torch.isfinite(gradient).all()

@@ -143,7 +143,7 @@ def test_the_probe_is_its_formula_over_labelled_clips():
 
 
 def test_labels_supervise_the_low_level_and_their_probe_stays_behind(sembo, tmp_path):
-    options = {"supervision": {"labels": True}, "optimizer": {"lr": 5e-3}, "steps": 30, "batch_size": 8}
+    options = {"supervision": {"labels": True}, "optimizer": {"lr": 2e-2}, "steps": 30, "batch_size": 8}
     options |= {"tokenizer": {"label": 20}, "checkpoint": {"every": 30}}
     train_tokenizer(sample_folder(), tmp_path, config(sembo, kinds=(), **options))
     lines = read_log(tmp_path)

@@ -9,12 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SHORTEST = 1e-6
-"""Rows shorter than this have no direction."""
-
-OPPOSITE = 1e-6
-"""|u + t|^2 up to which directions u and t count as opposite."""
-
 
 class Choice(NamedTuple):
     """The choice of a stage, for its gradient.
@@ -78,13 +72,16 @@ def rotate_back(grad: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
     All are [..., d].
     """
+    # Not in the module: torch.compile with dynamic shapes would take a module's floats for variables.
+    shortest = 1e-6  # rows shorter than this have no direction
+    opposite = 1e-6  # |u + t|^2 up to which directions u and t count as opposite
     length, target_length = (rows.norm(dim=-1, keepdim=True) for rows in (source, target))
-    short = length < SHORTEST
-    length, apart = length.clamp(min=SHORTEST), target_length.clamp(min=SHORTEST)
+    short = length < shortest
+    length, apart = length.clamp(min=shortest), target_length.clamp(min=shortest)
     along_u = (source * grad).sum(-1, keepdim=True) / length
     along_t = (target * grad).sum(-1, keepdim=True) / apart
     square = 2 + 2 * (source * target).sum(-1, keepdim=True) / (length * apart)  # of |u + t|
-    reflected = torch.where(square > OPPOSITE, 2 * (along_u + along_t) / square.clamp(min=OPPOSITE), 0.0)
+    reflected = torch.where(square > opposite, 2 * (along_u + along_t) / square.clamp(min=opposite), 0.0)
     ratio = torch.where(short, 1.0, target_length / length)
     # s R^T grad as a sum of the three vectors: fewer passes over them than one for each product above.
     of_source = torch.where(short, 0.0, ratio * (2 * along_t - reflected) / length)

@@ -1,0 +1,92 @@
+"""Raw ops (``torch.ops.losatok.*``) with wrong arguments: they raise, or compute what they can; nothing crashes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ops.hostile_calls import valid_calls
+
+SCRIPT = Path(__file__).with_name("hostile_calls.py")
+
+
+def test_no_wrong_argument_ends_the_process():
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, env=environment)
+    last = done.stdout.splitlines()[-1] if done.stdout else ""
+    assert done.returncode == 0, f"exit code {done.returncode} at {last}\n{done.stderr[-2000:]}"
+    calls, refused = map(int, re.fullmatch(r"(\d+) calls, (\d+) refused", last).groups())
+    assert calls > 2000
+    assert refused > calls / 2
+
+
+def changed(op, position, value):
+    arguments = list(valid_calls()[op])
+    arguments[position] = value
+    return lambda: getattr(torch.ops.losatok, op)(*arguments)
+
+
+CODES = [
+    ("rvq_decode_backward", 1),
+    ("rvq_decode_forward", 0),
+    ("vq_nearest_backward", 3),
+    ("fsq_dequantize_forward", 0),
+]
+
+
+@pytest.mark.parametrize(("op", "position"), CODES)
+@pytest.mark.parametrize("code", [-2, 10 * 12, 2**40])
+def test_a_code_that_is_not_there_is_refused(op, position, code):
+    codes = valid_calls()[op][position].clone()
+    codes.view(-1)[-1] = code
+    with pytest.raises(ValueError, match=rf"(codes|indices) should lie within -1\.\.\d+ .*{code}"):
+        changed(op, position, codes)()
+
+
+@pytest.mark.parametrize(
+    "op", ["vq_nearest_forward", "rvq_encode_forward", "fsq_quantize_forward", "fsq_quantize_backward"]
+)
+def test_lengths_are_one_for_each_clip(op):
+    position = next(i for i, a in enumerate(valid_calls()[op]) if isinstance(a, torch.Tensor) and a.shape == (2,))
+    for wrong, error in ((torch.tensor([7]), ValueError), (torch.tensor([7, 4], dtype=torch.int32), TypeError)):
+        with pytest.raises(error, match="lengths should"):
+            changed(op, position, wrong)()
+
+
+@pytest.mark.parametrize("op", ["rvq_decode_forward", "rvq_decode_backward"])
+def test_codes_of_more_stages_than_there_are_codebooks(op):
+    position = 0 if op == "rvq_decode_forward" else 1
+    with pytest.raises(ValueError, match="codes should be of at most 3 stages, got 4"):
+        changed(op, position, torch.zeros(9, 4, dtype=torch.int64))()
+
+
+@pytest.mark.parametrize("size", [-1, 0, 4, 7, 2**40])
+def test_packed_rows_hold_what_they_are_said_to_hold(size):
+    with pytest.raises(ValueError, match="size should be the number of values that a row of packed holds, 6, got"):
+        changed("affine_dequantize_forward", 4, size)()
+
+
+@pytest.mark.parametrize("levels", [[0, 5, 3], [8, -5, 3], [8, 5, 2**40]])
+@pytest.mark.parametrize("op", ["fsq_quantize_forward", "fsq_quantize_backward", "fsq_dequantize_forward"])
+def test_levels_are_at_least_two(op, levels):
+    position = next(i for i, a in enumerate(valid_calls()[op]) if isinstance(a, list))
+    with pytest.raises(ValueError, match=r"levels should each lie within 2\.\.65536"):
+        changed(op, position, levels)()
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        "gated_residual_backward",
+        "layer_norm_modulate_backward",
+        "depthwise_conv_norm_backward",
+        "dit_attention_backward",
+    ],
+)
+def test_a_gradient_has_the_dtype_of_what_it_belongs_to(op):
+    with pytest.raises(TypeError, match="grad should be Float, got BFloat16"):
+        changed(op, 0, valid_calls()[op][0].bfloat16())()
