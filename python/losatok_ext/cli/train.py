@@ -15,6 +15,7 @@ from losatok_ext.models.teachers.registry import KINDS
 from losatok_ext.pretrained import DEFAULT, is_bundled, resolve
 from losatok_ext.training import TrainConfig, TrainResult, train_generator, train_sembo, train_teacher, train_tokenizer
 from losatok_ext.training.data.latent_corpus import holds_latents
+from losatok_ext.training.run import Resume
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +29,13 @@ Output = Annotated[
         "-o",
         help="Folder of the run: model/, checkpoints/, log.jsonl. The same command again goes on from there.",
         show_default=False,
+    ),
+]
+From = Annotated[
+    Resume,
+    typer.Option(
+        "--from",
+        help="The checkpoint to go on from: the newest, or previous, the one before it, where the newest is damaged.",
     ),
 ]
 ClipsWithText = Annotated[
@@ -72,9 +80,9 @@ COMMON = (
 
 @app.command()
 @configured(PRESET, INIT, *COMMON)
-def teacher(data: Data, output: Output, config: TrainConfig) -> None:
+def teacher(data: Data, output: Output, config: TrainConfig, resume: From = "newest") -> None:
     """Train a semantic encoder on unlabelled recordings, as a masked autoencoder; then `train sembo --init OUTPUT`."""
-    _run(train_teacher, data, output, config)
+    _run(train_teacher, data, output, config, resume)
 
 
 @app.command()
@@ -84,20 +92,20 @@ def teacher(data: Data, output: Output, config: TrainConfig) -> None:
     INIT,
     *COMMON,
 )
-def sembo(data: Data, output: Output, config: TrainConfig) -> None:
+def sembo(data: Data, output: Output, config: TrainConfig, resume: From = "newest") -> None:
     """Train the semantic bottleneck (SemBo) under a frozen teacher."""
-    _run(train_sembo, data, output, config)
+    _run(train_sembo, data, output, config, resume)
 
 
 @app.command()
 @configured(INIT, *COMMON)
-def tokenizer(data: Data, output: Output, config: TrainConfig) -> None:
+def tokenizer(data: Data, output: Output, config: TrainConfig, resume: From = "newest") -> None:
     """Train acoustic encoder, latent and decoder; the semantic branch stays frozen.
 
     It needs --init, here or in the configuration file. On shards of `losatok precompute features --audio` its teacher
     never runs.
     """
-    _run(train_tokenizer, data, output, config)
+    _run(train_tokenizer, data, output, config, resume)
 
 
 @app.command()
@@ -112,13 +120,13 @@ def tokenizer(data: Data, output: Output, config: TrainConfig) -> None:
     INIT,
     *COMMON,
 )
-def generator(data: ClipsWithText, output: Output, config: TrainConfig) -> None:
+def generator(data: ClipsWithText, output: Output, config: TrainConfig, resume: From = "newest") -> None:
     """Train a generator of a tokenizer's latents from text; the tokenizer stays frozen.
 
     A clip's text is "text" in the manifest, else "label", else "labels"; in a folder it is the name of the folder that
     the file is in.
     """
-    _run(train_generator, data, output, config, _tokenizer_note(data, config.generator.tokenizer))
+    _run(train_generator, data, output, config, resume, _tokenizer_note(data, config.generator.tokenizer))
 
 
 def _tokenizer_note(data: Path, tokenizer: str | None) -> str | None:
@@ -134,12 +142,17 @@ def _tokenizer_note(data: Path, tokenizer: str | None) -> str | None:
 
 
 def _run(
-    train: Callable[..., TrainResult], data: Path, output: Path, config: TrainConfig, note: str | None = None
+    train: Callable[..., TrainResult],
+    data: Path,
+    output: Path,
+    config: TrainConfig,
+    resume: Resume,
+    note: str | None = None,
 ) -> None:
     # Of several processes only the first one reports starts and steps; the bars of the others stay empty.
     try:
         with TrainingProgress(note=note) as progress:
-            result = train(data, output, config, on_start=progress.on_start, on_step=progress.on_step)
+            result = train(data, output, config, on_start=progress.on_start, on_step=progress.on_step, resume=resume)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the same command goes on from the last checkpoint in {output}", err=True)
         raise typer.Exit(130) from None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
@@ -43,6 +44,9 @@ class TrainResult:
 
 OnStart = Callable[[RunStart], None]
 
+Resume = Literal["newest", "previous"]
+"""The checkpoint that a run goes on from: the newest, or the one before it."""
+
 
 StageClass = Callable[[str | Path, TrainConfig, torch.device], Stage]
 
@@ -60,6 +64,7 @@ def train(
     *,
     on_start: OnStart | None = None,
     on_step: OnStep | None = None,
+    resume: Resume = "newest",
 ) -> TrainResult:
     """Train one stage on ``data``, and leave a model folder ``output/model``.
 
@@ -78,20 +83,25 @@ def train(
         config: the run's configuration; None takes the defaults (the published model, the paper's settings).
         on_start: called once, before the first step.
         on_step: called after every step.
+        resume: ``"previous"`` goes on from the checkpoint before the newest, for example since that one is damaged, and
+            removes the newest.
 
     Raises:
+        ValueError: ``resume`` is something else.
         ConfigError: the configuration does not fit the stage, the model or the data.
         TrainingError: the data cannot be used, another process trains in ``output``, it holds another run, or it cannot
             be written; or too many steps in a row were not finite.
-        CheckpointError: a model or checkpoint cannot be read.
+        CheckpointError: a model or checkpoint cannot be read, is damaged or, with ``resume="previous"``, missing.
         KeyboardInterrupt: after SIGINT, SIGTERM or SIGHUP, when the step was finished and a checkpoint written.
     """
+    if resume not in get_args(Resume):
+        raise ValueError(f"resume should be one of {', '.join(get_args(Resume))}, got {resume!r}")
     output, config = Path(output), config or TrainConfig()
     make = STAGES[stage] if isinstance(stage, str) else stage
     with open_processes(config) as processes, keep_random(processes.device), ExitStack() as stack:
         opened, store = make(data, config, processes.device), CheckpointStore(output, config.checkpoint.keep)
         processes.agree(lambda: stack.enter_context(store))
-        run = PreparedRun(opened, store, config, processes)
+        run = PreparedRun(opened, store, config, processes, resume == "previous")
         log = None
         if processes.first:
             log = stack.enter_context(TrainingLog(output, config.log, run.trainer.step))
@@ -118,13 +128,14 @@ def train_teacher(
     *,
     on_start: OnStart | None = None,
     on_step: OnStep | None = None,
+    resume: Resume = "newest",
 ) -> TrainResult:
     """Train a semantic encoder on recordings without labels, as a masked autoencoder; see :func:`train`.
 
     Only the semantic encoder of the model in ``output/model`` is trained. :func:`train_sembo` takes it as
     ``config.init``.
     """
-    return train("teacher", data, output, config, on_start=on_start, on_step=on_step)
+    return train("teacher", data, output, config, on_start=on_start, on_step=on_step, resume=resume)
 
 
 def train_sembo(
@@ -134,12 +145,13 @@ def train_sembo(
     *,
     on_start: OnStart | None = None,
     on_step: OnStep | None = None,
+    resume: Resume = "newest",
 ) -> TrainResult:
     """Train the semantic bottleneck (SemBo) under a frozen teacher; see :func:`train`.
 
     ``data`` may be shards of the teacher's features (``losatok precompute features``) in place of recordings.
     """
-    return train("sembo", data, output, config, on_start=on_start, on_step=on_step)
+    return train("sembo", data, output, config, on_start=on_start, on_step=on_step, resume=resume)
 
 
 def train_tokenizer(
@@ -149,13 +161,14 @@ def train_tokenizer(
     *,
     on_start: OnStart | None = None,
     on_step: OnStep | None = None,
+    resume: Resume = "newest",
 ) -> TrainResult:
     """Train the acoustic encoder, the latent and the decoder; see :func:`train`.
 
     ``config.init`` names the folder that :func:`train_sembo` wrote. ``data`` may be shards of the teacher's features
     with their audio (``losatok precompute features --audio``); the teacher does not run then.
     """
-    return train("tokenizer", data, output, config, on_start=on_start, on_step=on_step)
+    return train("tokenizer", data, output, config, on_start=on_start, on_step=on_step, resume=resume)
 
 
 def train_generator(
@@ -165,6 +178,7 @@ def train_generator(
     *,
     on_start: OnStart | None = None,
     on_step: OnStep | None = None,
+    resume: Resume = "newest",
 ) -> TrainResult:
     """Train a generator of a frozen tokenizer's latents; see :func:`train`.
 
@@ -173,4 +187,4 @@ def train_generator(
     latents. The text of a clip is ``"text"`` in the manifest, else ``"label"``, else ``"labels"``; in a folder the name
     of the folder that the file lies in.
     """
-    return train("generator", data, output, config, on_start=on_start, on_step=on_step)
+    return train("generator", data, output, config, on_start=on_start, on_step=on_step, resume=resume)

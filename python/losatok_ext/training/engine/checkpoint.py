@@ -3,7 +3,9 @@
 ``checkpoints/step-XXXXXXXX/`` holds ``model.safetensors`` (what training changes), ``optimizer.safetensors``,
 ``ema.safetensors``, ``critic.safetensors`` and ``critic_optimizer.safetensors`` where the run has them, and
 ``state.json``. ``checkpoints/frozen.safetensors`` holds the weights that do not train, once; ``checkpoints/run.json``
-holds the run's configuration and data. A run can go on from that folder alone.
+holds the run's configuration and data. A run can go on from that folder alone. Each of these folders has a
+``digests.json`` with a hash of each file, which is compared before a run goes on: it finds damage, not an attack.
+Runs of 0.1 have none, and are read without.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import random
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from losatok_ext.errors import CheckpointError, TrainingError
-from losatok_ext.files import LOCK, atomic_path, locked_folder
+from losatok_ext.files import LOCK, atomic_path, digest, locked_folder
 
+DIGESTS = "digests.json"
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -110,6 +113,8 @@ class CheckpointStore:
                     {n: t.detach().cpu().contiguous() for n, t in named.items()}, temporary / f"{part}.safetensors"
                 )
             (temporary / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
+            digests = {file.name: digest(file) for file in sorted(temporary.iterdir())}
+            (temporary / DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
             for file in temporary.iterdir():
                 _flush(file)
             _flush(temporary)
@@ -130,24 +135,41 @@ class CheckpointStore:
         path.rename(temporary / path.name)  # renamed first, so that a crash leaves no half checkpoint under its name
         shutil.rmtree(temporary)
 
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint, or None.
+    def latest(self, previous: bool = False) -> Checkpoint | None:
+        """The newest checkpoint, or with ``previous`` the one before it; None where there is no checkpoint.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: it is damaged, a file is missing, or there is none before the newest.
         """
         steps = self._steps()
         if not steps:
             return None
-        step, path = steps[-1]
+        if previous and len(steps) == 1:
+            raise CheckpointError(f"{self.root}: there is no checkpoint before that of step {steps[0][0]}")
+        step, path = steps[-2 if previous else -1]
+        older = [number for number, _ in steps if number < step]
+        if not older:
+            cure = "there is none before it: start in another folder"
+        elif previous:
+            cure = f"the one before it is of step {older[-1]}: remove the two newer folders to go on from there"
+        else:
+            cure = f"--from previous (in Python resume='previous') goes on from the one before it, of step {older[-1]}"
         try:
+            _compare(path, {"model.safetensors", "optimizer.safetensors", "state.json", *_digests(path)})
             tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise CheckpointError(
-                f"{path}: the checkpoint cannot be read ({error}); remove that folder to go on from the one before"
-            ) from None
+            missing = [name for name in _STATE if not isinstance(state, dict) or name not in state]
+            if missing:
+                raise ValueError(f"state.json has no {missing[0]!r}")
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: the checkpoint is damaged ({error}); {cure}") from None
         return Checkpoint(path, step, tensors, state)
+
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps than ``step``."""
+        for number, path in self._steps():
+            if number > step:
+                self._remove(path)
 
     def write_run(self, facts: Mapping[str, Any], frozen: Mapping[str, Tensor]) -> None:
         """Write ``facts`` (to ``run.json``) and the weights that do not train, before the first step."""
@@ -156,21 +178,29 @@ class CheckpointStore:
                 save_file({n: t.detach().cpu().contiguous() for n, t in frozen.items()}, temporary)
             with atomic_path(self.root / "run.json") as temporary:
                 temporary.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+            digests = {name: digest(self.root / name) for name in ("frozen.safetensors", "run.json")}
+            with atomic_path(self.root / DIGESTS) as temporary:
+                temporary.write_text(json.dumps(digests, indent=1), encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"{self.root}: cannot be written ({error}); make room, then start again") from None
 
     def read_run(self) -> dict[str, Any]:
-        """The facts that :meth:`write_run` wrote.
+        """The facts that :meth:`write_run` wrote: ``"stage"``, ``"config"``, ``"model"``, ``"corpus"`` and others.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: they are damaged.
         """
         try:
-            return json.loads((self.root / "run.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+            _compare(self.root, ("run.json",))
+            facts = json.loads((self.root / "run.json").read_text(encoding="utf-8"))
+            missing = [name for name in _FACTS if not isinstance(facts, dict) or name not in facts]
+            if missing:
+                raise ValueError(f"it has no {missing[0]!r}")
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{self.root / 'run.json'}: cannot be read ({error}); start in another folder"
+                f"{self.root / 'run.json'}: the run is damaged ({error}); start in another folder"
             ) from None
+        return facts
 
     def read_frozen(self) -> dict[str, Tensor]:
         """The weights that do not train, as :meth:`write_run` wrote them.
@@ -180,9 +210,44 @@ class CheckpointStore:
         """
         path = self.root / "frozen.safetensors"
         try:
+            _compare(self.root, (path.name,))
             return load_file(path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be read ({error}); start in another folder") from None
+
+
+_FACTS = ("stage", "config", "model", "corpus")
+_STATE = ("step", "skipped", "skipped_in_a_row", "ema_updates")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The digests in ``folder`` by name of the file; none where there is no file of them.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it cannot be read.
+    """
+    if not (folder / DIGESTS).exists():
+        return {}
+    digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+    if not isinstance(digests, dict):
+        raise ValueError(f"{DIGESTS} holds no digests")
+    return digests
+
+
+def _compare(folder: Path, names: Iterable[str]) -> None:
+    """Compare the files ``names`` in ``folder`` with its digests, where it has any.
+
+    Raises:
+        ValueError: a file is missing, or has another content than was written.
+        OSError: a file cannot be read.
+    """
+    digests = _digests(folder)
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if name in digests and digest(folder / name) != digests[name]:
+            raise ValueError(f"the content of {name} is not what was written")
 
 
 def _flush(path: Path) -> None:

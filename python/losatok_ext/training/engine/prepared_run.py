@@ -57,6 +57,7 @@ class PreparedRun:
         store: of checkpoints, locked.
         config: of the run.
         processes: this one, and those that train with it.
+        previous: go on from the checkpoint before the newest, which is removed.
 
     Raises:
         ConfigError: the configuration does not fit the stage, the model or the data.
@@ -64,11 +65,13 @@ class PreparedRun:
         CheckpointError: a model or checkpoint cannot be read.
     """
 
-    def __init__(self, stage: Stage, store: CheckpointStore, config: TrainConfig, processes: Processes) -> None:
+    def __init__(
+        self, stage: Stage, store: CheckpointStore, config: TrainConfig, processes: Processes, previous: bool = False
+    ) -> None:
         self.stage, self.processes = stage, processes
         rows_of_process(config.batch_size, processes, config.optimizer.accumulate)  # raises before files are written
         self.steps = config.steps or stage.paper_steps
-        checkpoint = store.latest()
+        checkpoint = store.latest(previous)
         facts: dict[str, Any] = {"stage": stage.name, "config": config.to_dict()}
         if checkpoint is None:
             model_config = stage.model_config()
@@ -102,6 +105,8 @@ class PreparedRun:
         self.trainer = Trainer(stage, self.source, config, self.steps, store, processes, validator)
         if checkpoint is not None:
             self.trainer.restore(checkpoint)
+            going_on = checkpoint.step
+            processes.agree(lambda: store.drop_after(going_on))
 
     def _validation_source(self, model_config: Any, config: TrainConfig) -> CropSource | None:
         """The crops to validate on, or None; a share that is held out is taken away from the training data."""
