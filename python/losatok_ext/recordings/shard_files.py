@@ -14,13 +14,26 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from losatok_ext.audio.files import READABLE_SUFFIXES
 from losatok_ext.errors import ShardError, UserError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 TOKEN_SUFFIX = ".safetensors"
-_MAX_JSON = 1 << 20  # bytes; a clip's takes a few hundred
+_MAX_JSON = 1 << 20  # bytes; a clip's takes a few hundred, as does an extended header of a tar file
+_MAX_FAULTS = 1000  # headers that cannot be read, before the rest of a shard is given up
+_EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_BAD_HEADER = (tarfile.TarError, ValueError, IndexError, OverflowError)
+"""What tarfile raises for damaged headers: it does not check those of sparse files."""
 
 
 @dataclass(frozen=True)
@@ -156,33 +169,63 @@ def scan_shard(path: Path) -> ShardContent:
     return ShardContent(samples, left_out)
 
 
+class _Header(tarfile.TarInfo):
+    """A header of a tar file whose sizes are possible."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
+        """As the class above, but a negative size is refused, and so is an extended header that is too long to read."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _EXTENDED and header.size > _MAX_JSON):
+            raise tarfile.InvalidHeaderError(f"a size of {header.size} bytes")
+        return header
+
+
 def _members(path: Path, left_out: list[str]) -> Iterator[Member]:
     """The regular files in a tar file. Damaged headers are skipped, and the next valid header is searched for."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
-            expected = 0
-            while True:
-                try:
+        if size == 0:
+            left_out.append(f"{path} cannot be read as a tar file: empty file")
+        with path.open("rb") as file:
+            yield from _members_of(path, file, size, left_out)
+    except OSError as error:
+        left_out.append(f"{path} cannot be read as a tar file: {error.strerror or error}")
+
+
+def _members_of(path: Path, file: BinaryIO, size: int, left_out: list[str]) -> Iterator[Member]:
+    """The same for an open file of ``size`` bytes."""
+    expected = place = 0  # where the next header should be, and where it is looked for
+    for _ in range(_MAX_FAULTS):
+        file.seek(place)
+        try:
+            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True, tarinfo=_Header) as tar:
+                while expected < size:
                     info = tar.next()
-                except tarfile.ReadError as error:
-                    left_out.append(f"{path} is damaged or truncated at byte {expected}: {error}")
-                    break
-                start = size if info is None else info.offset
-                if start > expected and _holds_data(file, expected, start):
-                    left_out.append(f"{path} is damaged at byte {expected}: {start - expected} bytes are skipped")
-                if info is None:
-                    break
-                end = info.offset_data + info.size
-                if end > size:
-                    left_out.append(f"{path} is truncated: {_shown(info.name)} is cut off")
-                    break
-                if info.isfile():
-                    yield Member(path, info.name, info.offset_data, info.size)
-                expected = tar.offset
-                tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps all of them in memory
-    except (OSError, tarfile.TarError) as error:
-        left_out.append(f"{path} cannot be read as a tar file: {getattr(error, 'strerror', None) or error}")
+                    if info is not None and (info.size < 0 or tar.offset <= expected):
+                        raise tarfile.InvalidHeaderError(f"a size of {info.size} bytes")
+                    start = size if info is None else info.offset
+                    if start > expected and _holds_data(file, expected, start):
+                        left_out.append(f"{path} is damaged at byte {expected}: {start - expected} bytes are skipped")
+                    if info is None:
+                        return
+                    if info.issparse():
+                        left_out.append(f"{path}: {_shown(info.name)} is stored with holes; pack it without --sparse")
+                    elif info.offset_data + info.size > size:
+                        left_out.append(f"{path} is truncated: {_shown(info.name)} is cut off")
+                        return
+                    elif info.isfile():
+                        yield Member(path, info.name, info.offset_data, info.size)
+                    expected = tar.offset
+                    tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps all of them in memory
+            if size:
+                left_out.append(f"{path} is truncated: the blocks that mark its end are missing")
+            return
+        except RecursionError:  # a chain of hundreds of extended headers, which tarfile reads by recursion
+            break
+        except _BAD_HEADER:
+            place = max(place, expected) + tarfile.BLOCKSIZE
+    left_out.append(f"{path} is damaged at byte {expected}: what follows is left out")
 
 
 def _holds_data(file: BinaryIO, start: int, stop: int) -> bool:
