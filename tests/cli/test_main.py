@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import losatok_ext
 from losatok_ext import cli
+from losatok_ext.audio.samples import sample_folder
 from losatok_ext.models import LoSATok
 from small_models import small_config, tone
 
@@ -255,6 +256,41 @@ def test_interrupting_is_quiet_and_leaves_whole_files(tmp_path, recording, model
     assert [path.name for path in written] == ["0.losatok", "1.losatok", "2.losatok"]
     for path in written:
         load_latents(path)
+
+
+def test_a_backend_that_does_not_exist_is_one_sentence(tmp_path, recording):
+    environment = {**os.environ, "LOSATOK_BACKEND": "evil"}
+    result = process("encode", recording, "-o", tmp_path / "out", env=environment)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "losatok: the environment variable LOSATOK_BACKEND is 'evil'; it takes one of 'reference', 'native', 'triton'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("checkpoints/run.json", ["info", "FOLDER"]),
+        ("model.safetensors.index.json", ["info", "FOLDER"]),
+        ("config.json", ["info", "FOLDER"]),
+        ("list.jsonl", ["encode", "FOLDER/list.jsonl", "-o", "OUT"]),
+        ("list.jsonl", ["train", "sembo", "FOLDER/list.jsonl", "-o", "OUT"]),
+        ("index.json", ["train", "sembo", "FOLDER", "-o", "OUT"]),
+        ("plan.json", ["shard", "SAMPLES", "FOLDER"]),
+        ("config.yaml", ["train", "sembo", "SAMPLES", "-o", "OUT", "--config", "FOLDER/config.yaml"]),
+    ],
+)
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"weight_map": 3, "shards": [[', "[1]"])
+def test_hostile_json_and_yaml_is_one_sentence(losatok, tmp_path, name, command, content):
+    place = tmp_path / "in" / name
+    place.parent.mkdir(parents=True)
+    place.write_text(content)
+    (tmp_path / "in" / "a.tar").write_bytes(bytes(1024))
+    names = {"FOLDER": str(tmp_path / "in"), "OUT": str(tmp_path / "out"), "SAMPLES": str(sample_folder())}
+    result = losatok(*(names.get(word, word.replace("FOLDER", names["FOLDER"])) for word in command))
+    assert (result.code, len(result.sentences)) == (2, 1), result.err
+    assert "a defect" not in result.err
+    assert len(result.err) < 600
 
 
 def test_main_takes_the_arguments_of_the_process(monkeypatch, capsys):

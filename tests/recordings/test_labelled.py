@@ -125,9 +125,13 @@ def test_a_journal_of_other_facts_or_a_damaged_one_is_refused(tmp_path):
     path.write_text('{"model": "m"}\n[1]\n')
     with pytest.raises(JournalError, match=r"j\.jsonl:2 is damaged"):
         Journal(path, {"model": "m"})
-    path.write_text("what\n")
-    with pytest.raises(JournalError, match="figures of something else"):
+    path.write_text('{"model": "m"}\n' + "[" * 100_000 + "\n")
+    with pytest.raises(JournalError, match=r"j\.jsonl:2 is damaged"):
         Journal(path, {"model": "m"})
+    for other in ("what\n", "[" * 100_000 + "\n"):
+        path.write_text(other)
+        with pytest.raises(JournalError, match="figures of something else"):
+            Journal(path, {"model": "m"})
     with pytest.raises(JournalError, match="cannot be written"):
         Journal(path / "below", {"model": "m"})
 

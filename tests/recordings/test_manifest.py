@@ -2,6 +2,7 @@
 
 import codecs
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from losatok_ext.audio.files import audio_info
 from losatok_ext.errors import AudioFileError, InputError, TrainingError, UserError
 from losatok_ext.recordings import find_dataset
+from losatok_ext.recordings.manifest import describe
 from losatok_ext.training.data import corpus as corpora
 from losatok_ext.training.data.corpus import open_corpus
 
@@ -103,6 +105,7 @@ def test_a_folder_where_a_file_should_be_is_named(folder):
         ('{"path": "a.wav", "seconds": -1}', r'list.jsonl:2: "seconds" should be'),
         ('{"path": "a.wav", "seconds": NaN}', r'list.jsonl:2: "seconds" should be'),
         ('{"path": "a.wav", "seconds": true}', r'list.jsonl:2: "seconds" should be'),
+        ('{"path": "a.wav", "segments": [[0, 1' + "0" * 400 + ', "x"]]}', r'list.jsonl:2: "segments" should be a list'),
         ('{"path": ""}', r'list.jsonl:2: the line has no "path"'),
         ('{"path": ["a.wav"]}', r'list.jsonl:2: the line has no "path"'),
         ("[" * 100_000, r"list.jsonl:2: not valid JSON"),
@@ -114,6 +117,22 @@ def test_a_folder_where_a_file_should_be_is_named(folder):
 def test_a_broken_line_is_named(folder, line, message):
     with pytest.raises(InputError, match=message):
         find_dataset(manifest(folder, {"path": "b.wav"}, line))
+
+
+@pytest.mark.parametrize("key", ["labels", "text", "label", "domain", "seconds", "segments", "other"])
+def test_values_that_python_cannot_write_are_refused_or_shortened(key):
+    """Lists within each other that an index of shards may hold, and numbers of very many digits."""
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (deep, {"a": deep}, 10**5000, {"a": 10**5000}, [deep], [[0, 1, deep]], [[0, 1, 10**5000]]):
+        said = ""
+        try:
+            shown = str(describe(Path("a.wav"), "a.wav", {key: value}, "list.jsonl:1"))
+        except InputError as error:
+            shown = said = str(error)
+        assert not said or said.startswith(f'list.jsonl:1: "{key}" should be')
+        assert len(shown) < 1000
 
 
 def test_another_encoding_is_named_with_the_cure(folder):

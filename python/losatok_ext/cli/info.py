@@ -61,7 +61,7 @@ def _describe_run(path: Path, file: Path) -> dict[str, Any]:
 
     try:
         stage = json.loads(file.read_text(encoding="utf-8"))["stage"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); it was not written by `losatok train`") from error
     saved = [folder.name.removeprefix("step-") for folder in file.parent.glob("step-*")]
     finished = find_folder(path) != path

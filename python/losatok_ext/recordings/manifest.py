@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from losatok_ext.configuration.values import show
 from losatok_ext.errors import InputError
 from losatok_ext.recordings.shard_files import Member
 
@@ -136,14 +137,14 @@ def describe(
     """
     labels = values.get("labels", {})
     if not isinstance(labels, dict):
-        raise InputError(f'{place}: "labels" should be an object of names and values, got {labels!r:.80}')
+        raise InputError(f'{place}: "labels" should be an object of names and values, got {show(labels)}')
     domain, text = (_as_text(values, key, place) for key in ("domain", "text"))
     label = values.get("label", "")
     if not isinstance(label, str | int | float):
-        raise InputError(f'{place}: "label" should be text or a number, got {label!r:.80}')
+        raise InputError(f'{place}: "label" should be text or a number, got {show(label)}')
     label = _shown(label)
     if text is None:
-        text = label if "label" in values else " ".join(str(value) for value in labels.values())
+        text = label if "label" in values else " ".join(map(_shown, labels.values()))
     plain = {key: _shown(value) for key, value in {**labels, **values}.items() if isinstance(value, str | int | float)}
     if domain is None:
         plain.pop("domain", None)
@@ -154,16 +155,14 @@ def describe(
 def _as_text(values: Mapping[str, Any], key: str, place: str) -> str | None:
     text = values.get(key)
     if key in values and not isinstance(text, str):
-        raise InputError(f'{place}: "{key}" should be text, got {text!r:.80}')
+        raise InputError(f'{place}: "{key}" should be text, got {show(text)}')
     return text
 
 
 def _seconds(values: Mapping[str, Any], place: str) -> float | None:
     seconds = values.get("seconds")
-    if seconds is not None and (
-        isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < MAX_SECONDS
-    ):
-        raise InputError(f'{place}: "seconds" should be the length of the recording in seconds, got {seconds!r:.80}')
+    if seconds is not None and not (_is_number(seconds) and 0 <= seconds < MAX_SECONDS):
+        raise InputError(f'{place}: "seconds" should be the length of the recording in seconds, got {show(seconds)}')
     return seconds
 
 
@@ -172,11 +171,21 @@ def _segments(values: Any, place: str) -> tuple[Segment, ...]:
     for entry in values if isinstance(values, list) else [values]:
         fits = isinstance(entry, list) and len(entry) == 3
         times = entry[:2] if fits else []
-        if not fits or not all(isinstance(t, int | float) and not isinstance(t, bool) for t in times):
-            raise InputError(f'{place}: "segments" should be a list of [start, end, label], got {entry!r:.80}')
+        if not fits or not all(map(_is_number, times)):
+            raise InputError(f'{place}: "segments" should be a list of [start, end, label], got {show(entry)}')
         segments.append(Segment(float(times[0]), float(times[1]), _shown(entry[2])))
     return tuple(segments)
 
 
+def _is_number(value: Any) -> bool:
+    """Whether ``value`` is a number of seconds that a float can hold."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < MAX_SECONDS)
+
+
 def _shown(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return json.dumps(value)
+    try:
+        return str(value)
+    except (ValueError, RecursionError):  # a number of very many digits, or lists within each other
+        return show(value)

@@ -54,6 +54,7 @@ def test_byte_features_have_gradients():
     [
         ("a dog", TypeError, r"texts should be a list of texts.* pass \['a dog'\]"),
         (["a", None], TypeError, "texts should hold texts .* got NoneType; an item without text is ''"),
+        (["ok", "a \ud800 dog"], UserError, r"begins 'a \\ud800 dog' holds '\\ud800', which is no character"),
         (["ok", "a long text " * 10], UserError, "begins 'a long text .* has 120 bytes, and the model takes 40"),
     ],
 )

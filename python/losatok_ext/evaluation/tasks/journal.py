@@ -67,7 +67,7 @@ class Journal:
             try:
                 values = json.loads(line)
                 self.done[values.pop("key")] = values
-            except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
                 raise JournalError(f"{self.path}:{number} is damaged; pass --overwrite or another folder") from error
         return kept
 
@@ -103,7 +103,7 @@ def _difference(theirs: str, ours: str) -> str:
     try:
         before, now = json.loads(theirs), json.loads(ours)
         names = [name for name in now if before.get(name) != now[name]]
-    except (json.JSONDecodeError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return "something else"
     if not names:
         return "another version"

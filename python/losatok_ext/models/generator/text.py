@@ -20,6 +20,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
 
     Raises:
         TypeError: ``texts`` is one text instead of a list, or an element is not a text.
+        UserError: a text holds half of a surrogate pair, which is no character.
     """
     if isinstance(texts, str):
         raise TypeError(f"texts should be a list of texts, one for each item, got one text: pass [{texts[:20]!r}]")
@@ -27,6 +28,12 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"texts should hold texts (str), got {type(text).__name__}; an item without text is ''")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the text that begins {text[:30]!r} holds {text[error.start]!r}, which is no character; type it anew"
+            ) from None
     return texts
 
 

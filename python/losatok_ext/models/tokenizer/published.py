@@ -279,7 +279,7 @@ def _shards(folder: Path, only: str | None) -> Iterator[tuple[str, Tensor]]:
                         yield name, shard.get_tensor(name)
     except CheckpointError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder} is not a whole safetensors model ({error}); copy it again") from error
 
 

@@ -174,8 +174,8 @@ def _begin(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] | None = None
     if (folder / PLAN).is_file():
         try:
-            found = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found = dict(json.loads((folder / PLAN).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise TrainingError(f"{folder / PLAN} is damaged ({error}); remove the folder to begin anew") from None
     elif index is not None:
         found = index
@@ -183,7 +183,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise TrainingError(f"{folder} holds other files already; choose a new folder for the shards")
         return {}
-    changed = [name for name in plan if not isinstance(found, dict) or found.get(name) != plan[name]]
+    changed = [name for name in plan if found.get(name) != plan[name]]
     if changed:
         told = [
             f"{n} was {json.dumps(found.get(n))}, is now {json.dumps(plan[n])}"
@@ -210,7 +210,7 @@ def _finished(path: Path, listed: Mapping[str, dict[str, Any]]) -> dict[str, Any
         return entry if path.stat().st_size == entry["bytes"] else None
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None  # a sidecar is written whole: this one is of another program, and the shard is written again
 
 
