@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import soundfile
+import torch
 from safetensors.torch import save_file
 
 import losatok_ext
@@ -175,6 +177,25 @@ def test_a_file_may_be_called_debug(losatok, tmp_path, monkeypatch):
     result = losatok("info", "--", "--debug")
     assert (result.code, len(result.sentences)) == (2, 1)
     assert "--debug does not exist" in result.err
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+def test_memory_that_is_not_enough_is_no_defect(losatok, monkeypatch, library):
+    def allocate(*_, **__):
+        return torch.empty(1 << 50) if library == "torch" else np.empty(1 << 50)
+
+    monkeypatch.setattr("losatok_ext.environment.info", allocate)
+    result = losatok("info")
+    assert result.code == 2
+    assert result.err.startswith("losatok: memory is not enough (")
+    assert result.err.endswith("; use shorter recordings or smaller batches, or a smaller model\n")
+
+
+def test_an_implementation_that_there_is_not_is_named(recording, model_folder, tmp_path):
+    arguments = ("reconstruct", recording, "-o", tmp_path / "a.wav", "--model", model_folder)
+    done = process(*arguments, env={**os.environ, "LOSATOK_BACKEND": "evil"})
+    assert done.returncode == 2
+    assert done.stderr.endswith("LOSATOK_BACKEND is 'evil'; it takes one of 'reference', 'native', 'triton'\n")
 
 
 def test_a_defect_is_called_one(losatok, monkeypatch):

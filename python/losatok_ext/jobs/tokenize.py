@@ -12,12 +12,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext.audio.files import AudioInfo, read_audio_with_info, write_audio
-from losatok_ext.errors import LatentFileError, UserError
+from losatok_ext.errors import LatentFileError, UserError, is_out_of_memory
 from losatok_ext.files import digest
 from losatok_ext.formats.latent_files import (
     LatentFile,
@@ -394,7 +393,7 @@ def read_ahead(items: Sequence[Item], read: Callable[[Item], Result]) -> Iterato
 
 def sentence(path: Path, error: Exception) -> str:
     """One sentence about ``error`` that names ``path``, for commands over many files."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return f"{path} does not fit in memory; cut it into shorter files, or pass --device cpu"
     text = " ".join(str(error).split())
     if not isinstance(error, UserError):

@@ -13,6 +13,8 @@ from contextvars import ContextVar, Token
 
 import torch
 
+from losatok_ext.errors import UserError
+
 BACKENDS = ("reference", "native", "triton")
 
 _chosen: ContextVar[str | None] = ContextVar("losatok_backend", default=None)
@@ -38,10 +40,10 @@ def check_name(name: str, source: str) -> str:
     """Return ``name`` if it is one of :data:`BACKENDS`; ``source`` says in the message where it comes from.
 
     Raises:
-        ValueError: it is not.
+        UserError: it is not.
     """
     if name not in BACKENDS:
-        raise ValueError(f"{source} is {name!r}; it takes one of {', '.join(map(repr, BACKENDS))}")
+        raise UserError(f"{source} is {name!r}; it takes one of {', '.join(map(repr, BACKENDS))}")
     return name
 
 
