@@ -40,6 +40,21 @@ def test_help_lists_every_command_without_importing_torch():
 
 
 @pytest.mark.parametrize(
+    ("before", "given", "then"),
+    [("", None, "PASSIVE"), ("", "ACTIVE", "ACTIVE"), ("import torch", None, "None")],
+    ids=["by default", "set by the user", "where torch was loaded before"],
+)
+def test_threads_wait_without_spinning_unless_told_otherwise(before, given, then):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if given:
+        environment["OMP_WAIT_POLICY"] = given
+    code = f"{before}\nimport os; from losatok_ext.cli import main; main(['--version']); "
+    code += "print(os.environ.get('OMP_WAIT_POLICY'))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.splitlines()[-1] == then
+
+
+@pytest.mark.parametrize(
     "command", ["encode", "decode", "reconstruct", "info", "convert", "train", "demo", "train sembo"]
 )
 def test_each_command_has_help(losatok, command):
