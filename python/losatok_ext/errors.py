@@ -14,7 +14,11 @@ class InputError(UserError):
 
 
 class AudioFileError(UserError):
-    """An audio file is missing, empty, truncated, not audio, or holds non-finite samples."""
+    """An audio file is missing, empty, damaged, too long, not audio, or holds non-finite samples."""
+
+
+class DamagedAudioWarning(UserWarning):
+    """An audio file holds less than it promises, and what is left of it is used."""
 
 
 class LatentFileError(UserError):

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from losatok_ext.audio.containers import missing_bytes
+from losatok_ext.audio.containers import container_damage
 from losatok_ext.audio.files import audio_info, flac_bytes, read_audio, read_audio_with_info, write_audio
 from losatok_ext.errors import AudioFileError, UserError
 from losatok_ext.files import atomic_path
@@ -131,18 +131,12 @@ def bad_file(kind, folder):
         soundfile.write(path, tone(16_000), 16_000)
         path.write_bytes(path.read_bytes()[:20])
         return path, "truncated or damaged"
-    if kind == "odd_rate":
-        soundfile.write(path, tone(16_000), 16_000)
-        raw = bytearray(path.read_bytes())
-        raw[24:28] = struct.pack("<I", 3)
-        path.write_bytes(raw)
-        return path, "sample rate of 3 Hz"
-    suffix = kind.removeprefix("cut_")
-    path = folder / f"cut.{suffix}"
-    soundfile.write(path, noise(44_100, 2), 44_100)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) * 6 // 10])
-    return path, "truncated"
+    assert kind == "odd_rate"
+    soundfile.write(path, tone(16_000), 16_000)
+    raw = bytearray(path.read_bytes())
+    raw[24:28] = struct.pack("<I", 3)
+    path.write_bytes(raw)
+    return path, "sample rate of 3 Hz"
 
 
 BAD = [
@@ -158,7 +152,6 @@ BAD = [
     "header_only",
     "odd_rate",
 ]
-BAD += [f"cut_{suffix}" for suffix in ("wav", "flac", "ogg", "mp3", "aiff")]
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -169,17 +162,6 @@ def test_a_bad_file_is_named_with_its_cure(tmp_path, kind):
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
-
-
-@pytest.mark.parametrize("cut", [1, 3, 100, 1000])
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "aiff"])
-def test_a_few_lost_bytes_are_noticed(tmp_path, suffix, cut):
-    path = tmp_path / f"a.{suffix}"
-    soundfile.write(path, noise(16_000), 16_000)
-    read_audio(path)
-    path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(AudioFileError, match="truncated"):
-        read_audio(path)
 
 
 @pytest.mark.parametrize("size", [0x7FFFF000, 0xFFFFFFFF])
@@ -195,7 +177,7 @@ def test_a_wav_from_a_pipe_has_no_size_and_is_whole(tmp_path, size):
 
 def test_rf64_and_trailing_chunks_are_whole(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(16_000), 16_000, format="RF64")
-    assert missing_bytes(tmp_path / "a.wav") == 0
+    assert container_damage(tmp_path / "a.wav") is None
     assert read_audio(tmp_path / "a.wav").shape == (16_000,)
     soundfile.write(tmp_path / "b.wav", tone(16_000), 16_000)
     with (tmp_path / "b.wav").open("ab") as file:
@@ -203,8 +185,9 @@ def test_rf64_and_trailing_chunks_are_whole(tmp_path):
     assert read_audio(tmp_path / "b.wav").shape == (16_000,)
 
 
+@pytest.mark.filterwarnings("ignore::losatok_ext.errors.DamagedAudioWarning")
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(suffix=st.sampled_from(["wav", "flac", "ogg", "aiff"]), data=st.data())
+@given(suffix=st.sampled_from(["wav", "flac", "ogg", "aiff", "au", "w64", "caf"]), data=st.data())
 def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, suffix, data):
     path = tmp_path / f"whole.{suffix}"
     if not path.exists():

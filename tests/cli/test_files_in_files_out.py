@@ -126,7 +126,15 @@ def test_every_bad_file_is_named_and_the_others_run(losatok, tmp_path, model_fol
     soundfile.write(good[1], np.zeros(8_000), 16_000)
     bad = bad_inputs(folder)
     result = losatok(
-        "encode", good[0], *(folder / name for name in bad), good[1], "-o", tmp_path / "out", "-m", model_folder
+        "encode",
+        good[0],
+        *(folder / name for name in bad),
+        good[1],
+        "-o",
+        tmp_path / "out",
+        "-m",
+        model_folder,
+        "--strict",
     )
     assert result.code == 2
     assert "2 files encoded" in result.out
@@ -149,7 +157,7 @@ def test_a_bad_file_alone_is_one_sentence_and_nothing_written(losatok, tmp_path,
             if command == "encode"
             else ["-o", tmp_path / "out.wav", "--plot", tmp_path / "p.png"]
         )
-        result = losatok(command, folder / name, *options, "-m", model_folder)
+        result = losatok(command, folder / name, *options, "-m", model_folder, "--strict")
         assert result.code == 2
         assert len(result.sentences) == 1, result.err
         assert says in result.err

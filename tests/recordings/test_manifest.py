@@ -152,8 +152,8 @@ def test_a_wrong_length_in_a_manifest_is_called_one(folder):
     corpus = open_corpus(manifest(folder, {"path": "long.wav", "seconds": 400}), RATE, HOP, 0)
     with pytest.raises(AudioFileError, match=r'has 40\.00 s, and "seconds" in the manifest says 400\.00; correct it'):
         corpus.crop(0, RATE, 0.9)
-    corpus = open_corpus(manifest(folder, {"path": "a.wav", "seconds": 9e4}), RATE, HOP, 0)
-    with pytest.raises(AudioFileError, match=r'has 0\.50 s, and "seconds" in the manifest says 90000\.00'):
+    corpus = open_corpus(manifest(folder, {"path": "a.wav", "seconds": 9e3}), RATE, HOP, 0)
+    with pytest.raises(AudioFileError, match=r'has 0\.50 s, and "seconds" in the manifest says 9000\.00'):
         corpus.crop(0, RATE, 0.0001)
 
 

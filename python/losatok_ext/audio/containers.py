@@ -1,7 +1,7 @@
-"""The length that a container declares, to check that a file is complete.
+"""What a container declares, to check that a file is complete.
 
-libsndfile reads a truncated WAV, AIFF or Ogg file without an error and returns what is left. These formats declare
-their length, and this module reads only that.
+libsndfile reads a truncated WAV, AIFF, AU, W64, CAF or Ogg file without an error and returns what is left. These
+formats declare their length, and this module reads only that.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from losatok_ext.audio.ogg_pages import damaged_pages
+
 _UNKNOWN_SIZE = 0x7FFF0000
 """A 32-bit chunk size of at least this was written to a pipe, by a program that could not fill it in afterwards."""
-_OGG_PAGE_MAX = 27 + 255 + 255 * 255  # header, segment table, segments; bytes
-
+_UNKNOWN_LONG = 1 << 62
+"""The same for a 64-bit size; -1 has the same meaning."""
+_MAX_CHUNKS = 1 << 16
+"""Chunks that are looked at. A file of normal make has fewer than a hundred."""
+OGG, CAF, W64, AU = b"OggS", b"caff", b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb", (b".snd", b"dns.")
+"""The first bytes of a file, of AU with the higher or the lower byte first."""
 
 AudioSource = str | os.PathLike[str] | BinaryIO
 """The name of a file, or an open, seekable file."""
@@ -34,11 +40,12 @@ def _opened(source: AudioSource) -> Iterator[BinaryIO]:
         yield source
 
 
-def missing_bytes(source: AudioSource) -> int:
-    """Number of bytes of audio data that a file declares but does not have; 0 where its format does not declare any.
+def container_damage(source: AudioSource) -> str | None:
+    """What a file lacks of what its container declares, in words; None where it is whole or its format declares
+    nothing.
 
-    Reads chunk headers only: RIFF/RIFX/RF64 (WAV) and FORM (AIFF) data chunks; the last page of an Ogg stream. FLAC and
-    MP3 declare frames instead, which the decoder compares.
+    Of RIFF, RIFX and RF64 (WAV), FORM (AIFF), W64, CAF and AU only the headers of chunks are read, for the size of the
+    audio data. Of Ogg all pages are read. FLAC and MP3 declare frames instead, which the decoder compares.
 
     Raises:
         OSError: the file cannot be read.
@@ -47,17 +54,16 @@ def missing_bytes(source: AudioSource) -> int:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         magic = file.read(12)
-        if magic[:4] in (b"RIFF", b"RIFX", b"RF64") and magic[8:] == b"WAVE":
-            return _missing_in_chunks(file, size, b"data", ">" if magic[:4] == b"RIFX" else "<")
-        if magic[:4] == b"FORM" and magic[8:11] == b"AIF":
-            return _missing_in_chunks(file, size, b"SSND", ">")
-        if magic[:4] == b"OggS":
-            return _missing_in_ogg(file, size)
-    return 0
+        if magic[:4] == OGG:
+            return damaged_pages(file, size)
+        begin, length = _audio_data(file, magic, size) or (size, 0)
+    missing = min(length, begin + length - size)
+    return f"its header promises {missing} bytes more than it holds" if missing > 0 else None
 
 
 def kind_by_first_bytes(source: AudioSource) -> str | None:
-    """The audio format that the first bytes of a file stand for ("WAV", "FLAC", "Ogg", "AIFF", "MP3"), or None.
+    """The audio format that the first bytes of a file stand for ("WAV", "FLAC", "Ogg", "AIFF", "AU", "W64", "CAF" or
+    "MP3"), or None.
 
     Raises:
         OSError: the file cannot be read.
@@ -69,8 +75,12 @@ def kind_by_first_bytes(source: AudioSource) -> str | None:
         (b"RIFX", "WAV"),
         (b"RF64", "WAV"),
         (b"fLaC", "FLAC"),
-        (b"OggS", "Ogg"),
+        (OGG, "Ogg"),
         (b"FORM", "AIFF"),
+        (AU[0], "AU"),
+        (AU[1], "AU"),
+        (W64, "W64"),
+        (CAF, "CAF"),
     ):
         if head.startswith(magic):
             return name
@@ -91,10 +101,28 @@ def _is_mpeg_frame(head: bytes, at: int) -> bool:
     )
 
 
-def _missing_in_chunks(file: BinaryIO, size: int, wanted: bytes, order: str) -> int:
+def _audio_data(file: BinaryIO, magic: bytes, size: int) -> tuple[int, int] | None:
+    """(first byte, number of bytes) of the audio data that a file declares; None where it does not say."""
+    if magic[:4] in (b"RIFF", b"RIFX", b"RF64") and magic[8:] == b"WAVE":
+        return _in_riff(file, size, b"data", ">" if magic[:4] == b"RIFX" else "<")
+    if magic[:4] == b"FORM" and magic[8:11] == b"AIF":
+        return _in_riff(file, size, b"SSND", ">")
+    if magic[:4] in AU:
+        begin, length = struct.unpack(">II" if magic[:4] == AU[0] else "<II", magic[4:])
+        return (begin, length) if length < _UNKNOWN_SIZE else None
+    if magic == W64:
+        return _in_chunks(file, size, 40, "<16sq", b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a", 8)
+    if magic[:4] == CAF:
+        return _in_chunks(file, size, 8, ">4sq", b"data", 1)
+    return None
+
+
+def _in_riff(file: BinaryIO, size: int, wanted: bytes, order: str) -> tuple[int, int] | None:
     position = 12
     long_size: int | None = None
-    while position + 8 <= size:
+    for _ in range(_MAX_CHUNKS):
+        if position + 8 > size:
+            break
         file.seek(position)
         name, length = struct.unpack(f"{order}4sI", file.read(8))
         position += 8
@@ -102,24 +130,29 @@ def _missing_in_chunks(file: BinaryIO, size: int, wanted: bytes, order: str) -> 
             long_size = struct.unpack("<QQ", file.read(16))[1]
         if name == wanted:
             if length >= _UNKNOWN_SIZE:
-                length = long_size if long_size is not None else 0
-            return max(0, length - (size - position))
+                return None if long_size is None else (position, long_size)
+            return position, length
         position += length + (length & 1)
-    return 0
+    return None
 
 
-def _missing_in_ogg(file: BinaryIO, size: int) -> int:
-    start = max(0, size - 2 * _OGG_PAGE_MAX)
-    file.seek(start)
-    tail = file.read()
-    at = tail.rfind(b"OggS")
-    if at < 0:
-        return 0
-    header = tail[at : at + 27]
-    if len(header) < 27:
-        return 27 - len(header)
-    segments = header[26]
-    table = tail[at + 27 : at + 27 + segments]
-    if len(table) < segments:
-        return segments - len(table)
-    return max(0, 27 + segments + sum(table) - (len(tail) - at))
+def _in_chunks(
+    file: BinaryIO, size: int, position: int, form: str, wanted: bytes, alignment: int
+) -> tuple[int, int] | None:
+    """The same for chunks with 64-bit sizes from ``position`` on. In W64 (aligned to 8 bytes) a size includes that of
+    the chunk's header, in CAF (not aligned) it does not."""
+    header = struct.calcsize(form)
+    for _ in range(_MAX_CHUNKS):
+        if position + header > size:
+            break
+        file.seek(position)
+        name, length = struct.unpack(form, file.read(header))
+        if alignment > 1:
+            length -= header
+        if name == wanted:
+            return (position + header, length) if 0 <= length < _UNKNOWN_LONG else None
+        if length < 0:
+            break
+        position += header + length
+        position += -position % alignment
+    return None

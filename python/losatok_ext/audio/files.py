@@ -2,7 +2,8 @@
 
 Files are read in blocks. Each block is mixed down and resampled before the next is read, so that an hour of 48 kHz
 stereo needs no more memory than its 16 kHz mono result. Every file that cannot be used raises
-:class:`~losatok_ext.errors.AudioFileError`, whose message names the file and the cure.
+:class:`~losatok_ext.errors.AudioFileError`, whose message names the file and the cure. How long a recording may be, and
+whether damaged ones are used, :mod:`losatok_ext.audio.reading` says.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losatok_ext.audio.containers import kind_by_first_bytes, missing_bytes
+from losatok_ext.audio.containers import container_damage, kind_by_first_bytes
 from losatok_ext.audio.pcm import PCM_16, sixteen_bits
+from losatok_ext.audio.reading import Content, reading_options
 from losatok_ext.audio.resample import import_soxr
 from losatok_ext.errors import AudioFileError, UserError
 from losatok_ext.files import atomic_path
@@ -38,6 +40,7 @@ WRITABLE = {
 """Suffix -> (container, encoding) of :func:`write_audio`."""
 
 _BLOCK = 1 << 16  # frames per read and write; Vorbis encoders overflow their stack on long ones
+_BLOCK_SAMPLES = 1 << 22  # of all channels together: a file may have 1024
 _RATES = (1_000, 1_000_000)  # Hz; outside, a header is damaged, and resampling would explode
 _MP3_SLACK = 2257  # frames: one MPEG frame (1152) and the decoder delay (1105), which not every encoder declares
 _UNKNOWN_FRAMES = 1 << 62
@@ -54,6 +57,8 @@ class AudioInfo:
         sample_rate: Hz.
         channels: count.
         frames: samples per channel at ``sample_rate``; after :func:`read_audio_with_info` the number decoded.
+        damage: what was found, against what the file promises, after :func:`read_audio_with_info` of a damaged file;
+            None where nothing is missing.
     """
 
     path: Path
@@ -62,6 +67,7 @@ class AudioInfo:
     sample_rate: int
     channels: int
     frames: int
+    damage: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -124,7 +130,7 @@ def _check_regular(path: Path) -> None:
         raise AudioFileError(f"{path} cannot be read: permission denied")
 
 
-def _open(path: Path, content: BinaryIO | None = None):
+def _open(path: Path, content: Content | None = None):
     """An open ``soundfile.SoundFile``; an error has a message of its own for each reason."""
     soundfile = import_soundfile()
     if content is None:
@@ -138,6 +144,8 @@ def _open(path: Path, content: BinaryIO | None = None):
     try:
         file = _sequential(soundfile)(_native_name(path) if content is None else content)
     except (soundfile.LibsndfileError, TypeError) as error:
+        if content is not None:
+            content.check(path)
         if kind is not None and kind != "MP3":
             raise AudioFileError(
                 f"{path} starts like {kind} but holds no readable audio: "
@@ -167,11 +175,18 @@ def audio_info(path: str | os.PathLike[str], content: BinaryIO | None = None) ->
         UserError: soundfile is not installed.
     """
     path = Path(path)
-    with _open(path, content) as file:
+    with _open(path, None if content is None else Content(content)) as file:
         return _info(path, file)
 
 
-def read_audio(path: str | os.PathLike[str], sample_rate: int = 16_000, content: BinaryIO | None = None) -> Tensor:
+def read_audio(
+    path: str | os.PathLike[str],
+    sample_rate: int = 16_000,
+    content: BinaryIO | None = None,
+    *,
+    max_minutes: float | None = None,
+    strict: bool | None = None,
+) -> Tensor:
     """Read an audio file as float32 mono [N] at ``sample_rate`` (Hz).
 
     Integer encodings are scaled to [-1, 1); channels are averaged; other rates are converted by soxr (quality HQ). A
@@ -181,39 +196,52 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int = 16_000, content:
         path: the file.
         sample_rate: Hz of the result.
         content: the file's bytes as an open, seekable file, such as a part of a shard; ``path`` then only names them.
+        max_minutes, strict: as in :class:`~losatok_ext.audio.reading.ReadingOptions`; None: as the process is set, at
+            first 240 minutes and not strict.
 
     Raises:
-        AudioFileError: the file is missing, empty, not audio, truncated (its header promises more than it holds), holds
-            no samples, or holds NaN or infinite samples.
-        UserError: soundfile or soxr is not installed.
+        AudioFileError: the file is missing, empty, not audio, longer than ``max_minutes`` by its header or in truth,
+            holds no samples, or holds NaN or infinite samples; with ``strict`` also when it is damaged.
+        UserError: soundfile or soxr is not installed, or ``max_minutes`` is not a number above 0.
         ValueError: ``sample_rate`` is not positive.
+
+    Warns:
+        DamagedAudioWarning: the file holds less than it promises, since it is truncated or damaged, and ``strict`` is
+            False. What could be decoded is returned. Where a part in the middle is lost, what follows comes earlier.
     """
-    return read_audio_with_info(path, sample_rate, content)[0]
+    return read_audio_with_info(path, sample_rate, content, max_minutes=max_minutes, strict=strict)[0]
 
 
 def read_audio_with_info(
-    path: str | os.PathLike[str], sample_rate: int = 16_000, content: BinaryIO | None = None
+    path: str | os.PathLike[str],
+    sample_rate: int = 16_000,
+    content: BinaryIO | None = None,
+    *,
+    max_minutes: float | None = None,
+    strict: bool | None = None,
 ) -> tuple[Tensor, AudioInfo]:
     """The result of :func:`read_audio`, and an :class:`AudioInfo` with the number of frames that were decoded.
 
-    Arguments and errors are those of :func:`read_audio`.
+    Arguments, errors and warnings are those of :func:`read_audio`.
     """
     if sample_rate <= 0:
         raise ValueError(f"sample_rate should be a positive number of Hz, got {sample_rate}")
+    options = reading_options(max_minutes, strict)
     path = Path(path)
-    soundfile = import_soundfile()
+    wrapped = None if content is None else Content(content)
     pieces: list[np.ndarray] = []
     decoded = 0
-    with _open(path, content) as file:
+    with _open(path, wrapped) as file:
         info = _info(path, file)
+        if info.frames < _UNKNOWN_FRAMES:
+            options.check_length(path, info.seconds)
         stream = None
         if info.sample_rate != sample_rate:
             stream = import_soxr().ResampleStream(info.sample_rate, sample_rate, 1, dtype="float32", quality="HQ")
-        while True:
-            try:
-                block = file.read(_BLOCK, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise _truncated(info, decoded) from error
+        size = max(1, min(_BLOCK, _BLOCK_SAMPLES // info.channels))
+        last = stopped = False
+        while not last:
+            block, stopped = _decode(file, size)
             mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
             if not np.isfinite(mono).all():
                 second = (decoded + int(np.argmin(np.isfinite(mono)))) / info.sample_rate
@@ -221,42 +249,54 @@ def read_audio_with_info(
                     f"{path} holds NaN or infinite samples (first at {second:.3f} s); repair or re-export it"
                 )
             decoded += len(mono)
-            last = len(mono) < _BLOCK
+            options.check_length(path, decoded / info.sample_rate)  # a header may promise less than there is
+            last = stopped or len(mono) < size
             pieces.append(stream.resample_chunk(mono, last=last) if stream is not None else mono)
-            if last:
-                break
-    _check_whole(info, decoded, content)
+    if wrapped is not None:
+        wrapped.check(path)
+    damage = _damage(info, decoded, stopped, wrapped)
+    if decoded == 0 and damage is not None:
+        raise AudioFileError(f"{path} is truncated or damaged: {damage}; copy or download it again")
+    if decoded == 0:
+        raise AudioFileError(f"{path} holds no samples; record or export it again, or leave it out")
     audio = torch.from_numpy(np.concatenate(pieces))
     if audio.numel() == 0:
         raise AudioFileError(f"{path} holds {decoded} samples, too few for one at {sample_rate} Hz; leave it out")
     if not torch.isfinite(audio).all():
         raise AudioFileError(f"{path} holds samples too large to resample in float32; re-export it within [-1, 1]")
-    return audio, AudioInfo(path, info.format, info.encoding, info.sample_rate, info.channels, decoded)
+    if damage is not None:
+        options.tell_damage(path, damage)
+    return audio, AudioInfo(path, info.format, info.encoding, info.sample_rate, info.channels, decoded, damage)
 
 
-def _truncated(info: AudioInfo, decoded: int) -> AudioFileError:
-    held, promised = decoded / info.sample_rate, info.frames / info.sample_rate
-    lengths = f"its header promises {promised:.2f} s, " if 0 < info.frames < _UNKNOWN_FRAMES else ""
-    return AudioFileError(
-        f"{info.path} is truncated or damaged: {lengths}decoding stopped after {held:.2f} s; "
-        "copy it again, or save what is left of it to a new file first"
-    )
+def _decode(file, frames: int) -> tuple[np.ndarray, bool]:
+    """The next ``frames`` [n, channels] of an open file, fewer at its end, and whether the decoder stopped there at an
+    error.
+
+    soundfile does not say how many frames came before an error, so a NaN marks each one that did not.
+    """
+    buffer = np.full((frames, file.channels), np.nan, np.float32)
+    try:
+        return file.read(out=buffer), False
+    except import_soundfile().LibsndfileError:
+        missing = np.isnan(buffer).all(axis=1)
+        return buffer[: int(missing.argmax()) if missing.any() else frames], True
 
 
-def _check_whole(info: AudioInfo, decoded: int, content: BinaryIO | None) -> None:
-    """Raise AudioFileError when the file promises more than was decoded, or when nothing was."""
+def _damage(info: AudioInfo, decoded: int, stopped: bool, content: Content | None) -> str | None:
+    """What was found of a file against what it promises, in words; None where nothing is missing."""
     slack = _MP3_SLACK if info.format == "MP3" else 0
+    problems = []
     if info.frames < _UNKNOWN_FRAMES and decoded + slack < info.frames:
-        raise _truncated(info, decoded)
-    missing = missing_bytes(info.path if content is None else content)
-    if missing:
-        raise AudioFileError(
-            f"{info.path} is truncated: its header promises {missing} bytes more than it holds "
-            f"({decoded / info.sample_rate:.2f} s are left); "
-            "copy it again, or save what is left of it to a new file first"
-        )
-    if decoded == 0:
-        raise AudioFileError(f"{info.path} holds no samples; record or export it again, or leave it out")
+        problems.append(f"its header promises {info.seconds:.2f} s")
+    found = container_damage(info.path if content is None else content)
+    if found is not None:
+        problems.append(found)
+    if stopped and not problems:
+        problems.append("the decoder stopped at an error")
+    if not problems:
+        return None
+    return f"{', '.join(problems)}, and {decoded / info.sample_rate:.2f} s could be decoded"
 
 
 def write_audio(
@@ -357,7 +397,7 @@ def _check_written(path: Path, frames: int) -> None:
     except AudioFileError as error:
         raise OSError(f"what was written cannot be read back ({error})") from error
     slack = _MP3_SLACK if info.format == "MP3" else 0
-    if info.frames + slack < frames or missing_bytes(path):
+    if info.frames + slack < frames or container_damage(path) is not None:
         raise OSError(f"only {info.frames} of {frames} samples were written")
 
 

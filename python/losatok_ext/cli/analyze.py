@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, load_model, require_model
+from losatok_ext.cli.options import reads_recordings
 from losatok_ext.cli.reports import ReportOption, feature_option, finish, item_progress, items_of
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.reporting.writing import report_places
@@ -17,6 +18,7 @@ from losatok_ext.evaluation.tasks.features import FEATURES, GIVEN, SUFFIXES, ext
 _DIMS = (8, 16, 32, 64, 128, 256)
 
 
+@reads_recordings
 def analyze(
     ctx: typer.Context,
     inputs: Annotated[

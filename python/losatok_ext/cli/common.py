@@ -254,6 +254,7 @@ def report(summary: JobSummary, verb: str, folder: Path, before: Sequence[Failur
             f"{count_files(len(summary.written))} {verb} into {printable(str(folder))} "
             f"({summary.audio_seconds:.1f} s of audio in {summary.wall_seconds:.1f} s, {speed:.1f}x real time)"
             + (f", {again}" if again else "")
+            + (f", {len(summary.damaged)} of them from damaged recordings" if summary.damaged else "")
         )
     if summary.kept:
         parts.append(f"{count_files(len(summary.kept))} kept as they were (--overwrite writes them again)")

@@ -16,6 +16,7 @@ from losatok_ext.audio.samples import sample_folder
 from losatok_ext.cli.common import check_folder, pick_device
 from losatok_ext.cli.edit import edit
 from losatok_ext.cli.generate import generate
+from losatok_ext.cli.options import reads_recordings
 from losatok_ext.cli.progress import TrainingProgress
 from losatok_ext.errors import UserError
 from losatok_ext.files import atomic_path
@@ -32,6 +33,7 @@ PROMPT, PROMPT_SECONDS = "a red fox measured the morning train.", 2.8
 """The generated sentence: one of those in the bundled recordings, on which the demo's generator is trained."""
 
 
+@reads_recordings
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results of the demo.")] = Path("demo"),
     recording: Annotated[

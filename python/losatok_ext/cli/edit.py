@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from losatok_ext.cli.common import AudioOutputOption
-from losatok_ext.cli.options import with_shared_options
+from losatok_ext.cli.options import reads_recordings, with_shared_options
 from losatok_ext.cli.sampling import MAX_SECONDS, SamplingOptions, two_numbers
 from losatok_ext.errors import UserError
 from losatok_ext.text import printable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from losatok_ext.models import LoSATok
 
 
+@reads_recordings
 @with_shared_options
 def edit(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Audio file, or latent file.", show_default=False)],

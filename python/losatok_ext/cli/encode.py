@@ -9,9 +9,10 @@ import typer
 
 from losatok_ext.cli.common import RecordingsArgument
 from losatok_ext.cli.files_to_files import FilesOptions, run_over_files
-from losatok_ext.cli.options import with_shared_options
+from losatok_ext.cli.options import reads_recordings, with_shared_options
 
 
+@reads_recordings
 @with_shared_options
 def encode(
     ctx: typer.Context,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, load_model, require_model
+from losatok_ext.cli.options import reads_recordings
 from losatok_ext.cli.reports import ReportOption, feature_option, finish, item_progress, items_of
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.metrics.clap import Clap
@@ -17,6 +18,7 @@ from losatok_ext.evaluation.tasks.generation import LEVELS, GenerationResult, cl
 from losatok_ext.evaluation.tasks.generation_report import generation_report
 
 
+@reads_recordings
 def generation(
     ctx: typer.Context,
     reference: Annotated[

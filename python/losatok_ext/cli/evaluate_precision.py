@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, pick_device, require_model
+from losatok_ext.cli.options import reads_recordings
 from losatok_ext.cli.reports import DataArgument, OptionalReportOption, finish, item_progress, items_of
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.reporting.writing import report_places
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from losatok_ext.models import LoSATok
 
 
+@reads_recordings
 def precision(
     ctx: typer.Context,
     inputs: DataArgument,

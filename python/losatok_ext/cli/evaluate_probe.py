@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, load_model, require_model
+from losatok_ext.cli.options import reads_recordings
 from losatok_ext.cli.reports import ReportOption, feature_option, finish, item_progress, items_of
 from losatok_ext.errors import UserError
 from losatok_ext.evaluation.reporting.writing import report_places
@@ -15,6 +16,7 @@ from losatok_ext.evaluation.tasks.probe import LEVELS, POOLS, evaluate_probe, fi
 from losatok_ext.evaluation.tasks.probe_report import probe_report
 
 
+@reads_recordings
 def probe(
     ctx: typer.Context,
     inputs: Annotated[

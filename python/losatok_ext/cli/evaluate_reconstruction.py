@@ -13,12 +13,14 @@ from losatok_ext.cli.common import (
     load_model,
     require_model,
 )
+from losatok_ext.cli.options import reads_recordings
 from losatok_ext.cli.reports import ByOption, DataArgument, ReportOption, finish, item_progress, items_of
 from losatok_ext.evaluation.reporting.writing import report_places
 from losatok_ext.evaluation.tasks.reconstruction import evaluate_reconstruction, journal_place, perceptual_measures
 from losatok_ext.evaluation.tasks.reconstruction_report import reconstruction_report
 
 
+@reads_recordings
 def reconstruction(
     ctx: typer.Context,
     inputs: DataArgument,

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from losatok_ext.cli.common import DeviceOption, ModelOption, OverwriteOption, load_model, require_model
+from losatok_ext.cli.options import reads_recordings
 from losatok_ext.cli.reports import DataArgument, ReportOption, finish, item_progress, items_of
 from losatok_ext.evaluation.reporting.writing import report_places
 from losatok_ext.evaluation.tasks.storage import evaluate_storage
 from losatok_ext.evaluation.tasks.storage_report import storage_report
 
 
+@reads_recordings
 def storage(
     ctx: typer.Context,
     inputs: DataArgument,

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, cast
 import typer
 
 from losatok_ext.cli.common import DeviceOption, ModelOption, check_folder, pick_device, require_model, stage_bar
+from losatok_ext.cli.options import reads_recordings
 from losatok_ext.cli.training_options import Data
 from losatok_ext.errors import UserError
 from losatok_ext.models import LoSATok
@@ -36,6 +37,7 @@ BatchSeconds = Annotated[float, typer.Option(help="Seconds of audio that go thro
 
 
 @app.command()
+@reads_recordings
 def features(
     data: Data,
     output: Output,
@@ -89,6 +91,7 @@ def features(
 
 
 @app.command()
+@reads_recordings
 def latents(
     data: Data,
     output: Output,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from losatok_ext.cli.common import DeviceOption, DtypeOption, ModelOption, OverwriteOption, load_model, require_model
-from losatok_ext.cli.options import with_shared_options
+from losatok_ext.cli.options import reads_recordings, with_shared_options
 from losatok_ext.cli.reports import OptionalReportOption, finish
 from losatok_ext.evaluation.reporting.writing import report_places
 from losatok_ext.evaluation.tasks.profiling import profile
@@ -46,6 +46,7 @@ class ProfileOptions:
 
 
 @app.command()
+@reads_recordings
 @with_shared_options
 def encode(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording.", show_default=False)],

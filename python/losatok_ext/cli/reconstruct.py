@@ -18,10 +18,12 @@ from losatok_ext.cli.common import (
     load_model,
     require_model,
 )
+from losatok_ext.cli.options import reads_recordings
 from losatok_ext.errors import UserError
 from losatok_ext.text import printable
 
 
+@reads_recordings
 def reconstruct(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Audio file.", show_default=False)],
     output: AudioOutputOption,

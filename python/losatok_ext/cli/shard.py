@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from losatok_ext.cli.common import check_folder, stage_bar
+from losatok_ext.cli.options import reads_recordings
 from losatok_ext.cli.precompute import Megabytes, finish, interruptible
 from losatok_ext.cli.training_options import Data
 
 
+@reads_recordings
 def shard(
     data: Data,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the shards.", show_default=False)],

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from losatok_ext.cli.options import reads_recordings
 from losatok_ext.cli.progress import TrainingProgress
 from losatok_ext.cli.training_options import ConfigOption, Data, configured
 from losatok_ext.models.teachers.registry import KINDS
@@ -79,6 +80,7 @@ COMMON = (
 
 
 @app.command()
+@reads_recordings
 @configured(PRESET, INIT, *COMMON)
 def teacher(data: Data, output: Output, config: TrainConfig, resume: From = "newest") -> None:
     """Train a semantic encoder on unlabelled recordings, as a masked autoencoder; then `train sembo --init OUTPUT`."""
@@ -86,6 +88,7 @@ def teacher(data: Data, output: Output, config: TrainConfig, resume: From = "new
 
 
 @app.command()
+@reads_recordings
 @configured(
     PRESET,
     ConfigOption("teacher", unset="a frozen encoder with seeded random weights", help=f"The teacher: {KINDS}."),
@@ -98,6 +101,7 @@ def sembo(data: Data, output: Output, config: TrainConfig, resume: From = "newes
 
 
 @app.command()
+@reads_recordings
 @configured(INIT, *COMMON)
 def tokenizer(data: Data, output: Output, config: TrainConfig, resume: From = "newest") -> None:
     """Train acoustic encoder, latent and decoder; the semantic branch stays frozen.
@@ -109,6 +113,7 @@ def tokenizer(data: Data, output: Output, config: TrainConfig, resume: From = "n
 
 
 @app.command()
+@reads_recordings
 @configured(
     ConfigOption(
         "generator.tokenizer",

@@ -49,6 +49,7 @@ class JobSummary:
         written: outputs written.
         kept: outputs that existed and were left alone.
         again: of those written, the ones that existed, and why they were made again.
+        damaged: of those written, the ones whose recording holds less than its file promises.
         failures: inputs that failed, each with one sentence.
         audio_seconds: duration of the written outputs, in seconds.
         wall_seconds: time that the job took, reading and writing included.
@@ -57,6 +58,7 @@ class JobSummary:
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
     again: dict[Path, str] = field(default_factory=dict)
+    damaged: list[Path] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     audio_seconds: float = 0.0
     wall_seconds: float = 0.0
@@ -253,13 +255,16 @@ def encode_files(
         latents = encode_clip(model, audio, info, store)
         header = dataclasses.replace(latents.header, source_digest=source_digest, settings=settings)
         save_latents(output, dataclasses.replace(latents, header=header))
+        if info.damage is not None:
+            summary.damaged.append(output)
         return info.seconds
 
     def read(source: Source) -> tuple[Tensor, AudioInfo, str]:
         content = _digest(source.path)
         return *read_audio_with_info(source.path, model.sample_rate), content
 
-    return _run(sources, outputs, read, work, check_kept, overwrite, on_source, debug)
+    summary = JobSummary()
+    return _run(sources, outputs, read, work, check_kept, overwrite, on_source, debug, summary)
 
 
 def decode_files(
@@ -315,7 +320,7 @@ def decode_files(
         content = _digest(source.path)
         return load_latents(source.path, fingerprint, force), content
 
-    return _run(sources, outputs, read, work, check_kept, overwrite, on_source, debug)
+    return _run(sources, outputs, read, work, check_kept, overwrite, on_source, debug, JobSummary())
 
 
 def _digest(path: Path) -> str:
@@ -335,9 +340,10 @@ def _run(
     overwrite: bool,
     on_source: OnSource | None,
     debug: bool,
+    summary: JobSummary,
 ) -> JobSummary:
-    """``read`` and ``work`` for each source whose output does not exist or is stale, ``check_kept`` for the others."""
-    summary = JobSummary()
+    """``read`` and ``work`` for each source whose output does not exist or is stale, ``check_kept`` for the others.
+    What was done is added to ``summary``."""
     start = time.perf_counter()
     todo: list[tuple[Source, Path]] = []
     stale: dict[Path, str] = {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from losatok_ext.audio.files import audio_info
+from losatok_ext.audio.reading import Content
 from losatok_ext.audio.resample import resample
 from losatok_ext.errors import AudioFileError
 
@@ -42,16 +43,21 @@ def read_region(path: Path, start: int, samples: int, sample_rate: int, content:
     native_step, step = rate // unit, sample_rate // unit
     units = max(start // step - math.ceil(_MARGIN_SECONDS * unit), 0)
     seconds = (start + samples - units * step) / sample_rate
-    if content is not None:
-        content.seek(0)
+    wrapped = None if content is None else Content(content)
+    if wrapped is not None:
+        wrapped.seek(0)
     try:
-        with soundfile.SoundFile(os.fspath(path) if content is None else content) as file:
+        with soundfile.SoundFile(os.fspath(path) if wrapped is None else wrapped) as file:
             file.seek(units * native_step)
             block = file.read(math.ceil((seconds + _MARGIN_SECONDS) * rate), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
+        if wrapped is not None:
+            wrapped.check(path)
         raise AudioFileError(
             f"{path} cannot be decoded at {start / sample_rate:.2f} s ({error}); it is truncated or damaged"
         ) from error
+    if wrapped is not None:
+        wrapped.check(path)
     audio = torch.from_numpy(block[:, 0].copy() if block.shape[1] == 1 else block.mean(axis=1))
     audio = resample(audio, rate, sample_rate) if rate != sample_rate else audio
     audio = audio[start - units * step :][:samples]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from losatok_ext.audio.files import audio_info, read_audio
+from losatok_ext.audio.reading import reading_options
 from losatok_ext.errors import AudioFileError, LatentFileError, ShardError, TrainingError
 from losatok_ext.recordings.dataset import find_dataset
 from losatok_ext.recordings.manifest import MAX_SECONDS, Item
@@ -223,6 +224,8 @@ def open_corpus(data: str | Path, sample_rate: int, minimum_samples: int, cache_
         if seconds is None:
             seconds = audio_info(entry.path, None if entry.member is None else entry.member.open()).seconds
         known = seconds < MAX_SECONDS  # else a header that does not tell
+        if known:
+            reading_options().check_length(entry.path, seconds)
         samples = round(seconds * sample_rate) if known else len(read_clip(entry, sample_rate))
         return Clip(entry.path, entry.name, samples, entry.text, entry.domain, entry.member, label=entry.label)
 
