@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <atomic>
+#include <cmath>
 #include <functional>
 #include <numeric>
 #include <optional>
@@ -132,14 +133,26 @@ Clip<R> clip_of(Workspace<R>& own, const at::Tensor& low, const at::Tensor& high
   R* inverse_high = own.inverse_high.reserve(n);
   Clip<R> clip{high.select(0, b), bfloat16_products, n, std::min(pairs.window, n), nullptr, 0, nullptr, inverse_high};
   Features<R>(own, clip.high, n, bfloat16_products).inverse_norms(inverse_high);
+  if (const auto other = shortened(clip.high, n, inverse_high)) {
+    clip.high = other->rows;
+    Features<R>(own, clip.high, n, bfloat16_products).inverse_norms(inverse_high);
+  }
   if (!low.defined()) return clip;
   const int64_t d = low.size(2);
   const at::Tensor rows = low.select(0, b);
   R *unit = own.unit.reserve(n * d), *inverse_low = own.inverse_low.reserve(n);
-  at::parallel_for(0, n, 256, [&](int64_t begin, int64_t end) {
-    LOSATOK_SIMD(unit_rows<R>)(rows.const_data_ptr<R>() + begin * d, end - begin, d, d, kEps<R>, unit + begin * d,
-                               inverse_low + begin);
-  });
+  const auto normalize = [&](const at::Tensor& from) {
+    at::parallel_for(0, n, 256, [&](int64_t begin, int64_t end) {
+      LOSATOK_SIMD(unit_rows<R>)(from.const_data_ptr<R>() + begin * d, end - begin, d, d, kEps<R>, unit + begin * d,
+                                 inverse_low + begin);
+    });
+  };
+  normalize(rows);
+  if (const auto other = shortened(rows, n, inverse_low)) {
+    normalize(other->rows);
+    // The gradient is one by the row as it was given.
+    for (int64_t i = 0; i < n; ++i) inverse_low[i] = std::ldexp(inverse_low[i], -other->exponents[i]);
+  }
   clip.unit = unit;
   clip.low_size = d;
   clip.inverse_low = inverse_low;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <type_traits>
 #include <vector>
 
@@ -18,6 +19,22 @@ namespace losatok::relation {
 
 template <class R>
 constexpr R kEps = R(1e-12);  // as torch.nn.functional.normalize
+
+// The least 1 / norm of a row whose products with others of that kind, and 1 / norm squared, are far from the ends of
+// R's range. Longer rows are shortened first.
+template <class R>
+constexpr R kLeastInverse = std::is_same_v<R, double> ? R(1e-150) : R(1e-18);
+
+// Rows of which some were too long, with those divided by a power of two: the others, and all digits, are as they were.
+struct Shortened {
+  at::Tensor rows;             // [frames, columns], packed
+  std::vector<int> exponents;  // row i was divided by 2^exponents[i]
+};
+
+// Looks at 1 / max(norm, eps) of the first `frames` of `rows` [T, columns]; nothing where none is too long. A row that
+// holds an infinity or NaN stays as it is.
+template <class R>
+std::optional<Shortened> shortened(const at::Tensor& rows, int64_t frames, const R* inverse);
 
 // Memory that grows when needed and serves again for the next tile or clip.
 template <class R>

@@ -39,3 +39,10 @@ class ConfigError(UserError):
 
 class TrainingError(UserError):
     """Training cannot start or go on: data, losses or state are not usable."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory was not enough: Python's and NumPy's, and torch's on a GPU and on the CPU."""
+    if isinstance(error, RuntimeError):  # torch has a class of its own for GPUs only
+        return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError)

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import soundfile
+import torch
 from safetensors.torch import save_file
 
 import losatok_ext
@@ -36,6 +38,21 @@ def test_help_lists_every_command_without_importing_torch():
     assert result.stdout.splitlines()[-1] == "False 0"
     for command in ("encode", "decode", "reconstruct", "info", "convert", "train", "profile", "demo"):
         assert command in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "then"),
+    [("", None, "PASSIVE"), ("", "ACTIVE", "ACTIVE"), ("import torch", None, "None")],
+    ids=["by default", "set by the user", "where torch was loaded before"],
+)
+def test_threads_wait_without_spinning_unless_told_otherwise(before, given, then):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if given:
+        environment["OMP_WAIT_POLICY"] = given
+    code = f"{before}\nimport os; from losatok_ext.cli import main; main(['--version']); "
+    code += "print(os.environ.get('OMP_WAIT_POLICY'))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.splitlines()[-1] == then
 
 
 @pytest.mark.parametrize(
@@ -178,6 +195,25 @@ def test_a_file_may_be_called_debug(losatok, tmp_path, monkeypatch):
     assert "--debug does not exist" in result.err
 
 
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+def test_memory_that_is_not_enough_is_no_defect(losatok, monkeypatch, library):
+    def allocate(*_, **__):
+        return torch.empty(1 << 50) if library == "torch" else np.empty(1 << 50)
+
+    monkeypatch.setattr("losatok_ext.environment.info", allocate)
+    result = losatok("info")
+    assert result.code == 2
+    assert result.err.startswith("losatok: memory is not enough (")
+    assert result.err.endswith("; use shorter recordings or smaller batches, or a smaller model\n")
+
+
+def test_an_implementation_that_there_is_not_is_named(recording, model_folder, tmp_path):
+    arguments = ("reconstruct", recording, "-o", tmp_path / "a.wav", "--model", model_folder)
+    done = process(*arguments, env={**os.environ, "LOSATOK_BACKEND": "evil"})
+    assert done.returncode == 2
+    assert done.stderr.endswith("LOSATOK_BACKEND is 'evil'; it takes one of 'reference', 'native', 'triton'\n")
+
+
 def test_a_defect_is_called_one(losatok, monkeypatch):
     import losatok_ext.environment
 
@@ -256,15 +292,6 @@ def test_interrupting_is_quiet_and_leaves_whole_files(tmp_path, recording, model
     assert [path.name for path in written] == ["0.losatok", "1.losatok", "2.losatok"]
     for path in written:
         load_latents(path)
-
-
-def test_a_backend_that_does_not_exist_is_one_sentence(tmp_path, recording):
-    environment = {**os.environ, "LOSATOK_BACKEND": "evil"}
-    result = process("encode", recording, "-o", tmp_path / "out", env=environment)
-    assert result.returncode == 2
-    assert result.stderr == (
-        "losatok: the environment variable LOSATOK_BACKEND is 'evil'; it takes one of 'reference', 'native', 'triton'\n"
-    )
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,14 @@ def test_the_same_latents_give_the_same_bytes_in_any_process(tmp_path):
 # --- what is inside ---------------------------------------------------------------------------------------------------
 
 
+def test_describe_notices_a_flipped_bit(whole):
+    content = bytearray(whole.read_bytes())
+    content[-3] ^= 4
+    whole.write_bytes(content)
+    with pytest.raises(LatentFileError, match="does not match its checksum; encode the recording again"):
+        describe(whole)
+
+
 def test_describe_says_what_is_inside(whole):
     facts = describe(whole)
     read = load_latents(whole)

@@ -1,6 +1,7 @@
 """Outputs that exist: those that are what a job would write are kept, stale ones are made again or refused."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -75,6 +76,48 @@ def test_a_flipped_bit_is_noticed_and_the_file_made_again(tmp_path, model, recor
     flip_a_bit(path)
     assert encode(model, recording, tmp_path / "out").again == {path: "the latent file was damaged"}
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("left", [-10, -400])
+def test_a_truncated_latent_file_is_made_again(tmp_path, model, recording, left):
+    encode(model, recording, tmp_path / "out")
+    path = tmp_path / "out" / "a.losatok"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:left])
+    assert encode(model, recording, tmp_path / "out").again == {path: "the latent file was damaged"}
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["text", "newer version", "newer storage", "folder", "link to nothing"])
+def test_what_is_not_known_to_be_ours_is_refused_with_the_cure(tmp_path, model, recording, kind):
+    path = tmp_path / "out" / "a.losatok"
+    encode(model, recording, path.parent)
+    whole = path.read_bytes()
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link to nothing":
+        path.symlink_to("nothing")
+    elif kind == "text":
+        path.write_text("a text file named a.losatok")
+    elif kind == "newer version":
+        path.write_bytes(whole.replace(b'version\\": 2', b'version\\": 9'))
+    else:
+        path.write_bytes(whole.replace(b'storage\\": \\"float32', b'storage\\": \\"float99'))
+    before = path.read_bytes() if path.is_file() else None
+    assert before != whole
+    (failure,) = encode(model, recording, path.parent).failures
+    assert f"{path} exists and is not a latent file that can be read" in failure.message
+    assert "pass --overwrite or another folder" in failure.message
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_a_recording_that_is_gone_is_named_where_its_output_exists(tmp_path, model, recording):
+    encode(model, recording, tmp_path / "out")
+    recording.unlink()
+    (failure,) = encode(model, recording, tmp_path / "out").failures
+    assert failure.message == f"{recording} does not exist; check the name"
+    assert (tmp_path / "out" / "a.losatok").exists()
 
 
 @pytest.mark.parametrize(
@@ -154,6 +197,26 @@ def test_a_file_that_is_not_as_it_was_decoded_is_refused(tmp_path, model, latent
     assert decode(model, latents, out.parent).kept == [out]
 
 
+@pytest.mark.parametrize("kind", ["folder", "link to nothing"])
+def test_an_output_that_is_no_file_is_refused(tmp_path, model, latents, kind):
+    out = tmp_path / "out" / "a.wav"
+    out.parent.mkdir()
+    if kind == "folder":
+        out.mkdir()
+    else:
+        out.symlink_to("nothing")
+    (failure,) = decode(model, latents, out.parent).failures
+    assert f"{out} exists, and is not as `losatok decode` wrote it; pass --overwrite" in failure.message
+
+
+def test_a_latent_file_that_is_gone_is_named_where_its_audio_exists(tmp_path, model, latents):
+    decode(model, latents, tmp_path / "out")
+    latents.unlink()
+    (failure,) = decode(model, latents, tmp_path / "out").failures
+    assert failure.message == f"{latents} does not exist; check the name"
+    assert (tmp_path / "out" / "a.wav").exists()
+
+
 def test_audio_of_another_model_is_refused_and_named(tmp_path, model, other_model, recording, latents):
     decode(model, latents, tmp_path / "out")
     encode(other_model, recording, tmp_path, overwrite=True)
@@ -196,6 +259,42 @@ def test_lines_that_a_crash_or_another_program_left_do_not_matter(tmp_path):
     assert record.find(tmp_path / "b.wav")["source"] == "s2"
     output.write_bytes(b"two")
     assert record.find(output) is None
+
+
+def test_what_another_process_has_added_since_is_found(tmp_path):
+    output = tmp_path / "a.wav"
+    output.write_bytes(b"one")
+    record = Record(tmp_path)
+    assert record.find(output) is None
+    Record(tmp_path).add(output, output, "s1", "x=1")
+    assert record.find(output)["source"] == "s1"
+
+
+def test_a_line_that_is_written_in_pieces_is_whole(tmp_path, monkeypatch):
+    output = tmp_path / "a.wav"
+    output.write_bytes(b"one")
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: write(handle, data[:10]))
+        Record(tmp_path).add(output, output, "s1", "x=1")
+    assert Record(tmp_path).find(output)["source"] == "s1"
+
+
+def test_a_disk_that_fills_up_within_a_line_leaves_no_audio(tmp_path, model, latents, monkeypatch):
+    write, calls = os.write, []
+
+    def full(handle, data):
+        calls.append(data)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(handle, data[:10])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("losatok_ext.jobs.outputs.os.write", full)
+        (failure,) = decode(model, latents, tmp_path / "out").failures
+    assert "cannot be written: No space left on device" in failure.message
+    assert not (tmp_path / "out" / "a.wav").exists()
+    assert decode(model, latents, tmp_path / "out").written
 
 
 def test_differences_name_what_differs():

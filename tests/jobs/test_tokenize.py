@@ -144,7 +144,7 @@ def test_an_existing_output_of_something_else_is_not_passed_off(tmp_path, model,
     outputs[0].rename(tmp_path / "out" / "1.losatok")
     outputs[0].write_bytes(b"interrupted")
     summary, outputs = encode(model, sources, tmp_path / "out")
-    assert "not a latent file, or is truncated" in summary.failures[0].message
+    assert "exists and is not a latent file that can be read; pass --overwrite" in summary.failures[0].message
     assert f"written by another model ({other_model.fingerprint()})" in summary.failures[1].message
     assert summary.written == summary.kept == []
 

@@ -309,3 +309,24 @@ def test_raw_ops_refuse_what_does_not_fit():
 
 def test_native_module_is_loaded():
     assert _native.module is not None, _native.failure
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("long", [("z",), ("target",), ("z", "target")], ids="+".join)
+def test_rows_whose_squares_overflow_are_normalised_all_the_same(long, dtype):
+    """As for rows a power of two shorter: how long a row is does not matter to the loss, and divides its gradient."""
+    factor = 2.0 ** (700 if dtype == torch.float64 else 100)
+    inputs = cast(loss_inputs(2, 7, 3, 5, 4, None, bias=False), dtype)
+    long_inputs = [tensor if tensor is None else tensor.clone() for tensor in inputs]
+    for name in long:
+        long_inputs[["z", "target"].index(name)][:, 1] *= factor
+    exact, exact_grad = evaluate(
+        ops.normalized_reconstruction_loss, cast(inputs, torch.float64), [0], "reference", activation="none"
+    )
+    loss, grad = evaluate(ops.normalized_reconstruction_loss, long_inputs, [0], "native", activation="none")
+    grad = grad.double()
+    if "z" in long:
+        grad[:, 1] *= factor
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(loss.double(), exact, rtol=tolerance, atol=0)
+    torch.testing.assert_close(grad, exact_grad, rtol=tolerance, atol=tolerance * exact_grad.abs().max())

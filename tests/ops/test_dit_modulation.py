@@ -170,9 +170,9 @@ def test_the_raw_ops_guard_themselves():
     raw = torch.ops.losatok
     with pytest.raises(ValueError, match="scale should have shape"):
         raw.layer_norm_modulate_forward(X, ROW, ROW[:1], 1e-6)
-    with pytest.raises(ValueError, match="grad should have x's shape"):
+    with pytest.raises(ValueError, match=r"grad should have shape \[2, 5, 3\]"):
         raw.layer_norm_modulate_backward(X[:, :2], X, ROW, X[..., 0], X[..., 0], False)
     with pytest.raises(ValueError, match="gate should have shape"):
         raw.gated_residual_forward(X, X, ROW[:1])
-    with pytest.raises(ValueError, match="branch should have x's shape"):
+    with pytest.raises(ValueError, match=r"branch should have shape \[2, 5, 3\]"):
         raw.gated_residual_forward(X, X[:1], ROW)

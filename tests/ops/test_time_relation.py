@@ -9,11 +9,13 @@ import torch
 from losatok_ext import ops, use_backend
 from ops.time_relation_cases import (
     CASES,
+    LONG,
     SMALL,
     Case,
     assert_factored_bound,
     check_energy,
     check_loss,
+    growth,
     run,
     run_reference,
 )
@@ -146,6 +148,37 @@ def test_rows_of_zeros_are_normalised_as_torch_does(dtype):
         )
         if dtype != torch.float16:  # of size 1e12: d (x / 1e-12) / dx
             torch.testing.assert_close(grad[0, 3].double(), exact_grad[0, 3], rtol=tolerance, atol=tolerance * 1e11)
+
+
+@pytest.mark.parametrize("dtype", LONG)
+@pytest.mark.parametrize(("case", "algorithm"), [p for p in WITH_ALGORITHMS if p.values[0] in SMALL])
+def test_a_row_may_be_so_long_that_its_squares_overflow(case, algorithm, dtype):
+    check_loss(case, dtype, algorithm=algorithm, factors=growth(case.time, dtype))
+
+
+@pytest.mark.parametrize("dtype", LONG)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_energy_of_rows_so_long_that_their_squares_overflow(case, dtype):
+    check_energy(case, dtype, factors=growth(case.time, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("number", [1e30, 1e38])
+def test_rows_of_the_largest_numbers_are_as_in_float64(dtype, number):
+    low, high, _ = Case(1, 6, 3, 5).make(dtype)
+    low[0, 2] = high[0, 2] = number
+    for window in (0, 2, None):
+        exact = ops.gram_energy(high.double(), window=window)
+        torch.testing.assert_close(ops.gram_energy(high, window=window).double(), exact, rtol=2e-2, atol=0)
+    assert ops.time_relation_loss(low.float(), high.float(), window=0) < 1e-12
+
+
+def test_an_infinity_in_a_row_is_not_hidden():
+    low, high, _ = SMALL[0].make()
+    high[1, 2, 1] = torch.inf
+    assert ops.time_relation_loss(low, high).isnan()
+    assert ops.gram_energy(high)[1].isnan()
+    assert ops.gram_energy(high)[0].isfinite()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -114,14 +114,31 @@ def assert_factored_bound(loss, grad, low, high, exact, exact_grad):
     assert rms((grad - exact_grad).norm(dim=-1)) <= FACTORED_ERROR * rms(size)
 
 
-def check_loss(case, dtype, device="cpu", backend=None, algorithm="auto", with_energy=False):
-    """Loss and gradient of ``backend`` against the reference in fp64, with the budget of tests/budget.py."""
+LONG = {torch.float32: 80, torch.bfloat16: 80, torch.float64: 700}
+"""A power of two that makes the squares of a row overflow. The gradient falls as much, and is still a normal number."""
+
+
+def growth(time, dtype):
+    """Factors for rows [T, 1]: two rows become too long to be squared, and a third for its products with those."""
+    factors = torch.ones(time, 1, dtype=dtype)
+    for row, exponent in ((0, LONG[dtype]), (3, LONG[dtype] + 20), (5, LONG[dtype] // 2)):
+        factors[row:][:1] = 2.0**exponent
+    return factors
+
+
+def check_loss(case, dtype, device="cpu", backend=None, algorithm="auto", with_energy=False, factors=1):
+    """Loss and gradient of ``backend`` against the reference in fp64, with the budget of tests/budget.py.
+
+    The op gets its rows times ``factors`` (powers of two), which may not change the loss.
+    """
     low, high, lengths = case.make(dtype, device)
     energy = None
     if with_energy:
         with losatok_ext.use_backend(backend or "native"):
-            energy = ops.gram_energy(high, lengths, case.window)
-    loss, grad = run(low, high, lengths, case.window, backend, algorithm=algorithm, high_energy=energy)
+            energy = ops.gram_energy(high * factors, lengths, case.window)
+    options = {"algorithm": algorithm, "high_energy": energy}
+    loss, grad = run(low * factors, high * factors, lengths, case.window, backend, **options)
+    grad = grad * factors  # by low
     exact, exact_grad = run_reference(low.double(), high.double(), lengths, case.window)
     theirs, their_grad = run_reference(low, high, lengths, case.window)
     assert loss.dtype == grad.dtype == dtype
@@ -134,11 +151,11 @@ def check_loss(case, dtype, device="cpu", backend=None, algorithm="auto", with_e
             assert not grad[b, length:].any(), "the gradient past a length should be zero"
 
 
-def check_energy(case, dtype, device="cpu", backend=None):
+def check_energy(case, dtype, device="cpu", backend=None, factors=1):
     """``gram_energy`` of ``backend``, likewise."""
     _, high, lengths = case.make(dtype, device)
     with losatok_ext.use_backend(backend or "native"):
-        energy = ops.gram_energy(high, lengths, case.window)
+        energy = ops.gram_energy(high * factors, lengths, case.window)
     exact = reference.gram_energy(high.double(), lengths, case.window)
     theirs = reference.gram_energy(high, lengths, case.window)
     assert energy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)

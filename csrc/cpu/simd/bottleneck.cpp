@@ -1,6 +1,8 @@
 #include "cpu/simd/bottleneck.h"
 
 #include <cmath>
+#include <limits>
+#include <type_traits>
 
 #include "cpu/simd/activation.h"
 
@@ -9,6 +11,47 @@ namespace {  // nothing here may be shared between instruction sets by the linke
 
 constexpr double kNormEps = 1e-12;
 
+// Holds the square of every finite W.
+template <class W>
+using wider_t = std::conditional_t<std::is_same_v<W, float>, double, long double>;
+
+// One row of cosine_rows in W; adds to `total`. Returns false, with nothing written, where the squares leave what T is
+// computed in: a wider W has them.
+template <class W, class T, class U>
+inline bool cosine_row(T* r, const U* t, bool grad, wide_t<T>* column_sums, int64_t columns, double* total) {
+  W rr = 0, tt = 0, rt = 0;
+#pragma omp simd reduction(+ : rr, tt, rt)
+  for (int64_t j = 0; j < columns; ++j) {
+    const W a = W(load(r[j])), b = W(load(t[j]));
+    rr += a * a;
+    tt += b * b;
+    rt += a * b;
+  }
+  constexpr W kMost = std::numeric_limits<W>::max();
+  if (std::is_same_v<W, wide_t<T>> && !(rr <= kMost && tt <= kMost)) return false;
+  const W eps = W(kNormEps), r_norm = std::sqrt(rr), t_norm = std::sqrt(tt);
+  const W r_inverse = W(1) / (r_norm < eps ? eps : r_norm), t_inverse = W(1) / (t_norm < eps ? eps : t_norm);
+  W squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t j = 0; j < columns; ++j) {
+    const W difference = W(load(r[j])) * r_inverse - W(load(t[j])) * t_inverse;
+    squares += difference * difference;
+  }
+  *total += static_cast<double>(squares);
+  if (!grad) return true;
+  // With a = r / |r|, b = t / |t|: the gradient is ((a - b) - a (a . (a - b))) / |r| = (a (a . b) - b) / |r|. Below
+  // eps the divisor is the constant eps, and the gradient (a - b) / eps.
+  const W cosine = r_norm < eps ? W(1) : rt * r_inverse * t_inverse;
+  const W r_factor = cosine * r_inverse * r_inverse, t_factor = t_inverse * r_inverse;
+#pragma omp simd
+  for (int64_t j = 0; j < columns; ++j) {
+    const auto gradient = static_cast<wide_t<T>>(W(load(r[j])) * r_factor - W(load(t[j])) * t_factor);
+    store(r + j, gradient);
+    column_sums[j] += gradient;
+  }
+  return true;
+}
+
 template <class T, class U>
 double cosine_rows(T* restored, const U* const* target, bool grad, wide_t<T>* column_sums, int64_t rows,
                    int64_t columns) {
@@ -16,35 +59,8 @@ double cosine_rows(T* restored, const U* const* target, bool grad, wide_t<T>* co
   double total = 0;
   for (int64_t i = 0; i < rows; ++i) {
     T* r = restored + i * columns;
-    const U* t = target[i];
-    W rr = 0, tt = 0, rt = 0;
-#pragma omp simd reduction(+ : rr, tt, rt)
-    for (int64_t j = 0; j < columns; ++j) {
-      const W a = load(r[j]), b = W(load(t[j]));
-      rr += a * a;
-      tt += b * b;
-      rt += a * b;
-    }
-    const W eps = W(kNormEps), r_norm = std::sqrt(rr), t_norm = std::sqrt(tt);
-    const W r_inverse = W(1) / (r_norm < eps ? eps : r_norm), t_inverse = W(1) / (t_norm < eps ? eps : t_norm);
-    W squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t j = 0; j < columns; ++j) {
-      const W difference = load(r[j]) * r_inverse - W(load(t[j])) * t_inverse;
-      squares += difference * difference;
-    }
-    total += squares;
-    if (!grad) continue;
-    // With a = r / |r|, b = t / |t|: the gradient is ((a - b) - a (a . (a - b))) / |r| = (a (a . b) - b) / |r|. Below
-    // eps the divisor is the constant eps, and the gradient (a - b) / eps.
-    const W cosine = r_norm < eps ? W(1) : rt * r_inverse * t_inverse;
-    const W r_factor = cosine * r_inverse * r_inverse, t_factor = t_inverse * r_inverse;
-#pragma omp simd
-    for (int64_t j = 0; j < columns; ++j) {
-      const W gradient = load(r[j]) * r_factor - W(load(t[j])) * t_factor;
-      store(r + j, gradient);
-      column_sums[j] += gradient;
-    }
+    if (!cosine_row<W>(r, target[i], grad, column_sums, columns, &total))
+      cosine_row<wider_t<W>>(r, target[i], grad, column_sums, columns, &total);
   }
   return total;
 }

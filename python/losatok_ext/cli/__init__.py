@@ -6,6 +6,7 @@ they need when they run.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: wrong usage, or something the user can put right; one sentence on stderr says what, and other inputs
     were still worked on. 130: interrupted. 1: a defect of this program. Tracebacks only with ``--debug``.
     """
+    if "torch" not in sys.modules:
+        # OpenMP reads it when torch loads it. Its threads would else spin while they wait for each other, which beside
+        # other programs on the same cores takes many times as long (benchmarks/busy_machine.py).
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         from losatok_ext.cli.app import run

@@ -22,7 +22,7 @@ from losatok_ext.cli.fit_quantizer import fit_quantizer
 from losatok_ext.cli.generate import generate
 from losatok_ext.cli.info import info
 from losatok_ext.cli.reconstruct import reconstruct
-from losatok_ext.errors import UserError
+from losatok_ext.errors import UserError, is_out_of_memory
 from losatok_ext.text import printable
 
 # Commands whose modules import torch: name -> module, attribute, and the line for --help, which does not import them.
@@ -137,6 +137,11 @@ def run(arguments: list[str]) -> int:
         extra = _EXTRAS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
         if extra is not None and isinstance(error, ModuleNotFoundError):
             error = UserError(f"this needs {error.name}, which is not installed: pip install 'losatok-ext[{extra}]'")
+        if is_out_of_memory(error):
+            first = " ".join(str(error).split()).partition(". ")[0][:200]
+            error = UserError(
+                f"memory is not enough ({first}); use shorter recordings or smaller batches, or a smaller model"
+            )
         if debug:
             traceback.print_exc()
         elif _is_for_the_user(error):

@@ -33,6 +33,10 @@ def decode(
 
     Latents of another model are refused. Files that cannot be used do not stop the others: they are named at the end,
     and the exit code is 2.
+
+    An audio file that exists is kept where it is as it was decoded from the same latent file, by the same model. It is
+    written again where the latent file has changed. With another model or --dtype, and where it was not decoded here or
+    has been changed since, the latent file counts as failed; --overwrite writes it again.
     """
     from losatok_ext.audio.files import WRITABLE
     from losatok_ext.formats.latent_files import SUFFIX

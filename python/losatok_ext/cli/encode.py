@@ -45,6 +45,10 @@ def encode(
 
     WAV, FLAC, Ogg, MP3 and other formats of libsndfile; any sample rate, any number of channels. Files that cannot be
     used do not stop the others: they are named at the end, and the exit code is 2.
+
+    A latent file that exists is kept where it is undamaged and of the same recording, model and options. It is written
+    again where the recording has changed or the file is damaged. With another model or other options, and where it is
+    another kind of file, the recording counts as failed; --overwrite writes it again.
     """
     from losatok_ext.audio.files import READABLE_SUFFIXES
     from losatok_ext.formats.latent_files import SUFFIX

@@ -30,6 +30,7 @@ __all__ = [
     "LatentFile",
     "LatentHeader",
     "describe",
+    "is_latent_file",
     "load_latents",
     "read_header",
     "read_storage",
@@ -132,17 +133,30 @@ def read_storage(path: str | os.PathLike[str]) -> str:
     return _read(Path(path))[2]
 
 
+def is_latent_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a latent file of a version and storage that can be read here.
+
+    The rest of it may be damaged or missing. Only the header is read. False where the file cannot be read.
+    """
+    try:
+        entry = container.read_head(Path(path)).entry
+    except LatentFileError:
+        return False
+    return entry["version"] == 1 or entry.get("storage") in storages.STORAGES
+
+
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A description of a latent file for people and JSON.
 
     It has the fields of the header, storage, names of the tensors, seconds, bytes of the file, and bits per second of
-    the latents alone and of the file.
+    the latents alone and of the file. The content is checked against its CRC-32, for which the whole file is read.
 
     Raises:
-        LatentFileError: the file is missing, truncated, not a latent file, or its header is damaged.
+        LatentFileError: the file is missing, damaged, truncated, or not a latent file.
     """
     path = Path(path)
     head, header, storage, layout = _read(path)
+    container.read_tensors(path, head)
     facts = asdict(header)
     del facts["quantizer_name"], facts["code_sizes"], facts["quantizer"]
     name = None if header.quantizer is None else f"{header.quantizer_name} ({header.quantizer})"

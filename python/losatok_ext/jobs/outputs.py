@@ -38,13 +38,18 @@ class Record:
 
     A line is added before its output takes its place, and lines are only ever added. So whatever content an output has
     after a crash, the old or the new one, there is a line for it. Processes that write into one folder at the same time
-    add whole lines.
+    add whole lines, and each finds what the others have added.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / RECORD
         self._lines: dict[tuple[str, str], dict[str, str]] = {}
+        self._read = 0  # bytes of the record when it was read
+        self._load()
+
+    def _load(self) -> None:
         try:
+            self._read = self.path.stat().st_size
             text = self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return
@@ -66,15 +71,32 @@ class Record:
         """
         values = {"name": os.fsencode(output.name).decode("utf-8", "replace"), "digest": digest(written)}
         values |= {"source": source, "settings": settings}
-        self._lines[values["name"], values["digest"]] = values
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             # The empty line ends what a crash may have left without an end.
-            os.write(handle, f"\n{json.dumps(values)}\n".encode())
+            rest = f"\n{json.dumps(values)}\n".encode()
+            while rest:  # a disk that fills up takes a part first, and raises on the rest
+                rest = rest[os.write(handle, rest) :]
             os.fsync(handle)
         finally:
             os.close(handle)
+        self._lines[values["name"], values["digest"]] = values
 
     def find(self, output: Path) -> dict[str, str] | None:
-        """How the output that is there now was made; None where this content was not written by a job."""
-        return self._lines.get((os.fsencode(output.name).decode("utf-8", "replace"), digest(output)))
+        """How the output that is there now was made; None where this content was not written by a job.
+
+        Raises:
+            UserError: the output or the record cannot be read.
+        """
+        try:
+            if not output.is_file():
+                return None
+            key = os.fsencode(output.name).decode("utf-8", "replace"), digest(output)
+            if key not in self._lines and self.path.exists() and self.path.stat().st_size != self._read:
+                self._load()
+        except OSError as error:
+            raise UserError(
+                f"{output} exists and cannot be read: {error.strerror or error}; make it readable, pass --overwrite or "
+                "another folder"
+            ) from error
+        return self._lines.get(key)

@@ -12,19 +12,17 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from losatok_ext.audio.files import AudioInfo, read_audio_with_info, write_audio
-from losatok_ext.errors import LatentFileError, UserError
+from losatok_ext.errors import LatentFileError, UserError, is_out_of_memory
 from losatok_ext.files import digest
 from losatok_ext.formats.latent_files import (
     LatentFile,
     LatentHeader,
+    is_latent_file,
     load_latents,
-    read_header,
-    read_storage,
     save_latents,
 )
 from losatok_ext.formats.latent_storage import StoreOptions
@@ -225,27 +223,31 @@ def encode_files(
     )
 
     def check_kept(source: Source, output: Path) -> None:
-        header, storage = read_header(output), read_storage(output)
+        try:
+            stored = load_latents(output)
+        except LatentFileError as error:
+            if is_latent_file(output):
+                raise StaleError("the latent file was damaged") from None
+            raise LatentFileError(
+                f"{output} exists and is not a latent file that can be read; pass --overwrite or another folder"
+            ) from error
+        header = stored.header
         if header.fingerprint != fingerprint:
             problem = f"exists, written by another model ({header.fingerprint})"
         elif header.source_name != _as_text(source.path.name):
             problem = f"exists and holds {header.source_name}"
-        elif storage != store.storage:
-            problem = f"exists and stores {storage}"
+        elif stored.storage != store.storage:
+            problem = f"exists and stores {stored.storage}"
         elif store.target_error is None and header.stored_dims != (store.dims or header.latent_dim):
             problem = f"exists and stores {header.stored_dims} dimensions"
         elif header.settings not in (None, settings):
             problem = f"exists, made with {differences(header.settings or '', settings)}"
-        else:
-            try:
-                stored = load_latents(output)
-            except LatentFileError:
-                raise StaleError("the latent file was damaged") from None
-            if header.source_digest not in (None, digest(source.path)):
-                raise StaleError("the recording has changed")
-            if (stored.logvar is not None) == store.logvar:
-                return
+        elif (stored.logvar is not None) != store.logvar:
             problem = f"exists and stores {'no' if store.logvar else 'a'} log variance"
+        elif header.source_digest not in (None, _digest(source.path)):
+            raise StaleError("the recording has changed")
+        else:
+            return
         raise LatentFileError(f"{output} {problem}; pass --overwrite or another folder")
 
     def work(output: Path, loaded: tuple[Tensor, AudioInfo, str]) -> float:
@@ -299,7 +301,7 @@ def decode_files(
             problem = "exists, and is not as `losatok decode` wrote it"
         elif found["settings"] != settings:
             problem = f"exists, made with {differences(found['settings'], settings)}"
-        elif found["source"] != digest(source.path):
+        elif found["source"] != _digest(source.path):
             raise StaleError("the latent file has changed")
         else:
             return
@@ -400,7 +402,7 @@ def read_ahead(items: Sequence[Item], read: Callable[[Item], Result]) -> Iterato
 
 def sentence(path: Path, error: Exception) -> str:
     """One sentence about ``error`` that names ``path``, for commands over many files."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return f"{path} does not fit in memory; cut it into shorter files, or pass --device cpu"
     text = " ".join(str(error).split())
     if not isinstance(error, UserError):

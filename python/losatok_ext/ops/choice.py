@@ -40,7 +40,7 @@ def check_name(name: str, source: str) -> str:
     """Return ``name`` if it is one of :data:`BACKENDS`; ``source`` says in the message where it comes from.
 
     Raises:
-        UserError: it is not (a ``ValueError``).
+        UserError: it is not.
     """
     if name not in BACKENDS:
         raise UserError(f"{source} is {name!r}; it takes one of {', '.join(map(repr, BACKENDS))}")

@@ -224,6 +224,10 @@ def test_a_pickle_that_would_run_code_is_refused(data, tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"fc_a.weight": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match=r"evil\.pth"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"evil\.pth .* \(it holds more than tensors and plain values, which could run code\); copy",
+    ) as refused:
         LoSATok.from_reference_checkpoint(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
+    assert "weights_only" not in str(refused.value)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -252,6 +253,8 @@ def _tensors(source: Source, only: str | None = None) -> Iterator[tuple[str, Ten
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # the pickle reader raises errors of many kinds for other files
             reason = str(error).split("\n", 1)[0]
+            if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
+                reason = "it holds more than tensors and plain values, which could run code"
             raise CheckpointError(
                 f"{path} cannot be read as a file of weights ({reason}); "
                 "copy it again, or save its state dict with torch.save or safetensors"
