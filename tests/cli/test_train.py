@@ -133,6 +133,7 @@ def test_options_are_those_of_the_configuration(stage, own):
     options = {flag: p for p in command.params for flag in (*p.opts, *p.secondary_opts) if flag.startswith("-")}
     common = {"--output", "-o", "--config", "--set", "--steps", "--batch-size", "--lr", "--seed", "--device"}
     common |= {"--tensorboard", "--no-tensorboard", "--precision", "--accumulate", "--ema", "--validation"}
+    common |= {"--from", "--max-minutes", "--strict"}  # of this call, not of the run
     assert set(options) == common | own
     assert all(option.help for option in options.values())
     assert options["--lr"].help == setting(TrainConfig, "optimizer.lr").summary

@@ -8,7 +8,21 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, Protocol
+
+
+class SeekableBytes(Protocol):
+    """The part of an open binary file that checks of containers use."""
+
+    def read(self, count: int = -1, /) -> bytes:
+        """The next ``count`` bytes, or all that are left."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to ``offset`` bytes from the beginning (``whence`` 0), here (1) or the end (2), and return the place."""
+
+    def tell(self) -> int:
+        """The place in bytes from the beginning."""
+
 
 MAGIC = b"OggS"
 _HEADER = 27  # bytes, before the table of segments
@@ -26,7 +40,7 @@ class _Page(NamedTuple):
     number: int
 
 
-def damaged_pages(file: BinaryIO, size: int) -> str | None:
+def damaged_pages(file: SeekableBytes, size: int) -> str | None:
     """What is damaged or missing in an Ogg file of ``size`` bytes, in words; None where it is whole.
 
     All of the file is read. What follows the last page of every stream, such as a tag, does not count.
@@ -60,7 +74,7 @@ def damaged_pages(file: BinaryIO, size: int) -> str | None:
     return " and ".join(problems) or None
 
 
-def _read_page(file: BinaryIO, at: int) -> _Page | None:
+def _read_page(file: SeekableBytes, at: int) -> _Page | None:
     """The page at byte ``at``; None where there is none, or its checksum does not match."""
     file.seek(at)
     header = file.read(_HEADER)
@@ -82,7 +96,7 @@ def _checksum(data: bytes) -> int:
     return int.from_bytes(mirrored.to_bytes(4, "little").translate(_REVERSED), "big")
 
 
-def _find(file: BinaryIO, start: int, size: int) -> int:
+def _find(file: SeekableBytes, start: int, size: int) -> int:
     """The first byte from ``start`` on where a page may begin; ``size`` where there is none."""
     while start < size:
         file.seek(start)

@@ -75,8 +75,11 @@ def reading_options(max_minutes: float | None = None, strict: bool | None = None
     Raises:
         UserError: ``max_minutes`` is not a number above 0.
     """
-    given = {"max_minutes": max_minutes, "strict": strict}
-    return dataclasses.replace(_options, **{name: value for name, value in given.items() if value is not None})
+    return dataclasses.replace(
+        _options,
+        max_minutes=_options.max_minutes if max_minutes is None else max_minutes,
+        strict=_options.strict if strict is None else strict,
+    )
 
 
 @contextmanager
