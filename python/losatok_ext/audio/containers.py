@@ -12,9 +12,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from losatok_ext.audio.ogg_pages import damaged_pages
+from losatok_ext.audio.reading import Readable
 
 _UNKNOWN_SIZE = 0x7FFF0000
 """A 32-bit chunk size of at least this was written to a pipe, by a program that could not fill it in afterwards."""
@@ -25,12 +25,12 @@ _MAX_CHUNKS = 1 << 16
 OGG, CAF, W64, AU = b"OggS", b"caff", b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb", (b".snd", b"dns.")
 """The first bytes of a file, of AU with the higher or the lower byte first."""
 
-AudioSource = str | os.PathLike[str] | BinaryIO
+AudioSource = str | os.PathLike[str] | Readable
 """The name of a file, or an open, seekable file."""
 
 
 @contextmanager
-def _opened(source: AudioSource) -> Iterator[BinaryIO]:
+def _opened(source: AudioSource) -> Iterator[Readable]:
     """The file, placed at its first byte. A file that was open before stays open."""
     if isinstance(source, (str, os.PathLike)):
         with Path(source).open("rb") as file:
@@ -101,7 +101,7 @@ def _is_mpeg_frame(head: bytes, at: int) -> bool:
     )
 
 
-def _audio_data(file: BinaryIO, magic: bytes, size: int) -> tuple[int, int] | None:
+def _audio_data(file: Readable, magic: bytes, size: int) -> tuple[int, int] | None:
     """(first byte, number of bytes) of the audio data that a file declares; None where it does not say."""
     if magic[:4] in (b"RIFF", b"RIFX", b"RF64") and magic[8:] == b"WAVE":
         return _in_riff(file, size, b"data", ">" if magic[:4] == b"RIFX" else "<")
@@ -117,7 +117,7 @@ def _audio_data(file: BinaryIO, magic: bytes, size: int) -> tuple[int, int] | No
     return None
 
 
-def _in_riff(file: BinaryIO, size: int, wanted: bytes, order: str) -> tuple[int, int] | None:
+def _in_riff(file: Readable, size: int, wanted: bytes, order: str) -> tuple[int, int] | None:
     position = 12
     long_size: int | None = None
     for _ in range(_MAX_CHUNKS):
@@ -137,7 +137,7 @@ def _in_riff(file: BinaryIO, size: int, wanted: bytes, order: str) -> tuple[int,
 
 
 def _in_chunks(
-    file: BinaryIO, size: int, position: int, form: str, wanted: bytes, alignment: int
+    file: Readable, size: int, position: int, form: str, wanted: bytes, alignment: int
 ) -> tuple[int, int] | None:
     """The same for chunks with 64-bit sizes from ``position`` on. In W64 (aligned to 8 bytes) a size includes that of
     the chunk's header, in CAF (not aligned) it does not."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
+
+from losatok_ext.audio.reading import Readable
 
 MAGIC = b"OggS"
 _HEADER = 27  # bytes, before the table of segments
@@ -26,7 +28,7 @@ class _Page(NamedTuple):
     number: int
 
 
-def damaged_pages(file: BinaryIO, size: int) -> str | None:
+def damaged_pages(file: Readable, size: int) -> str | None:
     """What is damaged or missing in an Ogg file of ``size`` bytes, in words; None where it is whole.
 
     All of the file is read. What follows the last page of every stream, such as a tag, does not count.
@@ -60,7 +62,7 @@ def damaged_pages(file: BinaryIO, size: int) -> str | None:
     return " and ".join(problems) or None
 
 
-def _read_page(file: BinaryIO, at: int) -> _Page | None:
+def _read_page(file: Readable, at: int) -> _Page | None:
     """The page at byte ``at``; None where there is none, or its checksum does not match."""
     file.seek(at)
     header = file.read(_HEADER)
@@ -82,7 +84,7 @@ def _checksum(data: bytes) -> int:
     return int.from_bytes(mirrored.to_bytes(4, "little").translate(_REVERSED), "big")
 
 
-def _find(file: BinaryIO, start: int, size: int) -> int:
+def _find(file: Readable, start: int, size: int) -> int:
     """The first byte from ``start`` on where a page may begin; ``size`` where there is none."""
     while start < size:
         file.seek(start)

@@ -6,7 +6,6 @@ for a while; the options ``--max-minutes`` and ``--strict`` of the command line 
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import os
@@ -75,8 +74,9 @@ def reading_options(max_minutes: float | None = None, strict: bool | None = None
     Raises:
         UserError: ``max_minutes`` is not a number above 0.
     """
-    given = {"max_minutes": max_minutes, "strict": strict}
-    return dataclasses.replace(_options, **{name: value for name, value in given.items() if value is not None})
+    return ReadingOptions(
+        _options.max_minutes if max_minutes is None else max_minutes, _options.strict if strict is None else strict
+    )
 
 
 @contextmanager
@@ -137,3 +137,7 @@ class Content:
     def tell(self) -> int:
         """The present place, in bytes from the beginning."""
         return self._file.tell()
+
+
+Readable = BinaryIO | Content
+"""An open, seekable file."""

@@ -173,11 +173,11 @@ class _Header(tarfile.TarInfo):
     """A header of a tar file whose sizes are possible."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """As the class above, but a negative size is refused, and so is an extended header that is too long to read."""
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0 or (header.type in _EXTENDED and header.size > _MAX_JSON):
-            raise tarfile.InvalidHeaderError(f"a size of {header.size} bytes")
+            raise tarfile.HeaderError(f"a size of {header.size} bytes")
         return header
 
 
@@ -203,7 +203,7 @@ def _members_of(path: Path, file: BinaryIO, size: int, left_out: list[str]) -> I
                 while expected < size:
                     info = tar.next()
                     if info is not None and (info.size < 0 or tar.offset <= expected):
-                        raise tarfile.InvalidHeaderError(f"a size of {info.size} bytes")
+                        raise tarfile.HeaderError(f"a size of {info.size} bytes")
                     start = size if info is None else info.offset
                     if start > expected and _holds_data(file, expected, start):
                         left_out.append(f"{path} is damaged at byte {expected}: {start - expected} bytes are skipped")
