@@ -185,6 +185,16 @@ def test_rf64_and_trailing_chunks_are_whole(tmp_path):
     assert read_audio(tmp_path / "b.wav").shape == (16_000,)
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "aiff", "au", "w64", "caf"])
+def test_a_file_that_ends_within_its_header_is_refused(tmp_path, suffix):
+    soundfile.write(tmp_path / f"whole.{suffix}", noise(8_000, 0.2), 8_000)
+    whole, cut = (tmp_path / f"whole.{suffix}").read_bytes(), tmp_path / f"cut.{suffix}"
+    for size in range(1, 24):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(AudioFileError, match="cut"):
+            read_audio(cut)
+
+
 @pytest.mark.filterwarnings("ignore::losatok_ext.errors.DamagedAudioWarning")
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(suffix=st.sampled_from(["wav", "flac", "ogg", "aiff", "au", "w64", "caf"]), data=st.data())

@@ -106,8 +106,8 @@ def _audio_data(file: SeekableBytes, magic: bytes, size: int) -> tuple[int, int]
         return _in_riff(file, size, b"data", ">" if magic[:4] == b"RIFX" else "<")
     if magic[:4] == b"FORM" and magic[8:11] == b"AIF":
         return _in_riff(file, size, b"SSND", ">")
-    if magic[:4] in AU:
-        begin, length = struct.unpack(">II" if magic[:4] == AU[0] else "<II", magic[4:])
+    if magic[:4] in AU and len(magic) >= 12:
+        begin, length = struct.unpack(">II" if magic[:4] == AU[0] else "<II", magic[4:12])
         return (begin, length) if length < _UNKNOWN_SIZE else None
     if magic == W64:
         return _in_chunks(file, size, 40, "<16sq", b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a", 8)

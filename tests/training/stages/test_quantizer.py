@@ -88,6 +88,7 @@ def test_a_run_of_a_release_without_quantizers_goes_on(sembo, tmp_path):
     run = json.loads(place.read_text())
     del run["config"]["quantizer"], run["config"]["tokenizer"]["quantizer"]
     place.write_text(json.dumps(run))
+    (place.parent / "digests.json").unlink()
     assert train_tokenizer(SPEECH, tmp_path, config(sembo, steps=2)).steps == 2
     with pytest.raises(TrainingError, match=r"quantizer was None, is now {'kind': 'rvq'"):
         train_tokenizer(SPEECH, tmp_path, config(sembo, steps=2, quantizer=RVQ))
