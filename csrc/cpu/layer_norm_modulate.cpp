@@ -10,8 +10,8 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_forward(const Tensor& x, const Tensor& shift,
                                                                const Tensor& scale, double eps) {
-  check_modulation("shift", shift, x);
-  check_modulation("scale", scale, x);
+  check_modulation("shift", shift, "x", x);
+  check_modulation("scale", scale, "x", x);
   const Tensor from = prepared(x), add = prepared(shift), times = prepared(scale);
   Tensor y = at::empty(x.sizes(), from.options());
   const auto wide = x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_forward(const Tensor& x, 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_backward(const Tensor& grad, const Tensor& x,
                                                                 const Tensor& scale, const Tensor& mean,
                                                                 const Tensor& rstd, bool per_frame_shift) {
-  check_modulation("scale", scale, x);
+  check_modulation("scale", scale, "x", x);
   check_rows("grad", grad, x);
   for (const auto& [name, tensor] : {std::pair{"mean", &mean}, std::pair{"rstd", &rstd}}) {
     check::dtype(name, *tensor, x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);

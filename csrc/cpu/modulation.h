@@ -51,10 +51,10 @@ inline void check_rows(const char* name, const Tensor& tensor, const Tensor& x) 
   check::sizes(name, tensor, {x.size(0), x.size(1), x.size(2)});
 }
 
-// `parameter` goes with x [B, T, C].
-inline void check_modulation(const char* name, const Tensor& parameter, const Tensor& x) {
-  check::floating("x", x);
-  check::sizes("x", x, {check::kAny, check::kAny, check::kAny});
+// `parameter` goes with x [B, T, C], the op's argument `x_name`.
+inline void check_modulation(const char* name, const Tensor& parameter, const char* x_name, const Tensor& x) {
+  check::floating(x_name, x);
+  check::sizes(x_name, x, {check::kAny, check::kAny, check::kAny});
   TORCH_CHECK_VALUE((parameter.dim() == 3 && parameter.sizes() == x.sizes()) ||
                         (parameter.dim() == 2 && parameter.size(0) == x.size(0) && parameter.size(1) == x.size(2)),
                     name, " should have shape [B, C] or [B, T, C], got ", parameter.sizes());

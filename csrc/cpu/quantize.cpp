@@ -271,18 +271,17 @@ void for_blocks(const at::Tensor& x, const Frames& frames, const Plan& plan, con
     __VA_ARGS__();                                                                                             \
   })
 
-// x [B, T, d] and codes [..., K, d], of which both are float64 or neither.
-void check_search(const at::Tensor& x, const at::Tensor& codes, const std::optional<at::Tensor>& lengths,
-                  std::initializer_list<int64_t> sizes) {
+// x [B, T, d] and codes [..., K, d], the op's argument `name`, of which both are float64 or neither.
+void check_search(const at::Tensor& x, const char* name, const at::Tensor& codes,
+                  const std::optional<at::Tensor>& lengths, std::initializer_list<int64_t> sizes) {
   check::floating("x", x);
-  check::floating("codes", codes);
-  check::sizes("codes", codes, sizes);
+  check::floating(name, codes);
+  check::sizes(name, codes, sizes);
   check::sizes("x", x, {check::kAny, check::kAny, codes.size(-1)});
-  TORCH_CHECK_VALUE(codes.size(-1) > 0 && codes.size(-2) > 0,
-                    "codes should be at least one code of at least one feature, got ", codes.sizes());
-  TORCH_CHECK_TYPE((x.scalar_type() == at::kDouble) == (codes.scalar_type() == at::kDouble),
-                   "x and codes should both be float64 or neither, got ", x.scalar_type(), " and ",
-                   codes.scalar_type());
+  TORCH_CHECK_VALUE(codes.size(-1) > 0 && codes.size(-2) > 0, name,
+                    " should hold at least one code of at least one feature, got ", codes.sizes());
+  TORCH_CHECK_TYPE((x.scalar_type() == at::kDouble) == (codes.scalar_type() == at::kDouble), "x and ", name,
+                   " should both be float64 or neither, got ", x.scalar_type(), " and ", codes.scalar_type());
   check::lengths(lengths, x.size(0));
 }
 
@@ -299,7 +298,7 @@ void check_chosen(const at::Tensor& codes, const at::Tensor& codebooks) {
 std::tuple<at::Tensor, at::Tensor> vq_nearest_forward(const at::Tensor& x, const at::Tensor& codebook,
                                                       const std::optional<at::Tensor>& lengths,
                                                       c10::string_view precision) {
-  check_search(x, codebook, lengths, {check::kAny, check::kAny});
+  check_search(x, "codebook", codebook, lengths, {check::kAny, check::kAny});
   const Frames frames(x.size(0), x.size(1), lengths);
   auto indices = at::full({x.size(0), x.size(1)}, -1, x.options().dtype(at::kLong));
   auto distance = at::zeros({x.size(0), x.size(1)}, x.options().dtype(wide_type(x)));
@@ -326,7 +325,7 @@ std::tuple<at::Tensor, at::Tensor> vq_nearest_forward(const at::Tensor& x, const
 std::tuple<at::Tensor, at::Tensor> rvq_encode_forward(const at::Tensor& x, const at::Tensor& codebooks,
                                                       const std::optional<at::Tensor>& lengths,
                                                       c10::string_view precision) {
-  check_search(x, codebooks, lengths, {check::kAny, check::kAny, check::kAny});
+  check_search(x, "codebooks", codebooks, lengths, {check::kAny, check::kAny, check::kAny});
   const int64_t stages = codebooks.size(0), d = codebooks.size(2);
   const Frames frames(x.size(0), x.size(1), lengths);
   auto codes = at::full({x.size(0), x.size(1), stages}, -1, x.options().dtype(at::kLong));
@@ -434,7 +433,7 @@ at::Tensor rvq_decode_backward(const at::Tensor& grad, const at::Tensor& codes, 
 std::tuple<at::Tensor, at::Tensor> vq_nearest_backward(const at::Tensor& grad, const at::Tensor& x,
                                                        const at::Tensor& codebook, const at::Tensor& indices,
                                                        bool need_x, bool need_codebook) {
-  check_search(x, codebook, {}, {check::kAny, check::kAny});
+  check_search(x, "codebook", codebook, {}, {check::kAny, check::kAny});
   check::floating("grad", grad);
   check::sizes("grad", grad, {x.size(0), x.size(1)});
   check::sizes("indices", indices, {x.size(0), x.size(1)});

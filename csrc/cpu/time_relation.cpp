@@ -150,7 +150,7 @@ Clip<R> clip_of(Workspace<R>& own, const at::Tensor& low, const at::Tensor& high
   normalize(rows);
   if (const auto other = shortened(rows, n, inverse_low)) {
     normalize(other->rows);
-    // The gradient is one by the row as it was given.
+    // The gradient is that of the row as it was given, before it was shortened.
     for (int64_t i = 0; i < n; ++i) inverse_low[i] = std::ldexp(inverse_low[i], -other->exponents[i]);
   }
   clip.unit = unit;
@@ -236,7 +236,6 @@ std::tuple<at::Tensor, at::Tensor> time_relation_forward(const at::Tensor& low, 
   }
   const PlainTensors guard;
   const Pairs pairs = pairs_of(lengths, low.size(0), low.size(1), window);
-  const bool half = low.scalar_type() == at::kBFloat16 || low.scalar_type() == at::kHalf;
   const bool bfloat16_products = low.scalar_type() == at::kBFloat16 && multiplies_bfloat16();
   const Sizes sizes{low.size(2), high.size(2), bfloat16_products, need_grad};
   bool band = false, any_long = false;

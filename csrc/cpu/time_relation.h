@@ -20,12 +20,13 @@ namespace losatok::relation {
 template <class R>
 constexpr R kEps = R(1e-12);  // as torch.nn.functional.normalize
 
-// The least 1 / norm of a row whose products with others of that kind, and 1 / norm squared, are far from the ends of
-// R's range. Longer rows are shortened first.
+// Rows with a smaller 1 / norm are shortened first: products of two such rows, or 1 / norm squared, could leave the
+// range of R.
 template <class R>
 constexpr R kLeastInverse = std::is_same_v<R, double> ? R(1e-150) : R(1e-18);
 
-// Rows of which some were too long, with those divided by a power of two: the others, and all digits, are as they were.
+// A copy of rows in which those that are too long are divided by a power of two. That loses no digit; the other rows
+// are unchanged.
 struct Shortened {
   at::Tensor rows;             // [frames, columns], packed
   std::vector<int> exponents;  // row i was divided by 2^exponents[i]

@@ -1,5 +1,5 @@
-// Rows of the time-relation loss whose squares overflow. Normalised rows do not depend on how long they were, so that
-// such rows are divided by a power of two first, which costs no digit.
+// Rows of the time-relation loss whose squares overflow. They are divided by a power of two first: that loses no digit,
+// and normalised rows do not depend on their length.
 #include <algorithm>
 #include <cmath>
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 # Control characters, line and paragraph separators, marks that turn the direction of writing, and lone surrogates
@@ -16,3 +17,8 @@ def printable(text: str) -> str:
     characters ``\x1b``, a line break ``\n``, and a byte that is not UTF-8 for example ``\udcff``.
     """
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def name_as_text(name: str) -> str:
+    """A file name that can be stored as UTF-8: bytes that are not UTF-8 are replaced."""
+    return os.fsencode(name).decode("utf-8", "replace")

@@ -19,12 +19,6 @@ from small_models import lively, small_config, tone
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return lively(LoSATok(small_config()))
-
-
-@pytest.fixture(scope="module")
 def other_model():
     torch.manual_seed(1)
     return lively(LoSATok(small_config(latent_dim=8, top_db=40.0)))

@@ -16,13 +16,7 @@ from losatok_ext.models import LoSATok
 from losatok_ext.nn import ResidualVQConfig, VQConfig
 from losatok_ext.ops.dispatch import BackendUnavailableError
 from losatok_ext.recordings.find import Source
-from small_models import lively, small_config, tone
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return lively(LoSATok(small_config()))
+from small_models import small_config, tone
 
 
 @pytest.fixture(scope="module")

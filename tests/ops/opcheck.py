@@ -13,6 +13,9 @@ import torch
 
 from losatok_ext.ops.registry import OPS
 
+CASES = {}
+"""By raw op, the decorated function that yields its cases; of those test files that were imported."""
+
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
@@ -28,6 +31,8 @@ def opchecked(*names, dtypes=(torch.float32, torch.bfloat16, torch.float64)):
         runs.append(("triton", torch.float32))
 
     def decorate(cases):
+        CASES.update(dict.fromkeys(names, cases))
+
         @pytest.mark.parametrize(("backend", "dtype"), runs, ids=str)
         def test(backend, dtype, device):
             namespace = torch.ops.losatok

@@ -35,7 +35,11 @@ def test_raw_modulation(dtype, device):
 @opchecked("dit_attention_forward", "dit_attention_backward", dtypes=(torch.float32, torch.float16, torch.float64))
 def test_raw_attention(dtype, device):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    cases = Case(rope=8, lengths=(9, 4), packed=True), Case(keys=5, norm="layer", weights=False), Case(norm=None)
+    cases = (
+        Case(rope=8, lengths=(9, 4), packed=True),
+        Case(keys=5, norm="layer", weights=False, key_lengths=(5, 3)),
+        Case(norm=None),
+    )
     for case in cases:
         *qkv, q_weight, k_weight = case.tensors(dtype)
         options = case.options(wide)

@@ -15,8 +15,8 @@ constexpr double kNormEps = 1e-12;
 template <class W>
 using wider_t = std::conditional_t<std::is_same_v<W, float>, double, long double>;
 
-// One row of cosine_rows in W; adds to `total`. Returns false, with nothing written, where the squares leave what T is
-// computed in: a wider W has them.
+// One row of cosine_rows, computed in W; adds to `total`. Where W is the usual type of T and a sum of squares
+// overflows, it writes nothing and returns false: the row is then computed in a wider W.
 template <class W, class T, class U>
 inline bool cosine_row(T* r, const U* t, bool grad, wide_t<T>* column_sums, int64_t columns, double* total) {
   W rr = 0, tt = 0, rt = 0;

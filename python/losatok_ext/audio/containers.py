@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from losatok_ext.audio.ogg_pages import MAGIC as OGG
 from losatok_ext.audio.ogg_pages import SeekableBytes, damaged_pages
 
 _UNKNOWN_SIZE = 0x7FFF0000
@@ -21,7 +22,7 @@ _UNKNOWN_LONG = 1 << 62
 """The same for a 64-bit size; -1 has the same meaning."""
 _MAX_CHUNKS = 1 << 16
 """Chunks that are looked at. A file of normal make has fewer than a hundred."""
-OGG, CAF, W64, AU = b"OggS", b"caff", b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb", (b".snd", b"dns.")
+CAF, W64, AU = b"caff", b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb", (b".snd", b"dns.")
 """The first bytes of a file, of AU with the higher or the lower byte first."""
 
 AudioSource = str | os.PathLike[str] | SeekableBytes

@@ -128,7 +128,7 @@ class Content:
             return b""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to another place. A place before the beginning, which a damaged header may ask for, is not gone to."""
+        """Go to another place. One before the beginning, which a damaged header may ask for, is ignored."""
         try:
             return self._file.seek(offset, whence)
         except ValueError:

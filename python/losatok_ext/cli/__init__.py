@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     were still worked on. 130: interrupted. 1: a defect of this program. Tracebacks only with ``--debug``.
     """
     if "torch" not in sys.modules:
-        # OpenMP reads it when torch loads it. Its threads would else spin while they wait for each other, which beside
-        # other programs on the same cores takes many times as long (benchmarks/busy_machine.py).
+        # OpenMP reads this when torch loads it. By default its threads spin while they wait for each other. Where other
+        # programs use the same cores, that takes many times as long (benchmarks/busy_machine.py, docs/speed.md).
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

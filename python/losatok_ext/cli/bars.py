@@ -44,8 +44,8 @@ def make_bar(
     )
 
 
-class Shown:
-    """Shows :attr:`_bar` from the beginning of a ``with`` block to its end."""
+class WithBar:
+    """A context manager that shows the bar ``self._bar`` from the beginning of the ``with`` block to its end."""
 
     _bar: Progress
 

@@ -59,7 +59,9 @@ RecordingsArgument = Annotated[
         show_default=False,
     ),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write again what exists; otherwise it is kept.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Write again what exists; otherwise it is kept or refused.")
+]
 OverwriteFileOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace output files that exist; otherwise they are refused.")
 ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-from losatok_ext.cli.bars import Shown, make_bar
+from losatok_ext.cli.bars import WithBar, make_bar
 from losatok_ext.errors import TrainingError
 from losatok_ext.text import printable
 from losatok_ext.training.data.balance import DomainShare
@@ -65,7 +65,7 @@ def _ignoring_a_closed_terminal() -> Iterator[None]:
             raise
 
 
-class TrainingProgress(Shown):
+class TrainingProgress(WithBar):
     """Shows a run: a line about what begins, then a bar; where there is no terminal, a line every 15 seconds.
 
     Use as a context manager, and pass :meth:`on_start` and :meth:`on_step` to ``train_sembo`` or ``train_tokenizer``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from losatok_ext.cli.bars import Shown, make_bar
+from losatok_ext.cli.bars import WithBar, make_bar
 from losatok_ext.errors import UserError
 from losatok_ext.generation.sampling import SamplingStep
 
@@ -15,7 +15,7 @@ except ImportError as error:
     ) from None
 
 
-class SamplingProgress(Shown):
+class SamplingProgress(WithBar):
     """Shows the steps of a sampler on a terminal; elsewhere it shows nothing.
 
     Use as a context manager, and pass :meth:`on_step` to the sampler.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from losatok_ext.errors import UserError
 from losatok_ext.files import digest
+from losatok_ext.text import name_as_text
 
 RECORD = ".losatok-outputs.jsonl"
 """A line for each output that was written into the folder: a JSON object with ``name``, ``digest`` (of the output),
@@ -69,7 +70,7 @@ class Record:
         Raises:
             OSError: the record cannot be written.
         """
-        values = {"name": os.fsencode(output.name).decode("utf-8", "replace"), "digest": digest(written)}
+        values = {"name": name_as_text(output.name), "digest": digest(written)}
         values |= {"source": source, "settings": settings}
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
@@ -91,7 +92,7 @@ class Record:
         try:
             if not output.is_file():
                 return None
-            key = os.fsencode(output.name).decode("utf-8", "replace"), digest(output)
+            key = name_as_text(output.name), digest(output)
             if key not in self._lines and self.path.exists() and self.path.stat().st_size != self._read:
                 self._load()
         except OSError as error:

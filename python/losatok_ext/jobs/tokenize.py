@@ -31,6 +31,7 @@ from losatok_ext.models.storage.precision import dtype_name
 from losatok_ext.models.tokenizer.nested import require_nested
 from losatok_ext.ops.dispatch import BackendUnavailableError
 from losatok_ext.recordings.find import Failure, Source
+from losatok_ext.text import name_as_text
 
 if TYPE_CHECKING:
     from losatok_ext.models import LoSATok
@@ -102,7 +103,7 @@ def encode_clip(model: LoSATok, audio: Tensor, info: AudioInfo, store: StoreOpti
         tokens=mu.shape[0],
         latent_dim=mu.shape[1],
         samples=samples,
-        source_name=_as_text(info.path.name),
+        source_name=name_as_text(info.path.name),
         source_rate=info.sample_rate,
         source_samples=info.frames,
         quantizer=model.quantizer_fingerprint(),
@@ -113,11 +114,6 @@ def encode_clip(model: LoSATok, audio: Tensor, info: AudioInfo, store: StoreOpti
     logvar = latents.logvar[0].float().cpu() if store.logvar else None
     assert store.storage is not None
     return LatentFile(header, mu, logvar, codes, store.storage)
-
-
-def _as_text(name: str) -> str:
-    """A file name as text: bytes that are not UTF-8 are replaced."""
-    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def check_store(model: LoSATok, store: StoreOptions) -> StoreOptions:
@@ -217,7 +213,6 @@ def encode_files(
     """
     store = check_store(model, store or StoreOptions())
     fingerprint = model.fingerprint()
-
     settings = settings_text(
         dtype=dtype_name(model), logvar=store.logvar, dims=store.dims, target_error=store.target_error
     )
@@ -234,7 +229,7 @@ def encode_files(
         header = stored.header
         if header.fingerprint != fingerprint:
             problem = f"exists, written by another model ({header.fingerprint})"
-        elif header.source_name != _as_text(source.path.name):
+        elif header.source_name != name_as_text(source.path.name):
             problem = f"exists and holds {header.source_name}"
         elif stored.storage != store.storage:
             problem = f"exists and stores {stored.storage}"

@@ -15,7 +15,7 @@ CONFIG = small_run(steps=4, checkpoint={"every": 2, "keep": 2})
 
 @pytest.fixture
 def run(tmp_path):
-    """A run that has two steps to go, with checkpoints of steps 2 and 4."""
+    """A finished run of four steps, with checkpoints of steps 2 and 4."""
     train_sembo(SPEECH, tmp_path / "run", CONFIG)
     return tmp_path / "run"
 
