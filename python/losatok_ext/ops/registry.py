@@ -113,7 +113,7 @@ OPS: dict[str, Op] = {}
 """Every public op that has more than one implementation, by name; complete once ``losatok_ext.ops`` is imported."""
 
 
-PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("triton", "native")}
+PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("triton", "native"), "meta": ("native",)}
 """For each type of device, the implementations to run by default, best first. An op that measures differently gets an
 entry ``"<device>:<op>"`` here, which is read instead of the device's own; so do ops without kernels for GPUs."""
 
