@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor> vq_nearest_backward_op(const Tensor& grad_any, const 
   const Tensor grad_x = empty_float(x, need_x ? x.sizes() : at::IntArrayRef({0}), x.scalar_type());
   if (need_x) {
     check(distance_gradient(rows, static_cast<const float*>(data(grad)), static_cast<const float*>(data(codes)),
-                            static_cast<const int64_t*>(data(indices)), data(grad_x), stream()));
+                            codes.size(0), static_cast<const int64_t*>(data(indices)), data(grad_x), stream()));
   }
   if (!need_codebook) return {grad_x, empty_float(codebook, {0}, codebook.scalar_type())};
   return {grad_x, gradient_to_codes(x, grad, codebook.unsqueeze(0), codes, indices.view({1, -1})).squeeze(0)};
