@@ -1,14 +1,18 @@
-"""Calls raw ops with wrong arguments: ``python -m ops.hostile_calls [OP ...]`` in tests/; all ops without names.
+"""Calls raw ops with wrong arguments: ``python -m ops.hostile_calls BACKEND [OP ...]`` in tests/; without names, all.
 
-Each call differs from a valid one in one argument. Before a call its description goes to standard output, so that the
-last line names the call that ended the process. At the end a line counts the calls and those that were refused.
+BACKEND is ``native`` (the C++ ops on the CPU), ``cuda`` (the CUDA bindings and kernels, through the host shim) or
+``triton`` (its interpreter, with TRITON_INTERPRET=1). The last two are slow: they leave out those wrong values that
+kernels read as numbers alone. Each call differs from a valid one in one argument. Before a call its description goes to
+standard output, so that the last line names the call that ended the process. At the end a line counts the calls and
+those that were refused.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ import torch
 
 from losatok_ext.ops.registry import OPS
 from ops import opcheck
+
+BACKENDS = ("native", "cuda", "triton")
 
 MOST = 1 << 24
 """Elements that a result may have: the valid calls give about a thousand."""
@@ -32,6 +38,30 @@ def valid_calls() -> dict[str, list[tuple[Any, ...]]]:
         for name, arguments in cases(torch.float32, torch.device("cpu")):
             calls[name].append(arguments)
     return calls
+
+
+def functions(backend: str) -> dict[str, Callable[..., Any]]:
+    """What ``backend`` has for each of its raw ops; tensors are on the CPU."""
+    if backend == "native":
+        return {name: getattr(torch.ops.losatok, name).default for op in OPS.values() for name in op.schemas}
+    if backend == "triton":
+        has = [op for op in OPS.values() if op.triton is not None]
+        return {name: getattr(torch.ops.losatok_triton, name).default for op in has for name in op.schemas}
+    from host_shim.ops import shim_ops
+
+    return {name: partial(shim_ops(), name) for op in OPS.values() if op.cuda for name in op.schemas}
+
+
+def wrong_calls(op: str, arguments: tuple[Any, ...], backend: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The calls that differ from a valid one in one argument, and what is wrong with each."""
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    for position, argument in enumerate(getattr(torch.ops.losatok, op).default._schema.arguments):
+        for what, value in wrong(arguments[position]):
+            if backend != "native" and what.startswith("with") and arguments[position].is_floating_point():
+                continue
+            if backend == "cuda" and what == "on another device" and len(tensors) == 1:
+                continue  # the dispatcher sends it there; the shim would not
+            yield f"{argument.name} is {what}", (*arguments[:position], value, *arguments[position + 1 :])
 
 
 def wrong(value: Any) -> Iterator[tuple[str, Any]]:
@@ -81,28 +111,26 @@ def _wrong_tensors(tensor: torch.Tensor) -> Iterator[tuple[str, Any]]:
             yield f"with {fill} at its end", changed
 
 
-def main(wanted: list[str]) -> None:
-    """Call the ``wanted`` ops, or all."""
-    calls = valid_calls()
+def main(backend: str, wanted: list[str]) -> None:
+    """Call the ``wanted`` ops of ``backend``, or all."""
+    calls, ops = valid_calls(), functions(backend)
     count = refused = 0
-    for op in wanted or calls:
-        function = getattr(torch.ops.losatok, op).default
+    for op in wanted or ops:
         assert calls[op], f"{op} has no case for opcheck"
         for arguments in calls[op]:
-            function(*arguments)
-            for position, argument in enumerate(function._schema.arguments):
-                for what, value in wrong(arguments[position]):
-                    print(f"{op}: {argument.name} is {what}", flush=True)
-                    count += 1
-                    try:
-                        results = function(*arguments[:position], value, *arguments[position + 1 :])
-                    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
-                        refused += 1
-                        continue
-                    for result in results if isinstance(results, tuple | list) else [results]:
-                        assert result.numel() <= MOST, f"a result of {result.numel()} elements"
+            ops[op](*arguments)
+            for what, changed in wrong_calls(op, arguments, backend):
+                print(f"{op}: {what}", flush=True)
+                count += 1
+                try:
+                    results = ops[op](*changed)
+                except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+                    refused += 1
+                    continue
+                for result in results if isinstance(results, tuple | list) else [results]:
+                    assert result.numel() <= MOST, f"a result of {result.numel()} elements"
     print(f"{count} calls, {refused} refused")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], sys.argv[2:])
