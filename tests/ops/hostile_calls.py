@@ -1,15 +1,20 @@
 """Calls raw ops with wrong arguments: ``python -m ops.hostile_calls BACKEND [OP ...]`` in tests/; without names, all.
 
 BACKEND is ``native`` (the C++ ops on the CPU), ``cuda`` (the CUDA bindings and kernels, through the host shim) or
-``triton`` (its interpreter, with TRITON_INTERPRET=1). The last two are slow: they leave out those wrong values that
-kernels read as numbers alone. Each call differs from a valid one in one argument. Before a call its description goes to
-standard output, so that the last line names the call that ended the process. At the end a line counts the calls and
-those that were refused.
+``triton`` (its interpreter, with TRITON_INTERPRET=1). Each call differs from a valid one in one argument. Before a call
+its description goes to standard output, so that the last line names the call that ended the process. At the end a line
+counts the calls and those that were refused.
+
+With ``native``, the check of the Triton op is asked too: it should refuse the same calls. The other backends are slow.
+They leave out values that cannot lead a kernel astray, and ``triton`` all but the last valid call of each op.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +23,7 @@ from typing import Any
 
 import torch
 
+from losatok_ext.ops.raw_checks import Check
 from losatok_ext.ops.registry import OPS
 from ops import opcheck
 
@@ -111,22 +117,60 @@ def _wrong_tensors(tensor: torch.Tensor) -> Iterator[tuple[str, Any]]:
             yield f"with {fill} at its end", changed
 
 
+UNLIKE = ("None", "sparse", "on another device")
+"""What torch's dispatcher looks at before a native op."""
+
+VALUES = ("-1 is none", "finite values")
+"""In the messages of native ops that have read a tensor."""
+
+
+def check_disagrees(check: Check, what: str, arguments: tuple[Any, ...], error: Exception | None) -> str | None:
+    """Whether the check of a Triton op refuses what the native op takes, or takes what it refuses: in words."""
+    if what.endswith(UNLIKE):
+        return None
+    try:
+        check(arguments)
+    except (TypeError, ValueError) as refusal:
+        return f"the Triton op refuses: {refusal}" if error is None else None
+    read = error is None or any(words in str(error) for words in VALUES)
+    return None if read else f"the Triton op does not refuse: {error}"
+
+
+def in_a_child(backend: str, *wanted: str) -> tuple[int, int]:
+    """Run :func:`main` in a process of its own: the number of calls, and of those that were refused."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "TRITON_INTERPRET": "1" if backend == "triton" else "0"}
+    command = [sys.executable, "-m", "ops.hostile_calls", backend, *wanted]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1])
+    last = done.stdout.splitlines()[-1] if done.stdout else ""
+    assert done.returncode == 0, f"exit code {done.returncode} at {last}\n{done.stderr[-2000:]}"
+    counts = re.fullmatch(r"(\d+) calls, (\d+) refused", last)
+    assert counts is not None
+    return int(counts[1]), int(counts[2])
+
+
 def main(backend: str, wanted: list[str]) -> None:
     """Call the ``wanted`` ops of ``backend``, or all."""
     calls, ops = valid_calls(), functions(backend)
     count = refused = 0
+    schemas = {name: getattr(torch.ops.losatok, name).default._schema for op in OPS.values() for name in op.schemas}
+    checks = {name: Check(schemas[name]) for op in OPS.values() if op.triton is not None for name in op.schemas}
     for op in wanted or ops:
         assert calls[op], f"{op} has no case for opcheck"
-        for arguments in calls[op]:
+        for arguments in calls[op][-1:] if backend == "triton" else calls[op]:
             ops[op](*arguments)
             for what, changed in wrong_calls(op, arguments, backend):
                 print(f"{op}: {what}", flush=True)
                 count += 1
+                error: Exception | None = None
+                results: Any = ()
                 try:
                     results = ops[op](*changed)
-                except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+                except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as raised:
+                    error = raised
                     refused += 1
-                    continue
+                if backend == "native" and op in checks:
+                    difference = check_disagrees(checks[op], what, changed, error)
+                    assert difference is None, f"{op}: {what}: {difference}"
                 for result in results if isinstance(results, tuple | list) else [results]:
                     assert result.numel() <= MOST, f"a result of {result.numel()} elements"
     print(f"{count} calls, {refused} refused")
