@@ -63,7 +63,23 @@ tensor, ``wide`` that of its sums (float32, or float64). A size has one value wh
 lie on the device of the first."""
 
 _FLOATING = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
-_INTEGERS = {"int64": torch.int64, "uint8": torch.uint8}
+
+
+def _always(*allowed: torch.dtype) -> dict[torch.dtype, frozenset[torch.dtype]]:
+    """The same dtypes, whatever that of the first tensor."""
+    return dict.fromkeys(
+        (dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)), frozenset(allowed)
+    )
+
+
+_KINDS: dict[str, Mapping[torch.dtype, frozenset[torch.dtype]]] = {
+    "float": _always(*_FLOATING),
+    "same": {dtype: frozenset((dtype,)) for dtype in _FLOATING},
+    "wide": {dtype: frozenset((torch.promote_types(dtype, torch.float32),)) for dtype in _FLOATING},
+    "int64": _always(torch.int64),
+    "uint8": _always(torch.uint8),
+}
+"""By kind and the dtype of the op's first tensor, the dtypes that a tensor may have."""
 
 Rule = Callable[[Mapping[str, Any], Mapping[str, int]], None]
 """Raises for what dtypes and sizes do not say: takes the arguments by name, and the sizes by letter."""
@@ -204,49 +220,37 @@ class Check:
             name, kind = re.match(r"(\w+) (\w+)", part).groups()  # type: ignore[union-attr]
             if name in self._names:
                 shapes = {len(letters.split()): tuple(letters.split()) for letters in re.findall(r"\[(.*?)\]", part)}
-                self._tensors.append((name, self._names.index(name), kind, shapes))
+                self._tensors.append((name, self._names.index(name), _KINDS[kind], shapes))
 
     def __call__(self, arguments: Sequence[Any]) -> None:
         """Raise TypeError or ValueError for ``arguments`` (those of the schema, in its order) that do not fit."""
-        first = arguments[self._tensors[0][1]]
-        if first is None:
-            raise TypeError(f"{self._tensors[0][0]} should be a torch.Tensor, got None")
-        dtype, device = first.dtype, first.device
+        # Plain loops and few calls: this runs before every launch.
+        dtype = device = None
         sizes = {"1": 1}
-        for name, position, kind, shapes in self._tensors:
+        for name, position, allowed, shapes in self._tensors:
             tensor = arguments[position]
             if tensor is None:
                 if name in self._required:
                     raise TypeError(f"{name} should be a torch.Tensor, got None")
                 continue
-            self._check_dtype(name, tensor.dtype, kind, dtype)
+            if dtype is None:
+                dtype, device = tensor.dtype, tensor.device
+            if tensor.dtype not in allowed[dtype]:
+                expected = " or ".join(sorted(str(d).removeprefix("torch.") for d in allowed[dtype]))
+                raise TypeError(f"{name} should be {expected}, got {str(tensor.dtype).removeprefix('torch.')}")
             if tensor.device != device:
                 raise ValueError(f"{name} should be on {device} as the op's other tensors, got {tensor.device}")
             shape = tensor.shape
             letters = shapes.get(len(shape))
-            if letters is None or any(
-                sizes.setdefault(n, size) != size for n, size in zip(letters, shape, strict=True)
-            ):
+            if letters is None:
                 raise ValueError(self._shape_message(name, tensor, shapes, sizes))
+            for letter, size in zip(letters, shape):  # noqa: B905 - of one length
+                if sizes.setdefault(letter, size) != size:
+                    raise ValueError(self._shape_message(name, tensor, shapes, sizes))
         if self._rules:
             named = dict(zip(self._names, arguments, strict=True))
             for rule in self._rules:
                 rule(named, sizes)
-
-    @staticmethod
-    def _check_dtype(name: str, got: torch.dtype, kind: str, first: torch.dtype) -> None:
-        if kind == "float":
-            if got not in _FLOATING:
-                raise TypeError(f"{name} should be float32, bfloat16, float16 or float64, got {got}")
-            return
-        if kind == "same":
-            expected = first
-        elif kind == "wide":
-            expected = torch.float64 if first == torch.float64 else torch.float32
-        else:
-            expected = _INTEGERS[kind]
-        if got != expected:
-            raise TypeError(f"{name} should be {expected}, got {got}")
 
     @staticmethod
     def _shape_message(name: str, tensor: Tensor, shapes: Mapping[int, Sequence[str]], sizes: Mapping[str, int]) -> str:
