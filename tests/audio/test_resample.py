@@ -60,6 +60,9 @@ def test_strided_input():
         (torch.zeros(8), (0, 16_000), ValueError, "from_rate"),
         (torch.zeros(8), (8_000, -1), ValueError, "to_rate"),
         (torch.zeros(8), (8_000, 16_000.5), ValueError, "to_rate"),
+        (torch.zeros(8), (2**62, 16_000), ValueError, "from_rate should be a whole number of Hz from 1000 to 1000000"),
+        (torch.zeros(8), (8_000, 999), ValueError, "to_rate"),
+        (torch.zeros(8), (torch.tensor([1, 2]), 16_000), ValueError, "from_rate"),
     ],
 )
 def test_bad_arguments_are_named(audio, rates, error, says):

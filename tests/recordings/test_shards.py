@@ -179,6 +179,17 @@ def test_a_damaged_member_is_left_out_counted_and_listed(copy):
     assert len(seen) == 47
 
 
+def test_a_clip_that_lost_a_part_is_left_out_though_the_shard_is_shorter_than_the_index_says(copy):
+    sample = open_shards(copy).samples[20]
+    member = sample.member
+    content = member.shard.read_bytes()
+    place = member.offset + member.size // 2
+    member.shard.write_bytes(content[:place] + content[place + 512 :])
+    corpus = opened(copy)
+    assert any(f"{member.name} is damaged: it does not match its checksum" in line for line in corpus.skipped)
+    assert sample.values["path"] not in [clip.name for clip in corpus.clips]
+
+
 def test_missing_truncated_and_empty_shards_are_listed(copy):
     clips = [len(scan_shard(copy / f"shards-00000{i}.tar").samples) for i in range(3)]
     (copy / "shards-000000.tar").unlink()

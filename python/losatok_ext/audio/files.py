@@ -24,7 +24,7 @@ from torch import Tensor
 from losatok_ext.audio.containers import container_damage, kind_by_first_bytes
 from losatok_ext.audio.pcm import PCM_16, sixteen_bits
 from losatok_ext.audio.reading import Content, reading_options
-from losatok_ext.audio.resample import import_soxr
+from losatok_ext.audio.resample import RATES, check_rate, import_soxr
 from losatok_ext.errors import AudioFileError, UserError
 from losatok_ext.files import atomic_path
 
@@ -41,7 +41,6 @@ WRITABLE = {
 
 _BLOCK = 1 << 16  # frames per read and write; Vorbis encoders overflow their stack on long ones
 _BLOCK_SAMPLES = 1 << 22  # of all channels together: a file may have 1024
-_RATES = (1_000, 1_000_000)  # Hz; outside, a header is damaged, and resampling would explode
 _MP3_SLACK = 2257  # frames: one MPEG frame (1152) and the decoder delay (1105), which not every encoder declares
 _UNKNOWN_FRAMES = 1 << 62
 _MAX_MP3_RATE, _MAX_OGG_RATE, _MAX_FLAC_RATE = 48_000, 192_000, 655_350  # Hz
@@ -154,7 +153,7 @@ def _open(path: Path, content: Content | None = None):
         raise AudioFileError(
             f"{path} is not an audio file that libsndfile can read; convert it to WAV or FLAC first"
         ) from error
-    if not _RATES[0] <= file.samplerate <= _RATES[1]:
+    if not RATES[0] <= file.samplerate <= RATES[1]:
         rate = file.samplerate
         file.close()
         raise AudioFileError(
@@ -203,7 +202,7 @@ def read_audio(
         AudioFileError: the file is missing, empty, not audio, longer than ``max_minutes`` by its header or in truth,
             holds no samples, or holds NaN or infinite samples; with ``strict`` also when it is damaged.
         UserError: soundfile or soxr is not installed, or ``max_minutes`` is not a number above 0.
-        ValueError: ``sample_rate`` is not positive.
+        ValueError: ``sample_rate`` is not a whole number from 1000 to 1000000.
 
     Warns:
         DamagedAudioWarning: the file holds less than it promises, since it is truncated or damaged, and ``strict`` is
@@ -224,8 +223,7 @@ def read_audio_with_info(
 
     Arguments, errors and warnings are those of :func:`read_audio`.
     """
-    if sample_rate <= 0:
-        raise ValueError(f"sample_rate should be a positive number of Hz, got {sample_rate}")
+    check_rate("sample_rate", sample_rate)
     options = reading_options(max_minutes, strict)
     path = Path(path)
     wrapped = None if content is None else Content(content)
@@ -417,15 +415,14 @@ def check_writable(path: str | os.PathLike[str], sample_rate: int) -> tuple[str,
 
     Raises:
         AudioFileError: the suffix is not one of :data:`WRITABLE`, or the format does not take the rate.
-        ValueError: ``sample_rate`` is not positive.
+        ValueError: ``sample_rate`` is not a whole number from 1000 to 1000000.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in WRITABLE:
         raise AudioFileError(f"{path} cannot be written: {suffix or 'no suffix'} is none of {', '.join(WRITABLE)}")
     highest = {".mp3": _MAX_MP3_RATE, ".ogg": _MAX_OGG_RATE, ".flac": _MAX_FLAC_RATE}.get(suffix)
-    if sample_rate <= 0:
-        raise ValueError(f"sample_rate should be a positive number of Hz, got {sample_rate}")
+    check_rate("sample_rate", sample_rate)
     if highest is not None and sample_rate > highest:
         raise AudioFileError(
             f"{path} cannot be written at {sample_rate} Hz: {suffix} takes rates up to {highest} Hz; use .wav"

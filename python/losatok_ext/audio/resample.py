@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from losatok_ext.errors import UserError
+
+RATES = (1_000, 1_000_000)
+"""The lowest and the highest sample rate in Hz. Others are mistakes, for which the filters would not end."""
+
+
+def check_rate(name: str, rate: int) -> None:
+    """Raise ValueError, with the ``name`` of the argument, unless ``rate`` is a whole number within :data:`RATES`."""
+    if not isinstance(rate, Integral) or isinstance(rate, bool) or not RATES[0] <= int(rate) <= RATES[1]:
+        raise ValueError(f"{name} should be a whole number of Hz from {RATES[0]} to {RATES[1]}, got {rate!r}")
 
 
 def import_soxr() -> ModuleType:
@@ -32,7 +42,7 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
 
     Raises:
         TypeError: ``audio`` is not a floating-point tensor.
-        ValueError: a rate is not a positive integer, or ``audio`` has no dimension.
+        ValueError: a rate is not a whole number within :data:`RATES`, or ``audio`` has no dimension.
         UserError: soxr is not installed.
     """
     if not isinstance(audio, Tensor) or not audio.is_floating_point():
@@ -41,8 +51,7 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
     if audio.dim() == 0:
         raise ValueError("audio should have shape [..., N], got a scalar")
     for name, rate in (("from_rate", from_rate), ("to_rate", to_rate)):
-        if int(rate) != rate or rate <= 0:
-            raise ValueError(f"{name} should be a positive whole number of Hz, got {rate}")
+        check_rate(name, rate)
     if from_rate == to_rate:
         return audio
     samples = audio.shape[-1]

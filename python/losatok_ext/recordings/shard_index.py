@@ -12,9 +12,10 @@ would write the same ones.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +122,10 @@ def open_shards(data: Path) -> Shards:
             return ShardContent([], [f"{path} does not exist{clips}"]), True
         if listed is not None and path.stat().st_size == listed["bytes"]:
             return ShardContent([_listed_sample(path, clip) for clip in listed["clips"]], listed["left_out"]), True
-        return scan_shard(path), False
+        content = scan_shard(path)
+        if listed is not None:
+            content = ShardContent(_with_checksums(content.samples, listed["clips"]), content.left_out)
+        return content, False
 
     with ThreadPoolExecutor() as pool:  # several waits for a slow disk at once
         contents = list(pool.map(read, paths))
@@ -198,6 +202,24 @@ def _listed_sample(path: Path, clip: Mapping[str, Any]) -> Sample:
         dict(clip["values"]),
         None if audio is None else _listed_member(path, audio),
     )
+
+
+def _with_checksums(samples: Sequence[Sample], clips: Sequence[Mapping[str, Any]]) -> list[Sample]:
+    """``samples`` that were found in a shard of another size than its index says, with the checksums that the index has
+    for them: what was cut, or lost a part, is noticed where the clip is read."""
+    listed = {clip["key"]: clip for clip in clips}
+
+    def checked(member: Member, file: Mapping[str, Any] | None) -> Member:
+        return member if file is None else dataclasses.replace(member, crc32=file.get("crc32"))
+
+    result = []
+    for sample in samples:
+        clip = listed.get(sample.key)
+        if clip is not None:
+            audio = None if sample.audio is None else checked(sample.audio, clip.get("audio"))
+            sample = dataclasses.replace(sample, member=checked(sample.member, clip), audio=audio)
+        result.append(sample)
+    return result
 
 
 def _listed_member(path: Path, file: Mapping[str, Any]) -> Member:

@@ -191,6 +191,9 @@ def test_what_does_not_fit_is_named(data, tmp_path):
         load({name: t for name, t in state.items() if name != "fc_a.bias"})
     with pytest.raises(CheckpointError, match=r"bottleneck\.down\.fc1\.weight has shape \[24, 48\].*\[512, 48\]"):
         load(path, hidden_dim=512)
+    position = "semantic_encoder.encoder.time_pos_embed"
+    with pytest.raises(CheckpointError, match=r"time_position has shape"):
+        load({**state, position: state[position][:, :, :0]})
     with pytest.raises(CheckpointError, match=r"discriminator\.weight"):
         load({**state, "discriminator.weight": torch.zeros(2)})
     slaney = dict(state)

@@ -96,8 +96,9 @@ def test_another_sample_rate_is_resampled_clip_by_clip(model):
     audio = model.reconstruct(batch, sample_rate=44100, lengths=torch.tensor([44100, 22050]))
     assert audio.shape == (2, 16000)
     assert not audio[1, 8000:].any()
-    with pytest.raises(ValueError, match="sample_rate"):
-        model.encode(clips[0], sample_rate=0)
+    for rate in (0, 2**62, "16 kHz", torch.tensor([16_000, 16_000])):  # of 2**62 Hz soxr would not come to an end
+        with pytest.raises(ValueError, match="sample_rate should be a whole number of Hz from 1000 to 1000000"):
+            model.encode(clips[0], sample_rate=rate)
 
 
 def test_seed_decides_the_weights():

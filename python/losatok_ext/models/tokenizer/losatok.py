@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from losatok_ext.audio.resample import check_rate
 from losatok_ext.errors import UserError
 from losatok_ext.masks import keep_valid
 from losatok_ext.models.tokenizer import nested
@@ -70,8 +71,8 @@ class LoSATok(TokenizerNetwork):
 
         Raises:
             TypeError: ``audio`` is not a floating-point tensor.
-            ValueError: a wrong shape, ``lengths`` outside 0..N, ``dims`` that were not trained, or both ``dims`` and
-                ``target_error``.
+            ValueError: a wrong shape or sample rate, ``lengths`` outside 0..N, ``dims`` that were not trained, or both
+                ``dims`` and ``target_error``.
             UserError: NaN or infinity within a clip; ``dims`` or ``target_error`` for a model without nested latents;
                 or another sample rate and soxr is not installed.
         """
@@ -211,9 +212,10 @@ class LoSATok(TokenizerNetwork):
 
         Raises:
             TypeError: ``audio`` is not a floating-point tensor, or ``lengths`` are not whole numbers.
-            ValueError: a wrong shape, or ``lengths`` outside 0..N.
+            ValueError: a wrong shape or sample rate, or ``lengths`` outside 0..N.
             UserError: NaN or infinity within a clip, or soxr is needed and not installed.
         """
+        check_rate("sample_rate", sample_rate)
         audio = as_batch(audio)
         counts = clip_lengths(lengths, *audio.shape)
         require_finite("audio", audio, counts)
