@@ -27,8 +27,6 @@ from losatok_ext.ops.raw_checks import Check
 from losatok_ext.ops.registry import OPS
 from ops import opcheck
 
-BACKENDS = ("native", "cuda", "triton")
-
 MOST = 1 << 24
 """Elements that a result may have: the valid calls give about a thousand."""
 
