@@ -163,7 +163,8 @@ def call_many(connection: Connection, which: str, seed: int, log: str) -> None:
                 problems.append(f"{line}: {type(error).__name__}: {str(error)[:200]}")
             else:
                 found = results if isinstance(results, tuple | list) else [results]
-                sizes = [each.numel() for each in found if isinstance(each, torch.Tensor)]
+                held = (each for each in found if isinstance(each, torch.Tensor) and not each.is_meta)
+                sizes = [each.numel() for each in held]
                 if any(size > MOST for size in sizes):
                     problems.append(f"{line}: a result of {max(sizes)} elements")
     connection.send((refused, problems))
