@@ -6,6 +6,7 @@ Each error message names the argument and says what it should be.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -100,12 +101,21 @@ def wide(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for tensors on ``device``; of meta tensors torch does not know."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which tensors on ``device`` keep their dtypes."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype in which autocast multiplies matrices on x's device; None outside autocast, or for float64 ``x``."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or not autocasts(x.device):
         return None
-    return torch.get_autocast_dtype(kind)
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def under_autocast(x: Any, *others: Any) -> tuple[Any, ...]:
@@ -114,7 +124,7 @@ def under_autocast(x: Any, *others: Any) -> tuple[Any, ...]:
     Values that are no tensors, not floating, or float64 stay as they are.
     """
     values = (x, *others)
-    if not isinstance(x, Tensor) or not torch.is_autocast_enabled(x.device.type):
+    if not isinstance(x, Tensor) or not autocasts(x.device):
         return values
     dtype = torch.get_autocast_dtype(x.device.type)
 
@@ -128,7 +138,7 @@ def promoted(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, floating ``tensors`` in their common dtype, as PyTorch's arithmetic takes them; else as given."""
     if not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
         return tensors
-    if not torch.is_autocast_enabled(tensors[0].device.type):
+    if not autocasts(tensors[0].device):
         return tensors
     dtype = tensors[0].dtype
     for tensor in tensors[1:]:

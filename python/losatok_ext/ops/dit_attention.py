@@ -233,7 +233,7 @@ def dit_attention(
     backend = dispatch.choose("dit_attention", q.device)
     if backend == "reference":
         angles = None if cos is None or sin is None else (cos, sin)
-        with torch.autocast(q.device.type, enabled=False):  # q, k and v have its dtype already; sums stay wide
+        with checks.without_autocast(q.device):  # q, k and v have its dtype already; sums stay wide
             return reference.dit_attention(
                 q, k, v, q_weight, k_weight, angles, lengths, norm, eps, interleaved, key_lengths
             )

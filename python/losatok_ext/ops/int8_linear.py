@@ -63,7 +63,7 @@ def int8_linear(
     (x,) = checks.under_autocast(x)
     backend = dispatch.choose("int8_linear", x.device)
     if backend == "reference" or checks.need_grad(x, scale, bias):
-        with torch.autocast(x.device.type, enabled=False):
+        with checks.without_autocast(x.device):
             return reference.int8_linear(x, weight, scale, bias, activation)
     y = dispatch.kernels(backend).int8_linear_forward(checks.as_rows(x), weight, scale, bias, activation)
     return y.view(*x.shape[:-1], weight.shape[0])

@@ -149,7 +149,7 @@ def polar_istft(head: Tensor, window: Tensor, hop: int, lengths: Tensor | None =
     window = window.detach()
     backend = dispatch.choose("polar_istft", head.device)
     if backend == "reference":
-        with torch.autocast(head.device.type, enabled=False):
+        with checks.without_autocast(head.device):
             return reference.polar_istft(head, window, hop, lengths)
     if checks.need_grad(head):
         return _PolarISTFT.apply(head, window, hop, lengths, backend)
