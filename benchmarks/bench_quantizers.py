@@ -54,6 +54,11 @@ def test_residual_training(compare, device):
     side_by_side(compare, device, f"ResidualVQ step N={ROWS} Q=8 K=1024", theirs)
 
 
+def test_grouped_residual_training(compare, device):
+    theirs = peers.GroupedResidualVQ(dim=FEATURES, groups=4, codebook_size=1024, num_quantizers=2, **THEIRS)
+    side_by_side(compare, device, f"grouped ResidualVQ step N={ROWS} G=4 Q=2 K=1024", theirs)
+
+
 def test_lookup_free_training(compare, device):
     side_by_side(compare, device, f"LFQ step N={ROWS} bits=12", peers.LFQ(dim=12, codebook_size=4096), features=12)
 

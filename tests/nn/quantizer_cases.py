@@ -2,7 +2,7 @@
 
 import torch
 
-from losatok_ext.nn import AffineConfig, FSQConfig, LFQConfig, ResidualVQConfig, VQConfig
+from losatok_ext.nn import AffineConfig, FSQConfig, GroupedConfig, LFQConfig, ResidualVQConfig, VQConfig
 
 DIM = 8
 CONFIGS = {
@@ -15,6 +15,10 @@ CONFIGS = {
     "rvq-dropout": ResidualVQConfig(codebook_size=16, stages=4, dropout=0.7, min_stages=2, codebook_dim=6),
     "rvq-shared": ResidualVQConfig(codebook_size=16, stages=3, shared=True),
     "rvq-stages": ResidualVQConfig(codebook_size=16, stages=2, stage_gradients=True, codebook="learned"),
+    "rvq-grouped": GroupedConfig(
+        4, ResidualVQConfig(codebook_size=8, stages=3, codebook_dim=3, dropout=0.6, dropout_multiple_of=2)
+    ),
+    "vq-grouped": GroupedConfig(2, VQConfig(codebook_size=16)),
     "fsq": FSQConfig(),
     "fsq-two": FSQConfig(levels=(3, 4, 5, 2), num_codebooks=2),
     "lfq": LFQConfig(bits=8),

@@ -58,7 +58,12 @@ def step(quantizer, x, arguments, weights, optimizer):
     return quantized.detach(), codes, loss.item(), x.grad
 
 
-def assert_trains_alike(theirs, lengths):
+def in_our_order(codes):
+    """Their codes of groups, [G, B, T, Q], as ours."""
+    return codes.permute(1, 2, 3, 0).flatten(2)
+
+
+def assert_trains_alike(theirs, lengths, ordered=lambda codes: codes):
     theirs.train()
     ours = from_vector_quantize_pytorch(theirs)
     assert ours.training
@@ -70,14 +75,14 @@ def assert_trains_alike(theirs, lengths):
         mine = step(ours, x, given[0], weights, optimizers[0])
         other = step(theirs, x, given[1], weights, optimizers[1])
         masked = torch.ones(3, 20, dtype=torch.bool) if lengths is None else given[1]["mask"]
-        assert torch.equal(mine[1][masked], other[1][masked])
+        assert torch.equal(mine[1][masked], ordered(other[1])[masked])
         torch.testing.assert_close(mine[0][masked], other[0][masked], rtol=1e-4, atol=1e-5)
         assert (mine[0][~masked] == 0).all()
         torch.testing.assert_close(mine[3], other[3], rtol=1e-4, atol=1e-5)
         yield ours, mine[2], other[2]
     theirs.eval()
     x = batch(dim=DIM, seed=9)
-    assert torch.equal(ours.eval()(x).codes, theirs(x)[1])
+    assert torch.equal(ours.eval()(x).codes, ordered(theirs(x)[1]))
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
@@ -109,6 +114,18 @@ def test_residual_vq_trains_alike(options, lengths):
             torch.testing.assert_close(ours.codebooks.codes[stage], book.embed[0], rtol=1e-4, atol=1e-5)
             if "learnable_codebook" not in options:
                 torch.testing.assert_close(ours.codebooks.usage[stage], book.cluster_size[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
+@pytest.mark.parametrize("options", [{}, {"codebook_dim": 3, "rotation_trick": False}], ids=str)
+def test_grouped_residual_vq_trains_alike(options, lengths):
+    theirs = peers.GroupedResidualVQ(dim=DIM, groups=4, codebook_size=16, num_quantizers=3, **options)
+    for ours, loss, expected in assert_trains_alike(theirs, lengths, in_our_order):
+        assert loss == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        for group, other in zip(ours.quantizers, theirs.rvqs, strict=True):
+            torch.testing.assert_close(group.codebooks.codes, other.codebooks, rtol=1e-4, atol=1e-5)
+    codes = theirs(batch(dim=DIM))[1]
+    torch.testing.assert_close(ours.decode(in_our_order(codes)), theirs.get_output_from_indices(codes))
 
 
 def test_trained_modules_decode_alike():
@@ -146,6 +163,16 @@ def test_options_become_ours():
     assert (ours.config.dropout, ours.config.min_stages, ours.config.stages) == (1.0, 2, 3)
     used = (ours(batch(clips=50, dim=DIM)).codes >= 0).sum(-1)
     assert set(used.flatten().tolist()) == {2, 3}
+
+
+@pytest.mark.parametrize(("multiple", "ours"), [(1, 1), (2, 2), (3, 3), (8, 3)])
+def test_dropout_in_multiples_leaves_as_many_stages(multiple, ours):
+    theirs = residual(quantize_dropout=True, quantize_dropout_multiple_of=multiple)
+    converted = from_vector_quantize_pytorch(theirs)
+    assert converted.config.dropout_multiple_of == ours
+    x = batch(clips=40, dim=DIM)
+    found = {int((theirs(x, rand_quantize_dropout_fixed_seed=seed)[1][0, 0] >= 0).sum()) for seed in range(40)}
+    assert set((converted(x).codes >= 0).sum(-1).flatten().tolist()) == found
 
 
 @pytest.mark.parametrize("options", [{}, {"dim": 10}, {"num_codebooks": 2}, {"num_codebooks": 2, "dim": 7}], ids=str)
@@ -218,12 +245,15 @@ def test_lfq_is_alike(options, lengths):
         (lambda: vector(return_zeros_for_masked_padding=False), "return_zeros_for_masked_padding"),
         (lambda: vector(directional_reparam=True, threshold_ema_dead_code=1), "directional_reparam"),
         (lambda: residual(use_cosine_sim=True), "use_cosine_sim"),
-        (lambda: residual(quantize_dropout=True, quantize_dropout_multiple_of=2), "quantize_dropout_multiple_of"),
         (lambda: residual(quant_grad_frac=0.5), "quant_grad_frac"),
         (lambda: residual(implicit_neural_codebook=True), "implicit_neural_codebook"),
         (lambda: residual(beam_size=2), "beam_size"),
         (lambda: residual(stochastic_sample_codes=True), "stochastic_sample_codes"),
         (lambda: peers.ResidualVQ(dim=DIM, num_quantizers=2, codebook_size=(8, 16)), "codebook_size"),
+        (
+            lambda: peers.GroupedResidualVQ(dim=4, groups=2, num_quantizers=2, codebook_size=8, accept_image_fmap=True),
+            "accept_image_fmap",
+        ),
         (lambda: peers.FSQ([4, 4], preserve_symmetry=True), "preserve_symmetry"),
         (lambda: peers.FSQ([4, 4], channel_first=True), "channel_first"),
         (lambda: peers.FSQ([4, 4], dim=3, projection_has_bias=False), "projection_has_bias"),
@@ -242,8 +272,8 @@ def test_options_that_ours_lack_are_refused_by_name(make, option):
 
 
 def test_other_modules_are_refused():
-    for module in (nn.Linear(2, 2), peers.SimVQ(dim=4, codebook_size=8)):
-        with pytest.raises(TypeError, match="VectorQuantize, ResidualVQ, FSQ, LFQ"):
+    for module in (nn.Linear(2, 2), peers.LatentQuantize([4, 4], dim=4)):
+        with pytest.raises(TypeError, match="VectorQuantize, ResidualVQ, GroupedResidualVQ"):
             from_vector_quantize_pytorch(module)
 
 

@@ -6,6 +6,8 @@ from losatok_ext.nn.quantizers import (
     AffineConfig,
     AffineQuantizer,
     FSQConfig,
+    GroupedConfig,
+    GroupedQuantizer,
     LFQConfig,
     Quantizer,
     QuantizerConfig,
@@ -17,6 +19,8 @@ from losatok_ext.nn.quantizers.affine import UNSIGNED
 
 def quantizer_name(config: QuantizerConfig) -> str:
     """The kind and sizes, as `losatok fit-quantizer` takes them: ``"rvq 8x1024"``, ``"fsq 8,5,5,5"``."""
+    if isinstance(config, GroupedConfig):
+        return f"{config.groups} groups of {quantizer_name(config.each)}"
     if isinstance(config, ResidualVQConfig):
         return f"rvq {config.stages}x{config.codebook_size}"
     if isinstance(config, VQConfig):
@@ -32,6 +36,8 @@ def quantizer_name(config: QuantizerConfig) -> str:
 def code_sizes(quantizer: Quantizer) -> tuple[int, ...]:
     """The number of different codes at each of the Q places of a token; Q is 1 where codes have no last dimension."""
     config = quantizer.config
+    if isinstance(quantizer, GroupedQuantizer):
+        return tuple(size for size in code_sizes(quantizer.quantizers[0]) for _ in quantizer.groups)
     if isinstance(config, ResidualVQConfig):
         return (quantizer.codebook_size,) * config.stages
     if isinstance(config, FSQConfig | LFQConfig):

@@ -6,6 +6,7 @@ from losatok_ext.nn.quantizers.build import build_quantizer
 from losatok_ext.nn.quantizers.config import (
     AffineConfig,
     FSQConfig,
+    GroupedConfig,
     LFQConfig,
     QuantizerConfig,
     ResidualVQConfig,
@@ -14,6 +15,7 @@ from losatok_ext.nn.quantizers.config import (
 )
 from losatok_ext.nn.quantizers.convert import from_vector_quantize_pytorch
 from losatok_ext.nn.quantizers.finite import FSQ
+from losatok_ext.nn.quantizers.grouped import GroupedQuantizer
 from losatok_ext.nn.quantizers.lookup_free import LFQ
 from losatok_ext.nn.quantizers.residual import ResidualVQ
 from losatok_ext.nn.quantizers.vector import VectorQuantizer
@@ -24,6 +26,8 @@ __all__ = [
     "AffineConfig",
     "AffineQuantizer",
     "FSQConfig",
+    "GroupedConfig",
+    "GroupedQuantizer",
     "LFQConfig",
     "Quantized",
     "Quantizer",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +14,7 @@ from losatok_ext.nn.quantizers.config import VQConfig
 from losatok_ext.nn.quantizers.gradients import Choice, known_gradient, pass_gradient
 from losatok_ext.nn.quantizers.kmeans import usable
 from losatok_ext.nn.quantizers.pool import Frames
+from losatok_ext.nn.quantizers.stages import stage_lengths
 from losatok_ext.ops.quantize import sums_by_code
 
 
@@ -42,13 +41,13 @@ class Chain(Quantizer):
         """K, number of codes of a codebook."""
         return self.config.codebook_size
 
-    def _per_clip_stages(self, batch: int, device: torch.device) -> Tensor | None:
-        """[B] int64, number of stages that each clip uses in this training step; None: all use all."""
-        return None
+    def _draw_stages(self, batch: int, device: torch.device) -> Tensor | None:
+        # The batch that the codebooks start from uses all stages.
+        return super()._draw_stages(batch, device) if self.codebooks.ready else None
 
-    def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
+    def _quantize(self, x: Tensor, lengths: Tensor | None, used: Tensor | None = None) -> Quantized:
         if self.training:
-            return self._learn(self._unit(x.to(wide_dtype(x)), lengths), lengths)
+            return self._learn(self._unit(x.to(wide_dtype(x)), lengths), lengths, used)
         if torch.is_grad_enabled() and x.requires_grad:
             x = x.to(wide_dtype(x))
         x = self._unit(x, lengths)
@@ -72,24 +71,15 @@ class Chain(Quantizer):
             return x
         return F.normalize(zero_past(x, frame_mask(lengths, x.shape[1])).to(wide_dtype(x)), dim=-1, eps=1e-6)
 
-    def _stage_lengths(self, x: Tensor, lengths: Tensor | None) -> Sequence[Tensor | None]:
-        """The lengths for each stage: 0 for clips that do not use it."""
-        used = self._per_clip_stages(x.shape[0], x.device) if self.codebooks.ready else None
-        if used is None:
-            return [lengths] * self.stages
-        whole = torch.full_like(used, x.shape[1]) if lengths is None else lengths
-        return [torch.where(stage < used, whole, 0) for stage in range(self.stages)]
-
-    def _learn(self, x: Tensor, lengths: Tensor | None) -> Quantized:
+    def _learn(self, x: Tensor, lengths: Tensor | None, clip_stages: Tensor | None) -> Quantized:
         """One training step: every stage chooses codes and computes its losses, and its codebook learns."""
         books, config = self.codebooks, self.config
-        stage_lengths = self._stage_lengths(x, lengths)
         starting, started = not books.ready, False
         residual = x.detach()
         total: Tensor | None = None
         codes, choices, seen = [], [], []
         losses = _Losses(config, x)
-        for stage, used in enumerate(stage_lengths):
+        for stage, used in enumerate(stage_lengths(clip_stages, x, lengths, self.stages)):
             book = 0 if self.shared else stage
             frames = Frames(residual, used)
             if starting and (stage == 0 or not self.shared):

@@ -47,7 +47,7 @@ class LFQ(Quantizer):
         """The weight of each bit: 2^(bits - 1), ..., 2, 1."""
         return 2 ** torch.arange(self.config.bits - 1, -1, -1, device=device)
 
-    def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
+    def _quantize(self, x: Tensor, lengths: Tensor | None, used: Tensor | None = None) -> Quantized:
         config = self.config
         valid = frame_mask(lengths, x.shape[1])
         x = zero_past(x.to(wide_dtype(x)), valid)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
-
-from losatok_ext.nn.noise import integers, uniform
 from losatok_ext.nn.quantizers.chain import Chain
 from losatok_ext.nn.quantizers.config import ResidualVQConfig
 
@@ -37,12 +33,6 @@ class ResidualVQ(Chain):
     def bits_per_token(self) -> float:
         """Q log2 K."""
         return self.stages * math.log2(self.codebook_size)
-
-    def _per_clip_stages(self, batch: int, device: torch.device) -> Tensor | None:
-        if not self.config.dropout:
-            return None
-        drawn = integers(self.config.min_stages, self.stages + 1, (batch,), device=device)
-        return torch.where(uniform((batch,), device=device) < self.config.dropout, drawn, self.stages)
 
     def _each_passes(self) -> bool:
         return self.config.stage_gradients
