@@ -65,3 +65,13 @@ def test_lookup_free_training(compare, device):
 
 def test_finite_levels_training(compare, device):
     side_by_side(compare, device, f"FSQ step N={ROWS}, projected", peers.FSQ([8, 5, 5, 5], dim=FEATURES))
+
+
+def test_residual_finite_levels_training(compare, device):
+    theirs = peers.ResidualFSQ(levels=[8, 5, 5, 5], num_quantizers=4, dim=FEATURES)
+    side_by_side(compare, device, f"ResidualFSQ step N={ROWS} Q=4, projected", theirs)
+
+
+def test_residual_lookup_free_training(compare, device):
+    theirs = peers.ResidualLFQ(dim=FEATURES, codebook_size=1024, num_quantizers=4)
+    side_by_side(compare, device, f"ResidualLFQ step N={ROWS} Q=4 bits=10, projected", theirs)

@@ -2,7 +2,16 @@
 
 import torch
 
-from losatok_ext.nn import AffineConfig, FSQConfig, GroupedConfig, LFQConfig, ResidualVQConfig, VQConfig
+from losatok_ext.nn import (
+    AffineConfig,
+    FSQConfig,
+    GroupedConfig,
+    LFQConfig,
+    ResidualFSQConfig,
+    ResidualLFQConfig,
+    ResidualVQConfig,
+    VQConfig,
+)
 
 DIM = 8
 CONFIGS = {
@@ -21,8 +30,12 @@ CONFIGS = {
     "vq-grouped": GroupedConfig(2, VQConfig(codebook_size=16)),
     "fsq": FSQConfig(),
     "fsq-two": FSQConfig(levels=(3, 4, 5, 2), num_codebooks=2),
+    "rfsq": ResidualFSQConfig(levels=(4, 3, 5), stages=3, dropout=0.5, stage_gradients=True),
+    "rfsq-wide": ResidualFSQConfig(levels=(5,) * DIM, stages=2),
     "lfq": LFQConfig(bits=8),
     "lfq-two": LFQConfig(bits=5, num_codebooks=2, entropy_group=3),
+    "rlfq": ResidualLFQConfig(bits=5, stages=3, dropout=0.7, dropout_multiple_of=2, stage_gradients=True),
+    "rlfq-wide": ResidualLFQConfig(bits=DIM, stages=2, scale=0.5),
     "affine": AffineConfig(),
     "affine-time": AffineConfig(bits=4, dim=1),
 }

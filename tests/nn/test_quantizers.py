@@ -190,7 +190,7 @@ def test_configurations_survive_json(config):
 
 
 def test_kinds_have_defaults():
-    assert list(KINDS) == ["vq", "rvq", "grouped", "fsq", "lfq", "affine"]
+    assert list(KINDS) == ["vq", "rvq", "grouped", "fsq", "rfsq", "lfq", "rlfq", "affine"]
     for kind in KINDS:
         assert build_quantizer(quantizer_config({"kind": kind}), 16).config.kind == kind
     assert quantizer_config({"kind": "rvq", "stages": 8, "codebook_size": 1024}) == ResidualVQConfig()
@@ -227,6 +227,9 @@ def test_kinds_have_defaults():
         ({"kind": "fsq", "levels": [1, 4]}, "levels\\[0\\] should be a whole number within 2..65536"),
         ({"kind": "fsq", "levels": []}, "levels should be"),
         ({"kind": "fsq", "levels": [65536] * 4}, "product is below"),
+        ({"kind": "rfsq", "num_codebooks": 2}, "num_codebooks should be 1 with stages"),
+        ({"kind": "rlfq", "num_codebooks": 2}, "num_codebooks should be 1 with stages"),
+        ({"kind": "rfsq", "stages": 2, "min_stages": 3}, "min_stages should be at most"),
         ({"kind": "lfq", "bits": 63}, "bits should be a whole number within 1..62"),
         ({"kind": "lfq", "temperature": 0.0}, "temperature should be"),
         ({"kind": "affine", "bits": 6}, "bits should be one of 8, 4"),

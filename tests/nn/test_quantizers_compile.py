@@ -13,6 +13,8 @@ LEARNING = {
     "vq-learned-cosine": CONFIGS["vq-learned-cosine"],
     "rvq-dropout": ResidualVQConfig(codebook_size=16, stages=2, dropout=0.5, shared=True, stage_gradients=True),
     "rvq-grouped": GroupedConfig(2, ResidualVQConfig(codebook_size=8, stages=2, dropout=0.5, dropout_multiple_of=2)),
+    "rfsq": CONFIGS["rfsq"],
+    "rlfq": CONFIGS["rlfq"],
     "lfq": CONFIGS["lfq"],
 }
 CASES = [(config, True) for config in LEARNING.values()] + [

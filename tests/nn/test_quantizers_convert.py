@@ -194,6 +194,46 @@ def test_fsq_is_alike(options):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-5)
 
 
+RESIDUAL_FSQ = {"levels": [8, 5, 2, 3], "num_quantizers": 3}
+RESIDUAL_LFQ = {"codebook_size": 32, "num_quantizers": 3, "commitment_loss_weight": 0.25, "entropy_loss_weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ordered"),
+    [
+        (lambda: peers.ResidualFSQ(**RESIDUAL_FSQ), lambda codes: codes),
+        (lambda: peers.ResidualFSQ(**RESIDUAL_FSQ, dim=10), lambda codes: codes),
+        (lambda: peers.GroupedResidualFSQ(**RESIDUAL_FSQ, dim=12, groups=2), in_our_order),
+        (lambda: peers.ResidualLFQ(**RESIDUAL_LFQ, dim=5), lambda codes: codes),
+        (lambda: peers.ResidualLFQ(**RESIDUAL_LFQ, dim=10), lambda codes: codes),
+        (lambda: peers.ResidualLFQ(**{**RESIDUAL_LFQ, "entropy_loss_weight": 0.1}, dim=10), lambda codes: codes),
+        (lambda: peers.GroupedResidualLFQ(**RESIDUAL_LFQ, dim=12, groups=2), in_our_order),
+    ],
+    ids=["fsq", "fsq-projected", "fsq-grouped", "lfq", "lfq-projected", "lfq-entropy", "lfq-grouped"],
+)
+def test_residual_rounding_is_alike(theirs, ordered, request):
+    theirs = theirs()
+    # Theirs leaves the logarithm of a probability below 1e-5 at that.
+    close = {"rtol": 2e-2, "atol": 2e-3} if "entropy" in request.node.name else {"rtol": 1e-5, "atol": 1e-6}
+    ours = from_vector_quantize_pytorch(theirs)
+    width = ours.dim
+    for seed in range(3):
+        x = batch(dim=width, seed=seed)
+        weights = torch.randn_like(x)
+        mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        result, (quantized, codes, *loss) = ours(mine), theirs(other)
+        assert torch.equal(result.codes, ordered(codes))
+        torch.testing.assert_close(result.quantized, quantized, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            ours.decode(ordered(codes)), theirs.get_output_from_indices(codes), rtol=1e-5, atol=1e-6
+        )
+        own = (result.quantized * weights).sum() + sum(result.losses.values())
+        expected = (quantized * weights).sum() + sum(part.sum() for part in loss)
+        assert own.item() == pytest.approx(expected.item(), rel=2e-3, abs=2e-3)
+        torch.testing.assert_close(*torch.autograd.grad(own, mine), *torch.autograd.grad(expected, other), **close)
+    assert torch.equal(ours.eval()(x).codes, ordered(theirs.eval()(x)[1]))
+
+
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
 @pytest.mark.parametrize(
     "options",
@@ -258,6 +298,13 @@ def test_lfq_is_alike(options, lengths):
         (lambda: peers.FSQ([4, 4], channel_first=True), "channel_first"),
         (lambda: peers.FSQ([4, 4], dim=3, projection_has_bias=False), "projection_has_bias"),
         (lambda: peers.FSQ([4, 4], keep_num_codebooks_dim=True), "keep_num_codebooks_dim"),
+        (lambda: peers.ResidualFSQ(levels=[4, 4], num_quantizers=2, bound_hard_clamp=False), "bound_hard_clamp"),
+        (lambda: peers.ResidualFSQ(levels=[4, 4], num_quantizers=2, noise_dropout=0.1), "noise_dropout"),
+        (lambda: peers.ResidualFSQ(levels=[4, 4], num_quantizers=2, is_channel_first=True), "is_channel_first"),
+        (
+            lambda: peers.ResidualLFQ(dim=4, codebook_size=16, num_quantizers=2, soft_clamp_input_value=2.0),
+            "soft_clamp_input_value",
+        ),
         (lambda: peers.LFQ(dim=4, spherical=True), "spherical"),
         (lambda: peers.LFQ(dim=4, frac_per_sample_entropy=0.5), "frac_per_sample_entropy"),
         (lambda: peers.LFQ(dim=4, has_projections=True), "has_projections"),

@@ -10,7 +10,16 @@ from losatok_ext.errors import CheckpointError, ConfigError, UserError
 from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.storage.checkpoint import digest
 from losatok_ext.models.tokenizer.stored_tokenizer import fingerprint_of
-from losatok_ext.nn import AffineConfig, FSQConfig, GroupedConfig, LFQConfig, ResidualVQConfig, VQConfig
+from losatok_ext.nn import (
+    AffineConfig,
+    FSQConfig,
+    GroupedConfig,
+    LFQConfig,
+    ResidualFSQConfig,
+    ResidualLFQConfig,
+    ResidualVQConfig,
+    VQConfig,
+)
 from losatok_ext.nn.quantizers.codebooks import Codebooks
 from small_models import lively, losses_of, small_config, tone
 
@@ -26,6 +35,8 @@ KINDS = {
     "fsq": (FSQConfig(levels=(8, 5, 3)), "fsq 8,5,3", (120,)),
     "several fsq": (FSQConfig(levels=(4, 3), num_codebooks=2), "fsq 2x4,3", (12, 12)),
     "lfq": (LFQConfig(bits=6), "lfq 6", (64,)),
+    "rfsq": (ResidualFSQConfig(levels=(8, 5, 3), stages=2), "rfsq 2x8,5,3", (120, 120)),
+    "rlfq": (ResidualLFQConfig(bits=6, stages=2), "rlfq 2x6", (64, 64)),
     "affine": (AffineConfig(bits=4), "affine 4", (16,) * 8 + (2**32,) * 2),
 }
 
@@ -89,7 +100,7 @@ def test_reconstruction_hears_the_quantized_latent(model, quantized):
     torch.testing.assert_close(quantized.reconstruct(audio)[0], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["vq", "rvq", "grouped", "fsq", "lfq", "affine"])
+@pytest.mark.parametrize("name", ["vq", "rvq", "grouped", "fsq", "rfsq", "lfq", "rlfq", "affine"])
 def test_training_goes_through_the_quantizer(name):
     config = KINDS[name][0]
     model = lively(LoSATok(small_config(quantizer=config))).train()
@@ -97,7 +108,7 @@ def test_training_goes_through_the_quantizer(name):
     audio, lengths = clips()
     losses = losses_of(model, audio, lengths, sample=False)
     assert losses["quantizer"].shape == ()
-    assert (losses["quantizer"] != 0) == (name not in ("fsq", "affine"))
+    assert (losses["quantizer"] != 0) == (name not in ("fsq", "rfsq", "affine"))
     losses["mel"].backward(retain_graph=True)
     gradient = model.fc_mu.weight.grad
     assert torch.isfinite(gradient).all()

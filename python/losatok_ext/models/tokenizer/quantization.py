@@ -15,6 +15,7 @@ from losatok_ext.nn.quantizers import (
     VQConfig,
 )
 from losatok_ext.nn.quantizers.affine import UNSIGNED
+from losatok_ext.nn.quantizers.config import StagedConfig
 
 
 def quantizer_name(config: QuantizerConfig) -> str:
@@ -26,9 +27,10 @@ def quantizer_name(config: QuantizerConfig) -> str:
     if isinstance(config, VQConfig):
         return f"vq {config.codebook_size}"
     if isinstance(config, FSQConfig | LFQConfig):
-        codebooks = f"{config.num_codebooks}x" if config.num_codebooks > 1 else ""
+        count = config.stages if isinstance(config, StagedConfig) else config.num_codebooks
+        codes = f"{count}x" if count > 1 or isinstance(config, StagedConfig) else ""
         sizes = ",".join(map(str, config.levels)) if isinstance(config, FSQConfig) else config.bits
-        return f"{config.kind} {codebooks}{sizes}"
+        return f"{config.kind} {codes}{sizes}"
     assert isinstance(config, AffineConfig)
     return f"affine {config.bits}"
 
@@ -38,7 +40,7 @@ def code_sizes(quantizer: Quantizer) -> tuple[int, ...]:
     config = quantizer.config
     if isinstance(quantizer, GroupedQuantizer):
         return tuple(size for size in code_sizes(quantizer.quantizers[0]) for _ in quantizer.groups)
-    if isinstance(config, ResidualVQConfig):
+    if isinstance(config, StagedConfig):
         return (quantizer.codebook_size,) * config.stages
     if isinstance(config, FSQConfig | LFQConfig):
         return (quantizer.codebook_size,) * config.num_codebooks

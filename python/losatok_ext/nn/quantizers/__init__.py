@@ -9,6 +9,8 @@ from losatok_ext.nn.quantizers.config import (
     GroupedConfig,
     LFQConfig,
     QuantizerConfig,
+    ResidualFSQConfig,
+    ResidualLFQConfig,
     ResidualVQConfig,
     VQConfig,
     quantizer_config,
@@ -18,6 +20,7 @@ from losatok_ext.nn.quantizers.finite import FSQ
 from losatok_ext.nn.quantizers.grouped import GroupedQuantizer
 from losatok_ext.nn.quantizers.lookup_free import LFQ
 from losatok_ext.nn.quantizers.residual import ResidualVQ
+from losatok_ext.nn.quantizers.residual_scalar import ResidualFSQ, ResidualLFQ
 from losatok_ext.nn.quantizers.vector import VectorQuantizer
 
 __all__ = [
@@ -32,6 +35,10 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
+    "ResidualFSQ",
+    "ResidualFSQConfig",
+    "ResidualLFQ",
+    "ResidualLFQConfig",
     "ResidualVQ",
     "ResidualVQConfig",
     "VQConfig",

@@ -11,6 +11,8 @@ from losatok_ext.nn.quantizers.config import (
     GroupedConfig,
     LFQConfig,
     QuantizerConfig,
+    ResidualFSQConfig,
+    ResidualLFQConfig,
     ResidualVQConfig,
     VQConfig,
 )
@@ -18,6 +20,7 @@ from losatok_ext.nn.quantizers.finite import FSQ
 from losatok_ext.nn.quantizers.grouped import GroupedQuantizer
 from losatok_ext.nn.quantizers.lookup_free import LFQ
 from losatok_ext.nn.quantizers.residual import ResidualVQ
+from losatok_ext.nn.quantizers.residual_scalar import ResidualFSQ, ResidualLFQ
 from losatok_ext.nn.quantizers.vector import VectorQuantizer
 
 
@@ -37,6 +40,10 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
         return ResidualVQ(config, dim)
     if isinstance(config, VQConfig):
         return VectorQuantizer(config, dim)
+    if isinstance(config, ResidualFSQConfig):
+        return ResidualFSQ(config, dim)
+    if isinstance(config, ResidualLFQConfig):
+        return ResidualLFQ(config, dim)
     if isinstance(config, FSQConfig):
         return FSQ(config, dim)
     if isinstance(config, LFQConfig):

@@ -6,7 +6,13 @@ from typing import Any
 from losatok_ext.nn.quantizers.config.base import CONFIGS, QuantizerConfig, StagedConfig
 from losatok_ext.nn.quantizers.config.codebooks import ResidualVQConfig, VQConfig
 from losatok_ext.nn.quantizers.config.grouped import GroupedConfig
-from losatok_ext.nn.quantizers.config.scalar import AffineConfig, FSQConfig, LFQConfig
+from losatok_ext.nn.quantizers.config.scalar import (
+    AffineConfig,
+    FSQConfig,
+    LFQConfig,
+    ResidualFSQConfig,
+    ResidualLFQConfig,
+)
 
 __all__ = [
     "CONFIGS",
@@ -15,6 +21,8 @@ __all__ = [
     "GroupedConfig",
     "LFQConfig",
     "QuantizerConfig",
+    "ResidualFSQConfig",
+    "ResidualLFQConfig",
     "ResidualVQConfig",
     "StagedConfig",
     "VQConfig",

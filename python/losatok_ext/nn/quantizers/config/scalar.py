@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from losatok_ext.configuration import Count, Length, NonNegative, Positive, Range
-from losatok_ext.nn.quantizers.config.base import QuantizerConfig
+from losatok_ext.nn.quantizers.config.base import QuantizerConfig, StagedConfig
 
 MAX_BITS = 62
 
@@ -29,6 +29,20 @@ class FSQConfig(QuantizerConfig):
 
     def _check_fit(self) -> None:
         self._require(math.prod(self.levels) < 2**63, "levels", "such that their product is below 2^63")
+
+
+@dataclass(frozen=True)
+class ResidualFSQConfig(StagedConfig, FSQConfig):
+    """Levels in stages, each for the remainder of those before it: :class:`losatok_ext.nn.ResidualFSQ`.
+
+    The attributes of :class:`StagedConfig` and :class:`FSQConfig` hold; ``num_codebooks`` is 1.
+    """
+
+    kind: ClassVar[str] = "rfsq"
+
+    def _check_fit(self) -> None:
+        super()._check_fit()
+        self._require(self.num_codebooks == 1, "num_codebooks", "1 with stages")
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,21 @@ class LFQConfig(QuantizerConfig):
     diversity: NonNegative = 1.0
     temperature: Positive = 0.01
     entropy_group: Annotated[int, Range(1, 24)] = 16
+
+
+@dataclass(frozen=True)
+class ResidualLFQConfig(StagedConfig, LFQConfig):
+    """Signs in stages, each for the remainder of those before it: :class:`losatok_ext.nn.ResidualLFQ`.
+
+    The attributes of :class:`StagedConfig` and :class:`LFQConfig` hold; ``num_codebooks`` is 1, and ``scale`` is that
+    of the first stage: each stage has half the scale of the one before.
+    """
+
+    kind: ClassVar[str] = "rlfq"
+
+    def _check_fit(self) -> None:
+        super()._check_fit()
+        self._require(self.num_codebooks == 1, "num_codebooks", "1 with stages")
 
 
 @dataclass(frozen=True)
