@@ -75,3 +75,14 @@ def test_residual_finite_levels_training(compare, device):
 def test_residual_lookup_free_training(compare, device):
     theirs = peers.ResidualLFQ(dim=FEATURES, codebook_size=1024, num_quantizers=4)
     side_by_side(compare, device, f"ResidualLFQ step N={ROWS} Q=4 bits=10, projected", theirs)
+
+
+def test_mapped_codes_training(compare, device):
+    side_by_side(compare, device, f"SimVQ step N={ROWS} K=8192", peers.SimVQ(dim=FEATURES, codebook_size=8192))
+
+
+def test_directional_training(compare, device):
+    theirs = peers.VectorQuantize(
+        dim=FEATURES, codebook_size=1024, directional_reparam=True, threshold_ema_dead_code=2, decay=0.99
+    )
+    side_by_side(compare, device, f"VectorQuantizer step, directional N={ROWS} K=1024", theirs)

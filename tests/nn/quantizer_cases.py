@@ -10,6 +10,7 @@ from losatok_ext.nn import (
     ResidualFSQConfig,
     ResidualLFQConfig,
     ResidualVQConfig,
+    SimVQConfig,
     VQConfig,
 )
 
@@ -26,6 +27,14 @@ CONFIGS = {
     "rvq-stages": ResidualVQConfig(codebook_size=16, stages=2, stage_gradients=True, codebook="learned"),
     "rvq-grouped": GroupedConfig(
         4, ResidualVQConfig(codebook_size=8, stages=3, codebook_dim=3, dropout=0.6, dropout_multiple_of=2)
+    ),
+    "simvq": SimVQConfig(codebook_size=32),
+    "simvq-stages": SimVQConfig(
+        codebook_size=16, stages=3, codebook_dim=6, frozen_dim=4, dropout=0.5, gradient="straight_through"
+    ),
+    "vq-directional": VQConfig(codebook_size=16, codebook="learned", gradient="directional"),
+    "rvq-directional": ResidualVQConfig(
+        codebook_size=16, stages=3, codebook="learned", gradient="directional", shared=True, dropout=0.5
     ),
     "vq-grouped": GroupedConfig(2, VQConfig(codebook_size=16)),
     "fsq": FSQConfig(),

@@ -190,7 +190,7 @@ def test_configurations_survive_json(config):
 
 
 def test_kinds_have_defaults():
-    assert list(KINDS) == ["vq", "rvq", "grouped", "fsq", "rfsq", "lfq", "rlfq", "affine"]
+    assert list(KINDS) == ["vq", "rvq", "simvq", "grouped", "fsq", "rfsq", "lfq", "rlfq", "affine"]
     for kind in KINDS:
         assert build_quantizer(quantizer_config({"kind": kind}), 16).config.kind == kind
     assert quantizer_config({"kind": "rvq", "stages": 8, "codebook_size": 1024}) == ResidualVQConfig()
@@ -210,7 +210,7 @@ def test_kinds_have_defaults():
         ({"kind": "vq", "codebook": "fixed"}, "codebook should be one of 'ema', 'learned'"),
         ({"kind": "vq", "decay": 1.0}, "decay should be a number of at least 0 and below 1"),
         ({"kind": "vq", "epsilon": 0}, "epsilon should be a number above 0"),
-        ({"kind": "vq", "gradient": "none"}, "gradient should be one of 'rotation', 'straight_through'"),
+        ({"kind": "vq", "gradient": "none"}, "gradient should be one of 'rotation', 'straight_through', 'directional'"),
         ({"kind": "vq", "commitment_weight": float("nan")}, "commitment_weight should be a number of at least 0"),
         ({"kind": "vq", "kmeans": 1}, "kmeans should be true or false"),
         ({"kind": "vq", "dead_below": 2.0}, r"revived_at should be at least dead_below \(2.0\)"),
@@ -227,6 +227,11 @@ def test_kinds_have_defaults():
         ({"kind": "fsq", "levels": [1, 4]}, "levels\\[0\\] should be a whole number within 2..65536"),
         ({"kind": "fsq", "levels": []}, "levels should be"),
         ({"kind": "fsq", "levels": [65536] * 4}, "product is below"),
+        ({"kind": "vq", "gradient": "directional"}, 'codebook should be "learned" with the gradient "directional"'),
+        (
+            {"kind": "simvq", "gradient": "directional", "stage_gradients": True},
+            'stage_gradients should be false with the gradient "directional"',
+        ),
         ({"kind": "rfsq", "num_codebooks": 2}, "num_codebooks should be 1 with stages"),
         ({"kind": "rlfq", "num_codebooks": 2}, "num_codebooks should be 1 with stages"),
         ({"kind": "rfsq", "stages": 2, "min_stages": 3}, "min_stages should be at most"),

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from losatok_ext.nn import GroupedConfig, ResidualVQConfig, VectorQuantizer, VQConfig, build_quantizer
+from losatok_ext.nn import GroupedConfig, ResidualVQConfig, SimVQConfig, VectorQuantizer, VQConfig, build_quantizer
 from nn.quantizer_cases import CONFIGS, DIM, batch, total
 
 LEARNING = {
@@ -13,6 +13,7 @@ LEARNING = {
     "vq-learned-cosine": CONFIGS["vq-learned-cosine"],
     "rvq-dropout": ResidualVQConfig(codebook_size=16, stages=2, dropout=0.5, shared=True, stage_gradients=True),
     "rvq-grouped": GroupedConfig(2, ResidualVQConfig(codebook_size=8, stages=2, dropout=0.5, dropout_multiple_of=2)),
+    "simvq-directional": SimVQConfig(codebook_size=16, stages=2, gradient="directional"),
     "rfsq": CONFIGS["rfsq"],
     "rlfq": CONFIGS["rlfq"],
     "lfq": CONFIGS["lfq"],

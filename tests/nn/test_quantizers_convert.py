@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from losatok_ext.nn import FSQ, LFQ, ResidualVQ, VectorQuantizer, from_vector_quantize_pytorch
+from losatok_ext.nn import FSQ, LFQ, ResidualVQ, SimVQ, VectorQuantizer, from_vector_quantize_pytorch
 from nn.quantizer_cases import batch
 
 peers = pytest.importorskip("vector_quantize_pytorch")
@@ -194,6 +194,95 @@ def test_fsq_is_alike(options):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: peers.SimVQ(dim=DIM, codebook_size=32),
+        lambda: peers.SimVQ(dim=DIM, codebook_size=32, frozen_codebook_dim=6, rotation_trick=False),
+        lambda: peers.SimVQ(dim=DIM, codebook_size=32, commitment_weight=0.5, input_to_quantize_commit_loss_weight=0.7),
+        lambda: peers.ResidualSimVQ(dim=DIM, codebook_size=24, num_quantizers=3, rotation_trick=False),
+    ],
+    ids=["rotation", "straight-through", "weighted", "residual"],
+)
+def test_sim_vq_trains_alike(make, lengths):
+    theirs = make().train()
+    ours = from_vector_quantize_pytorch(theirs)
+    assert isinstance(ours, SimVQ)
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.01) for module in (ours, theirs)]
+    valid = torch.ones(3, 20, dtype=torch.bool) if lengths is None else torch.arange(20) < lengths[:, None]
+    for number in range(4):
+        x, weights = batch(dim=DIM, seed=number), torch.randn(3, 20, DIM)
+        mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        result = ours(mine, lengths)
+        quantized, codes, loss = theirs(other[valid].unsqueeze(0))  # theirs takes no mask
+        assert torch.equal(result.codes[valid], codes[0])
+        torch.testing.assert_close(result.quantized[valid], quantized[0], rtol=1e-4, atol=1e-5)
+        told_twice = ours.config.commitment_weight / ours.config.codebook_weight  # one distance, weighted as two losses
+        assert told_twice == pytest.approx(result.losses["commitment"].item() / result.losses["codebook"].item())
+        losses = sum(result.losses.values()), loss.sum()
+        assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-4)
+        ((result.quantized[valid] * weights[valid]).sum() + losses[0]).backward()
+        ((quantized[0] * weights[valid]).sum() + losses[1]).backward()
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        layers = getattr(theirs, "layers", [theirs])
+        learned = torch.stack([layer.code_transform.weight for layer in layers])
+        torch.testing.assert_close(ours.codebooks.map, learned, rtol=1e-4, atol=1e-5)
+    codes = theirs.eval()(x)[1]
+    assert torch.equal(ours.eval()(x).codes, codes)
+    decoded = theirs.get_output_from_indices(codes) if ours.code_dim else theirs.indices_to_codes(codes)
+    torch.testing.assert_close(ours.decode(codes), decoded, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: vector(directional_reparam=True, threshold_ema_dead_code=1e-6, directional_reparam_variance=0.02),
+        lambda: vector(directional_reparam=True, threshold_ema_dead_code=1e-6, codebook_dim=6),
+        lambda: residual(diveq=True),
+        lambda: residual(diveq=True, codebook_dim=6),
+    ],
+    ids=["vector", "vector-projected", "residual", "residual-projected"],
+)
+def test_diveq_trains_alike(make, lengths, monkeypatch):
+    theirs = make().train()
+    ours = from_vector_quantize_pytorch(theirs)
+    assert ours.config.gradient == "directional"
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.01) for module in (ours, theirs)]
+    valid = torch.ones(3, 20, dtype=torch.bool) if lengths is None else torch.arange(20) < lengths[:, None]
+    masked = {} if lengths is None else {"mask": valid}
+    noise = torch.randn(3, 20, ours.inner_dim)
+    monkeypatch.setattr(torch, "randn_like", lambda like: noise.view(like.shape))
+    monkeypatch.setattr("losatok_ext.nn.quantizers.chain.normal", lambda *_, **__: noise)
+    for number in range(4):
+        x, weights = batch(dim=DIM, seed=number), torch.randn(3, 20, DIM)
+        mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        result = ours(mine, lengths)
+        quantized, codes, loss = theirs(other, **masked)
+        assert torch.equal(result.codes[valid], codes[valid])
+        assert result.losses == {}
+        assert not loss.any()
+        torch.testing.assert_close(result.quantized[valid], quantized[valid], rtol=1e-4, atol=1e-5)
+        (result.quantized * weights).sum().backward()
+        (quantized * weights).sum().backward()
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        layers = getattr(theirs, "layers", [theirs])
+        codebooks = torch.cat([layer._codebook.embed for layer in layers])
+        torch.testing.assert_close(ours.codebooks.codes, codebooks, rtol=1e-4, atol=1e-5)
+    codes = theirs.eval()(x)[1]
+    result = ours.eval()(x)
+    assert torch.equal(result.codes, codes)
+    expected = theirs.get_output_from_indices(codes)  # their ResidualVQ adds noise in eval too
+    torch.testing.assert_close(result.quantized, expected, rtol=1e-4, atol=1e-5)
+
+
 RESIDUAL_FSQ = {"levels": [8, 5, 2, 3], "num_quantizers": 3}
 RESIDUAL_LFQ = {"codebook_size": 32, "num_quantizers": 3, "commitment_loss_weight": 0.25, "entropy_loss_weight": 0.0}
 
@@ -283,7 +372,12 @@ def test_lfq_is_alike(options, lengths):
         (lambda: vector(ema_update=False), "ema_update"),
         (lambda: below_threshold(), "reset_cluster_size"),
         (lambda: vector(return_zeros_for_masked_padding=False), "return_zeros_for_masked_padding"),
-        (lambda: vector(directional_reparam=True, threshold_ema_dead_code=1), "directional_reparam"),
+        (lambda: vector(route_gradients_to_input=False), "route_gradients_to_input"),
+        (lambda: peers.SimVQ(dim=4, codebook_size=8, channel_first=True), "channel_first"),
+        (
+            lambda: peers.SimVQ(dim=4, codebook_size=8, codebook_transform=nn.Sequential(nn.Linear(4, 4))),
+            "codebook_transform",
+        ),
         (lambda: residual(use_cosine_sim=True), "use_cosine_sim"),
         (lambda: residual(quant_grad_frac=0.5), "quant_grad_frac"),
         (lambda: residual(implicit_neural_codebook=True), "implicit_neural_codebook"),

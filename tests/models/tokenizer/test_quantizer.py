@@ -18,6 +18,7 @@ from losatok_ext.nn import (
     ResidualFSQConfig,
     ResidualLFQConfig,
     ResidualVQConfig,
+    SimVQConfig,
     VQConfig,
 )
 from losatok_ext.nn.quantizers.codebooks import Codebooks
@@ -26,6 +27,8 @@ from small_models import lively, losses_of, small_config, tone
 KINDS = {
     "vq": (VQConfig(codebook_size=16, kmeans=False), "vq 16", (16,)),
     "rvq": (ResidualVQConfig(codebook_size=16, stages=3, kmeans=False), "rvq 3x16", (16,) * 3),
+    "simvq": (SimVQConfig(codebook_size=16), "simvq 16", (16,)),
+    "simvq stages": (SimVQConfig(codebook_size=16, stages=2), "simvq 2x16", (16, 16)),
     "grouped": (
         GroupedConfig(2, ResidualVQConfig(codebook_size=16, stages=3, kmeans=False)),
         "2 groups of rvq 3x16",
@@ -100,7 +103,7 @@ def test_reconstruction_hears_the_quantized_latent(model, quantized):
     torch.testing.assert_close(quantized.reconstruct(audio)[0], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["vq", "rvq", "grouped", "fsq", "rfsq", "lfq", "rlfq", "affine"])
+@pytest.mark.parametrize("name", ["vq", "rvq", "simvq", "grouped", "fsq", "rfsq", "lfq", "rlfq", "affine"])
 def test_training_goes_through_the_quantizer(name):
     config = KINDS[name][0]
     model = lively(LoSATok(small_config(quantizer=config))).train()

@@ -12,6 +12,7 @@ from losatok_ext.nn.quantizers import (
     Quantizer,
     QuantizerConfig,
     ResidualVQConfig,
+    SimVQConfig,
     VQConfig,
 )
 from losatok_ext.nn.quantizers.affine import UNSIGNED
@@ -24,6 +25,8 @@ def quantizer_name(config: QuantizerConfig) -> str:
         return f"{config.groups} groups of {quantizer_name(config.each)}"
     if isinstance(config, ResidualVQConfig):
         return f"rvq {config.stages}x{config.codebook_size}"
+    if isinstance(config, SimVQConfig):
+        return f"simvq {f'{config.stages}x' if config.stages > 1 else ''}{config.codebook_size}"
     if isinstance(config, VQConfig):
         return f"vq {config.codebook_size}"
     if isinstance(config, FSQConfig | LFQConfig):

@@ -12,6 +12,7 @@ from losatok_ext.nn.quantizers.config import (
     ResidualFSQConfig,
     ResidualLFQConfig,
     ResidualVQConfig,
+    SimVQConfig,
     VQConfig,
     quantizer_config,
 )
@@ -21,6 +22,7 @@ from losatok_ext.nn.quantizers.grouped import GroupedQuantizer
 from losatok_ext.nn.quantizers.lookup_free import LFQ
 from losatok_ext.nn.quantizers.residual import ResidualVQ
 from losatok_ext.nn.quantizers.residual_scalar import ResidualFSQ, ResidualLFQ
+from losatok_ext.nn.quantizers.simple import SimVQ
 from losatok_ext.nn.quantizers.vector import VectorQuantizer
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
     "ResidualLFQConfig",
     "ResidualVQ",
     "ResidualVQConfig",
+    "SimVQ",
+    "SimVQConfig",
     "VQConfig",
     "VectorQuantizer",
     "build_quantizer",

@@ -14,6 +14,7 @@ from losatok_ext.nn.quantizers.config import (
     ResidualFSQConfig,
     ResidualLFQConfig,
     ResidualVQConfig,
+    SimVQConfig,
     VQConfig,
 )
 from losatok_ext.nn.quantizers.finite import FSQ
@@ -21,6 +22,7 @@ from losatok_ext.nn.quantizers.grouped import GroupedQuantizer
 from losatok_ext.nn.quantizers.lookup_free import LFQ
 from losatok_ext.nn.quantizers.residual import ResidualVQ
 from losatok_ext.nn.quantizers.residual_scalar import ResidualFSQ, ResidualLFQ
+from losatok_ext.nn.quantizers.simple import SimVQ
 from losatok_ext.nn.quantizers.vector import VectorQuantizer
 
 
@@ -38,6 +40,8 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
         return GroupedQuantizer(config, dim, groups)
     if isinstance(config, ResidualVQConfig):
         return ResidualVQ(config, dim)
+    if isinstance(config, SimVQConfig):
+        return SimVQ(config, dim)
     if isinstance(config, VQConfig):
         return VectorQuantizer(config, dim)
     if isinstance(config, ResidualFSQConfig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from losatok_ext.nn.quantizers.chain import Chain
+from losatok_ext.nn.quantizers.codebooks import Codebooks
 from losatok_ext.nn.quantizers.config import ResidualVQConfig
 
 
@@ -25,14 +26,19 @@ class ResidualVQ(Chain):
     """
 
     config: ResidualVQConfig
+    codebooks: Codebooks
 
     def __init__(self, config: ResidualVQConfig, dim: int) -> None:
-        super().__init__(config, dim, config.stages, config.shared, code_dim=True)
+        super().__init__(
+            config,
+            dim,
+            config.stages,
+            lambda features: Codebooks(config, 1 if config.shared else config.stages, features),
+            code_dim=True,
+            shared=config.shared,
+        )
 
     @property
     def bits_per_token(self) -> float:
         """Q log2 K."""
         return self.stages * math.log2(self.codebook_size)
-
-    def _each_passes(self) -> bool:
-        return self.config.stage_gradients

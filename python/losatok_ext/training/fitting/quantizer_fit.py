@@ -18,11 +18,12 @@ from losatok_ext.nn.quantizers import (
     FSQConfig,
     Quantizer,
     QuantizerConfig,
+    ResidualVQ,
     ResidualVQConfig,
+    VectorQuantizer,
     VQConfig,
     build_quantizer,
 )
-from losatok_ext.nn.quantizers.chain import Chain
 from losatok_ext.nn.quantizers.kmeans import count_and_sum, kmeans
 from losatok_ext.recordings.find import Failure
 from losatok_ext.training.fitting.finite_fit import fit_levels
@@ -117,7 +118,7 @@ def fit_quantizer(
     state = torch.random.get_rng_state()
     quantizer = build_quantizer(config, dim).to(model.device).eval()
     torch.random.set_rng_state(state)  # its random weights are overwritten; the caller's random numbers do not change
-    if isinstance(quantizer, Chain):
+    if isinstance(quantizer, VectorQuantizer | ResidualVQ):
         _fit_codebooks(quantizer, drawn, stream, options, generator, say)
     elif isinstance(quantizer, FSQ):
         say("scaling levels", 0, 1)
@@ -178,7 +179,7 @@ def _counter(say: OnProgress, what: str, total: int) -> Callable[[int], None]:
 
 
 def _fit_codebooks(
-    quantizer: Chain,
+    quantizer: VectorQuantizer | ResidualVQ,
     drawn: Tensor,
     stream: LatentStream,
     options: FitOptions,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from losatok_ext.nn.quantizers.config.base import CONFIGS, QuantizerConfig, StagedConfig
-from losatok_ext.nn.quantizers.config.codebooks import ResidualVQConfig, VQConfig
+from losatok_ext.nn.quantizers.config.codebooks import CodebookConfig, ResidualVQConfig, SimVQConfig, VQConfig
 from losatok_ext.nn.quantizers.config.grouped import GroupedConfig
 from losatok_ext.nn.quantizers.config.scalar import (
     AffineConfig,
@@ -17,6 +17,7 @@ from losatok_ext.nn.quantizers.config.scalar import (
 __all__ = [
     "CONFIGS",
     "AffineConfig",
+    "CodebookConfig",
     "FSQConfig",
     "GroupedConfig",
     "LFQConfig",
@@ -24,6 +25,7 @@ __all__ = [
     "ResidualFSQConfig",
     "ResidualLFQConfig",
     "ResidualVQConfig",
+    "SimVQConfig",
     "StagedConfig",
     "VQConfig",
     "quantizer_config",

@@ -24,7 +24,7 @@ class QuantizerConfig(Configuration):
     """Names the kind in :meth:`to_dict`, such as ``"vq"``; the keys of ``CONFIGS`` are all kinds."""
 
     later: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are younger than their kind."""
+    """Fields of this class that are younger than the kinds which have them."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -42,11 +42,10 @@ class QuantizerConfig(Configuration):
         A field that is younger than its kind is left out while it has its default, so that models and files from before
         keep their fingerprints.
         """
+        later = {name for kind in type(self).__mro__ for name in kind.__dict__.get("later", ())}
         values = super().to_dict()
         return {
-            name: value
-            for name, value in values.items()
-            if name not in self.later or value != getattr(type(self), name)
+            name: value for name, value in values.items() if name not in later or value != getattr(type(self), name)
         }
 
     def check_dim(self, dim: int) -> None:

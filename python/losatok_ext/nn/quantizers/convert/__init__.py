@@ -18,6 +18,8 @@ _CONVERTERS: dict[str, Callable[[Any], Quantizer]] = {
     "VectorQuantize": codebooks.vector,
     "ResidualVQ": codebooks.residual,
     "GroupedResidualVQ": lambda module: grouped(module, "GroupedResidualVQ", codebooks.residual),
+    "SimVQ": codebooks.simple,
+    "ResidualSimVQ": codebooks.residual_simple,
     "FSQ": scalar.finite,
     "ResidualFSQ": scalar.residual_finite,
     "GroupedResidualFSQ": lambda module: grouped(module, "GroupedResidualFSQ", scalar.residual_finite),
@@ -37,9 +39,9 @@ def from_vector_quantize_pytorch(module: nn.Module) -> Quantizer:
     behind them, as both do without one.
 
     Args:
-        module: a ``VectorQuantize``, ``FSQ`` or ``LFQ`` of that library (held against version 1.32), or one of its
-            ``Residual...`` or ``GroupedResidual...`` modules of these. The codes of groups, [G, B, T, Q] there, are
-            [B, T, Q G] here, the first code of every group first: ``codes.permute(1, 2, 3, 0).flatten(2)``.
+        module: a ``VectorQuantize``, ``SimVQ``, ``FSQ`` or ``LFQ`` of that library (held against version 1.32), or one
+            of its ``Residual...`` or ``GroupedResidual...`` modules of these. The codes of groups, [G, B, T, Q] there,
+            are [B, T, Q G] here, the first code of every group first: ``codes.permute(1, 2, 3, 0).flatten(2)``.
 
     Returns:
         A copy that shares no memory with ``module``, on its device and in its mode (training or eval).
