@@ -78,11 +78,14 @@ def test_a_fitted_model_writes_codes_that_only_it_decodes(losatok, tmp_path, rec
         ("--vq", "32", "with vq 32, 125 bits per second"),
         ("--fsq", "8,5", "with fsq 8,5, 133 bits per second"),
         ("--fsq", "2x8,5", "with fsq 2x8,5, 266 bits per second"),
+        ("--groups=2 --rvq", "2x16", "with 2 groups of rvq 2x16, 400 bits per second"),
         ("--affine", "4", "with affine 4, 2400 bits per second"),
     ],
 )
 def test_every_kind_is_fitted(losatok, tmp_path, latents, model_folder, option, value, says):
-    result = losatok("fit-quantizer", "--latents", latents, option, value, "-o", tmp_path / "m", "-m", model_folder)
+    result = losatok(
+        "fit-quantizer", "--latents", latents, *option.split(), value, "-o", tmp_path / "m", "-m", model_folder
+    )
     assert (result.code, result.err) == (0, "")
     assert says in result.out
     assert "fitted to 78 frames of 3 files; relative error on them 0." in result.out
