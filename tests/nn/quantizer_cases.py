@@ -68,3 +68,8 @@ def total(result):
     """A loss that asks for every gradient there is."""
     weights = torch.linspace(-1, 1, result.quantized.shape[-1], dtype=result.quantized.dtype)
     return (result.quantized * weights).sum() + sum(result.losses.values())
+
+
+def in_our_order(codes):
+    """Codes of groups of vector-quantize-pytorch, [G, B, T, Q], as ours."""
+    return codes.permute(1, 2, 3, 0).flatten(2)

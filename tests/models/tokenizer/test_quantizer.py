@@ -233,7 +233,7 @@ def test_a_quantizer_is_taken_off_again(model, quantized):
     assert quantized.with_quantizer(None).fingerprint() == model.fingerprint()
 
 
-@pytest.mark.parametrize("name", ["rvq", "fsq", "lfq"])
+@pytest.mark.parametrize("name", ["rvq", "simvq", "grouped", "fsq", "rfsq", "lfq", "rlfq"])
 def test_a_bfloat16_model_quantizes_what_it_made(name):
     """Latents that went through a file come back in float32, whatever the model's dtype is."""
     model = lively(LoSATok(small_config())).bfloat16().with_quantizer(KINDS[name][0])
