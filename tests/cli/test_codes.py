@@ -97,6 +97,20 @@ def test_every_kind_is_fitted(losatok, tmp_path, latents, model_folder, option, 
     assert fitted.with_quantizer(None).fingerprint() == plain.fingerprint()
 
 
+def test_codes_of_groups_go_through_files(losatok, tmp_path, latents, recordings, model_folder):
+    options = ("--rvq", "2x16", "--groups", 2, "-o", tmp_path / "m", "-m", model_folder)
+    assert losatok("fit-quantizer", "-l", latents, *options).code == 0
+    assert losatok("encode", recordings, "-o", tmp_path / "c", "-m", tmp_path / "m").code == 0
+    file = tmp_path / "c" / "0.losatok"
+    assert load_latents(file).codes.shape == (38, 4)
+    assert "2 groups of rvq 2x16" in losatok("info", file).out
+    assert losatok("decode", tmp_path / "c", "-o", tmp_path / "out", "-m", tmp_path / "m").code == 0
+    assert audio_info(tmp_path / "out" / "2.wav").frames == 9_001
+    result = losatok("fit-quantizer", "-l", latents, *options[:2], "--groups", 3, *options[4:], "--overwrite")
+    assert result.code == 2
+    assert "groups should divide the 8 features of the latent, got 3" in result.err
+
+
 def test_files_that_cannot_be_used_are_named_and_the_others_fitted(losatok, tmp_path, latents, model_folder):
     (latents / "cut.losatok").write_bytes((latents / "0.losatok").read_bytes()[:-4])
     result = losatok(
