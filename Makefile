@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(shell find csrc cmake CMakeLists.txt -type f 2>/dev/null)
 
-.PHONY: reproduce help build demo test isa lint format bench report evidence gpu-check wheel clean
+.PHONY: reproduce help build demo test isa sanitize torture lint format bench report evidence gpu-check wheel clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
 
@@ -42,6 +42,12 @@ test: build  ## run the test suite
 
 isa: build  ## test the ops and the golden cases as processors with other instruction sets would run them
 	$(BIN)/python tests/instruction_sets.py
+
+sanitize: build  ## test the native ops built with AddressSanitizer and UndefinedBehaviorSanitizer, once for each release
+	$(BIN)/python tools/sanitize.py $(ARGS)
+
+torture: build  ## make things go wrong at random: damaged files, kills, full disks, hostile arguments (ARGS="--hours 1")
+	$(BIN)/python tools/torture.py $(ARGS)
 
 lint: build  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

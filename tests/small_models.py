@@ -1,6 +1,9 @@
 """Small models whose weights make large, varied outputs, so that an error cannot hide."""
 
+import json
+
 import torch
+from safetensors.torch import save_file
 
 from losatok_ext.models import LoSATok, LoSATokConfig
 from losatok_ext.models.generator.dit_config import DiTConfig
@@ -43,6 +46,14 @@ def save_model(folder, seed=0, **overrides):
     torch.manual_seed(seed)
     lively(LoSATok(small_config(**overrides))).save_pretrained(folder)
     return folder
+
+
+def put_weights(folder, state):
+    """Other weights into a model folder, as its user may: without the checksum of those that were saved."""
+    save_file(state, folder / "model.safetensors")
+    values = json.loads((folder / "config.json").read_text())
+    del values["weights_crc32"]
+    (folder / "config.json").write_text(json.dumps(values))
 
 
 def tone(samples, seed=0):

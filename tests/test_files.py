@@ -1,13 +1,17 @@
-"""A folder that one process at a time may write: who is refused, and when the lock is free again."""
+"""Files that are written whole, what killed processes leave, and folders that one process at a time may write."""
 
+import errno
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from losatok_ext import files
 from losatok_ext.errors import TrainingError, UserError
-from losatok_ext.files import LOCK, locked_folder
+from losatok_ext.files import LOCK, TEMPORARY, atomic_path, locked_folder, remove_leftovers
 
 HOLD = """
 import sys, time
@@ -18,6 +22,97 @@ with locked_folder(Path(sys.argv[1]), UserError("in use")):
     print("locked", flush=True)
     time.sleep(600)
 """
+
+
+WRITE = """
+import sys, time
+from losatok_ext.files import atomic_path
+with atomic_path(sys.argv[1]) as path:
+    path.write_text("half of it")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process in the middle of writing ``a.txt``."""
+    command = [sys.executable, "-c", WRITE, str(tmp_path / "a.txt")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def hidden(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(writer, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_searched", set())
+    with atomic_path(tmp_path / "b.txt") as path:
+        path.write_text("b")
+    (alive,) = hidden(tmp_path)
+    assert alive.startswith(TEMPORARY)
+    assert alive.endswith(".txt")
+    writer.kill()
+    writer.wait()
+    (tmp_path / ".a-hidden.txt").write_text("of the user")
+    (tmp_path / f"{TEMPORARY}folder").mkdir()
+    (tmp_path / f"{TEMPORARY}link").symlink_to(tmp_path / "b.txt")
+    monkeypatch.setattr(files, "_searched", set())  # as in another process
+    with atomic_path(tmp_path / "a.txt") as path:
+        path.write_text("a")
+    assert hidden(tmp_path) == [".a-hidden.txt", f"{TEMPORARY}folder", f"{TEMPORARY}link"]
+    assert ((tmp_path / "a.txt").read_text(), (tmp_path / "b.txt").read_text()) == ("a", "b")
+
+
+def test_a_folder_is_searched_once(tmp_path, monkeypatch):
+    searched = []
+    monkeypatch.setattr(files, "_searched", set())
+    monkeypatch.setattr(files, "remove_leftovers", searched.append)
+    for name in ("a", "b"):
+        with atomic_path(tmp_path / name) as path:
+            path.write_text(name)
+    assert searched == [tmp_path]
+
+
+def test_a_new_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkeypatch):
+    """Between the two calls that make and lock it, another process may look for leftovers."""
+    make, made = tempfile.mkstemp, []
+
+    def make_and_lose(*arguments, **options):
+        made.append(make(*arguments, **options))
+        if len(made) == 1:
+            assert remove_leftovers(tmp_path) == [Path(made[0][1])]
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkstemp", make_and_lose)
+    with atomic_path(tmp_path / "a.txt") as path:
+        path.write_text("a")
+    assert len(made) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
+    (tmp_path / f"{TEMPORARY}a-1.txt").write_text("perhaps another process writes it")
+    if files.fcntl is not None:
+
+        def fail(*arguments):
+            raise OSError(errno.ENOLCK, "no locks available")
+
+        monkeypatch.setattr(files.fcntl, "flock", fail)
+        assert remove_leftovers(tmp_path) == []
+        with atomic_path(tmp_path / "a.txt") as path:
+            path.write_text("a")
+    monkeypatch.setattr(files, "fcntl", None)
+    assert remove_leftovers(tmp_path) == []
+    with atomic_path(tmp_path / "a.txt") as path:
+        path.write_text("b")
+    assert hidden(tmp_path) == [f"{TEMPORARY}a-1.txt"]
+    assert (tmp_path / "a.txt").read_text() == "b"
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):

@@ -43,7 +43,7 @@ from trials.mutated_files import MutatedFiles
 from trials.trial import Trial
 
 from losatok_ext.files import atomic_path
-from machine import machine_name
+from machine import commit, machine_name
 from report import fill
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +75,7 @@ def record(trials: Sequence[Trial], seed: int, minutes: float) -> dict[str, Any]
     """What is kept of a run: where and when it was made, and the tally of each trial."""
     return {
         "date": date.today().isoformat(),
+        "commit": commit(),
         "machine": machine_name("cpu"),
         "torch": torch.__version__,
         "python": ".".join(map(str, sys.version_info[:3])),

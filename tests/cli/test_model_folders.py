@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from losatok_ext.audio.files import write_audio
 from losatok_ext.models import LoSATok
 from losatok_ext.models.storage.folders import RUN_FILE
-from small_models import tone
+from small_models import put_weights, tone
 
 TOKENIZER_COMMANDS = {
     "encode": "encode IN -o OUT -m MODEL",
@@ -171,8 +171,8 @@ def test_info_describes_a_published_semantic_encoder(losatok, model_folder, tmp_
 def test_info_names_the_dtype_of_the_weights(losatok, model_folder, tmp_path, dtype):
     state = load_file(model_folder / "model.safetensors")
     half = {name: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for name, t in state.items()}
-    save_file(half, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((model_folder / "config.json").read_bytes())
+    put_weights(tmp_path, half)
     assert json.loads(losatok("info", "--json", tmp_path).out)[0]["dtype"] == dtype
 
 

@@ -123,12 +123,20 @@ def compile_object(command: list[str], source: Path, kind: str = "-c") -> tuple[
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             temporary = Path(folder) / target.name
-            said = run([*command, kind, str(source), "-o", str(temporary)])
+            said = run([*_through_ccache(command), kind, str(source), "-o", str(temporary)])
             written = temporary.with_suffix(".log")
             written.write_text(said)
             written.replace(log)
             temporary.replace(target)
     return target, log.read_text()
+
+
+def _through_ccache(command: list[str]) -> list[str]:
+    """``command`` of g++ through ccache, where that is installed: a second checkout finds what the first compiled."""
+    ccache = shutil.which("ccache")
+    if ccache is None or command[0] != "g++":
+        return command
+    return ["env", f"CCACHE_BASEDIR={ROOT}", "CCACHE_NOHASHDIR=1", ccache, *command]
 
 
 def _common() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import time
 import warnings
@@ -188,6 +189,7 @@ def serve(connection: Connection, whole: str) -> None:
     """Read what the other end of ``connection`` names, until it closes: ``(kind, folder, file)``; the answer to each is
     ``(what came of it, what did not hold or None)``."""
     torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what decoders of libsndfile say
     kinds = {kind.name: kind for kind in KINDS}
     while True:
         try:

@@ -15,7 +15,7 @@ RATES = (1_000, 1_000_000)
 
 
 def check_rate(name: str, rate: int) -> None:
-    """Raise ValueError, with the ``name`` of the argument, where ``rate`` is not a whole number within :data:`RATES`."""
+    """Raise ValueError, with the ``name`` of the argument, unless ``rate`` is a whole number within :data:`RATES`."""
     if not isinstance(rate, Integral) or isinstance(rate, bool) or not RATES[0] <= int(rate) <= RATES[1]:
         raise ValueError(f"{name} should be a whole number of Hz from {RATES[0]} to {RATES[1]}, got {rate!r}")
 

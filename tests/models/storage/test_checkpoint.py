@@ -2,14 +2,16 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from losatok_ext.errors import CheckpointError
 from losatok_ext.models import LoSATok, LoSATokConfig
-from small_models import lively, losses_of, small_config, tone
+from losatok_ext.models.storage import checkpoint
+from small_models import lively, losses_of, put_weights, save_model, small_config, tone
 
 FILE = "model.safetensors"
 
@@ -52,6 +54,80 @@ def test_saving_again_replaces_and_leaves_nothing_behind(model, folder):
     other.save_pretrained(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert LoSATok.from_pretrained(folder).fingerprint() == other.fingerprint() != model.fingerprint()
+
+
+def test_a_flipped_bit_is_noticed(folder):
+    whole = (folder / FILE).read_bytes()
+    for place in (len(whole) - 3, len(whole) // 2):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        (folder / FILE).write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: .*; copy it again, or remove"):
+            LoSATok.from_pretrained(folder)
+    (folder / FILE).write_bytes(whole)
+    LoSATok.from_pretrained(folder)
+
+
+def test_a_folder_without_a_checksum_is_read(model, folder):
+    put_weights(folder, load_file(folder / FILE))
+    assert LoSATok.from_pretrained(folder).fingerprint() == model.fingerprint()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checked", [True, False], ids=["with a checksum", "of an old version"])
+def test_killed_at_any_moment_there_is_the_old_model_or_the_new_one(model, tmp_path, monkeypatch, dtype, checked):
+    """Saving changes the folder by renaming files, and nothing else: it is stopped before and after each of them."""
+    folder, names = save_model(tmp_path / "model", seed=1), []
+    new = copy.deepcopy(model).cast(dtype)
+    old = LoSATok.from_pretrained(folder).fingerprint()
+    stop, rename = 0, Path.replace
+
+    class KilledError(BaseException):
+        pass
+
+    def counted(path, target):
+        if len(names) == stop:
+            raise KilledError
+        names.append(Path(target).name)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", counted)
+    seen = []
+    while not seen or seen[-1] != "saved":
+        if not checked:
+            put_weights(folder, load_file(folder / FILE))
+        try:
+            new.save_pretrained(folder)
+            seen.append("saved")
+        except KilledError:
+            found = LoSATok.from_pretrained(folder)
+            assert found.config == model.config
+            seen.append({old: "old", new.fingerprint(): "new"}[found.fingerprint()])
+            monkeypatch.setattr(Path, "replace", rename)
+            save_model(folder, seed=1)  # saving over what was left
+            assert LoSATok.from_pretrained(folder).fingerprint() == old
+            assert sorted(path.name for path in folder.iterdir()) == ["config.json", FILE]
+            monkeypatch.setattr(Path, "replace", counted)
+        names.clear()
+        stop += 1
+    assert seen == ["old", "old", "new", "saved"]
+    assert LoSATok.from_pretrained(folder).fingerprint() == new.fingerprint()
+
+
+def test_another_model_over_one_whose_last_step_is_missing(model, folder, monkeypatch):
+    """The new weights have their name, their configuration has not: saving again must not lose it before its time."""
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").rename(folder / "config.next.json")
+    assert LoSATok.from_pretrained(folder).fingerprint() == model.fingerprint()
+
+    def fail(*arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="no space"):
+        lively(LoSATok(small_config(latent_dim=4))).save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text()) == values
+    assert LoSATok.from_pretrained(folder).fingerprint() == model.fingerprint()
 
 
 def test_the_fingerprint_follows_the_weights():
@@ -116,19 +192,19 @@ def empty(folder):
 def drop_tensor(folder):
     state = load_file(folder / "model.safetensors")
     del state["fc_mu.bias"]
-    save_file(state, folder / "model.safetensors")
+    put_weights(folder, state)
 
 
 def add_tensor(folder):
     state = load_file(folder / "model.safetensors")
-    save_file({**state, "extra.weight": torch.zeros(1)}, folder / "model.safetensors")
+    put_weights(folder, {**state, "extra.weight": torch.zeros(1)})
 
 
 def spoil(value, dtype=torch.float32):
     def damage(folder):
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(folder / FILE).items()}
         state["decoder.backbone.blocks.1.fc1.weight"][3, 2] = value
-        save_file(state, folder / FILE)
+        put_weights(folder, state)
 
     return damage
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from losatok_ext.errors import CheckpointError, UserError
@@ -16,7 +16,7 @@ from losatok_ext.models.tokenizer.stored_tokenizer import KEPT_IN_FLOAT32
 from losatok_ext.nn.linear import Int8Linear, Linear
 from losatok_ext.nn.quantizers import ResidualVQConfig
 from models.storage.precision_cases import check_that_a_clip_is_its_own, relative
-from small_models import tone
+from small_models import put_weights, tone
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +119,8 @@ def test_bad_folders_are_named(folders, tmp_path):
         if change is not None:
             change(state)
         values["made_from"] = made_from or values["made_from"]
-        save_file(state, tmp_path / WEIGHTS_FILE)
         (tmp_path / CONFIG_FILE).write_text(json.dumps(values))
+        put_weights(tmp_path, state)
         return LoSATok.from_pretrained(tmp_path)
 
     weight = "decoder.backbone.blocks.0.fc1.weight"

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from losatok_ext.errors import ConfigError, UserError
 from losatok_ext.models import LoSATok
 from losatok_ext.models.generator.generator import Generator
 from losatok_ext.models.storage.checkpoint import WEIGHTS_FILE
 from losatok_ext.training.run import STAGES, train
-from small_models import lively, make_generator, small_config
+from small_models import lively, make_generator, put_weights, small_config
 from training_runs import SPEECH, small_run, weights
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -38,7 +38,7 @@ def folders(tmp_path_factory):
     name = next(n for n, t in integers.items() if t.dim() == 2)
     (root / "generator int8").mkdir()
     (root / "generator int8" / "config.json").write_bytes((root / "generator" / "config.json").read_bytes())
-    save_file({**integers, name: integers[name].to(torch.int8)}, root / "generator int8" / WEIGHTS_FILE)
+    put_weights(root / "generator int8", {**integers, name: integers[name].to(torch.int8)})
     found["int8"] = root / "int8", root / "generator int8"
     found["float32"] = root / "float32", root / "generator"
     return found

@@ -15,9 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from losatok_ext.errors import CheckpointError
-from losatok_ext.files import atomic_path
+from losatok_ext.files import atomic_path, checksum
 from losatok_ext.models.storage import precision
-from losatok_ext.models.storage.folders import CONFIG_FILE, WEIGHTS_FILE, ModelFolder
+from losatok_ext.models.storage.folders import (
+    CHECKSUM,
+    CONFIG_FILE,
+    NEXT_FILE,
+    WEIGHTS_FILE,
+    ModelFolder,
+    configuration_file,
+)
 from losatok_ext.models.storage.stored_config import StoredConfig
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,7 +49,7 @@ def save(
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` into ``folder``, which is made if it does not exist.
 
-    The weights are written first: a folder that has a configuration has its weights.
+    A process that is killed in between leaves the model that was there before, or the new one.
 
     Args:
         model: its configuration and weights are written.
@@ -52,12 +59,31 @@ def save(
     """
     folder = Path(folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if configuration_file(folder).name == NEXT_FILE:  # an earlier process did not come to its last step
+        (folder / NEXT_FILE).replace(folder / CONFIG_FILE)
     with atomic_path(folder / WEIGHTS_FILE) as path:
         # One entry only: safetensors writes several in a varying order, and equal models would have different files.
         save_file(weights, path, metadata={"format": "pt"})
-    values = {"model_type": model_type, "config": model.config.to_dict(), **(extra or {})}
-    with atomic_path(folder / CONFIG_FILE) as path:
-        path.write_text(json.dumps(values, indent=2) + "\n")
+        values = {"model_type": model_type, "config": model.config.to_dict(), **(extra or {})}
+        with atomic_path(folder / NEXT_FILE) as following:
+            following.write_text(json.dumps({**values, CHECKSUM: checksum(path)}, indent=2) + "\n")
+    (folder / NEXT_FILE).replace(folder / CONFIG_FILE)
+
+
+def read_weights(folder: ModelFolder) -> dict[str, Tensor]:
+    """The weights of an opened model folder by name, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, not a safetensors file, or not the one that was saved.
+    """
+    state = read_safetensors(folder.weights)
+    expected = folder.values.get(CHECKSUM)
+    if expected is not None and checksum(folder.weights) != expected:
+        raise CheckpointError(
+            f"{folder.weights} is damaged: its content is not what was saved with {CONFIG_FILE}; copy it again, or "
+            f"remove {CHECKSUM!r} from {CONFIG_FILE} if the weights were changed on purpose"
+        )
+    return state
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -83,9 +109,9 @@ def load(cls: type[M], folder: ModelFolder, kind: type[StoredConfig]) -> M:
         kind: class of the configuration.
 
     Raises:
-        CheckpointError: a file is missing or unreadable, or the weights do not fit (:func:`check_weights`).
+        CheckpointError: a file is missing, unreadable or damaged, or the weights do not fit (:func:`check_weights`).
     """
-    return build(cls, folder.config(kind), read_safetensors(folder.weights), str(folder.weights))
+    return build(cls, folder.config(kind), read_weights(folder), str(folder.weights))
 
 
 def build(cls: type[M], config: StoredConfig, state: Mapping[str, Tensor], source: str) -> M:

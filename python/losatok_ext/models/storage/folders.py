@@ -13,12 +13,17 @@ from typing import Any, NamedTuple, TypeVar
 
 from losatok_ext.configuration import read_json
 from losatok_ext.errors import CheckpointError, ConfigError
+from losatok_ext.files import checksum
 from losatok_ext.models.storage.stored_config import StoredConfig
 from losatok_ext.pretrained import resolve
 
 C = TypeVar("C", bound=StoredConfig)
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+NEXT_FILE = "config.next.json"
+"""The configuration of a model that is being saved; see :func:`configuration_file`."""
+CHECKSUM = "weights_crc32"
+"""The entry of ``config.json`` with the CRC-32 of ``model.safetensors``. Models of 0.1 have none."""
 MODEL = "model"
 """Name of the model folder inside the folder of a run: ``OUTPUT/model``."""
 RUN_FILE = Path("checkpoints") / "run.json"
@@ -72,6 +77,22 @@ class ModelFolder:
             raise CheckpointError(f"{self.path / CONFIG_FILE}: {error}") from error
 
 
+def configuration_file(folder: Path) -> Path:
+    """The file that describes the weights in ``folder``: ``config.json``, or :data:`NEXT_FILE`.
+
+    A model is saved in three steps: its configuration goes to :data:`NEXT_FILE`, its weights take their name, then the
+    configuration does. Where a process was killed after the second step, the new weights are described by
+    :data:`NEXT_FILE`. Its checksum tells: so the folder holds the old model or the new one at any moment.
+    """
+    following = folder / NEXT_FILE
+    try:
+        values = read_json(following)
+        expected = values.get(CHECKSUM) if isinstance(values, dict) else None
+        return following if checksum(folder / WEIGHTS_FILE) == expected else folder / CONFIG_FILE
+    except (ConfigError, OSError):  # nearly always: there is no such file
+        return folder / CONFIG_FILE
+
+
 def is_model(path: str | os.PathLike[str]) -> bool:
     """Whether :func:`open_folder` is the way to read ``path``: it is a model folder, or the folder of a run.
 
@@ -79,7 +100,7 @@ def is_model(path: str | os.PathLike[str]) -> bool:
     """
     folder = find_folder(path)
     try:
-        values = read_json(folder / CONFIG_FILE)
+        values = read_json(configuration_file(folder))
     except ConfigError:
         return (folder / RUN_FILE).is_file()
     return isinstance(values, dict) and values.get("model_type") in MODEL_TYPES
@@ -109,7 +130,7 @@ def open_folder(path: str | os.PathLike[str], model_type: str | None = None) -> 
             another type. The message names the folder and says what to pass instead.
     """
     folder = find_folder(path)
-    file = folder / CONFIG_FILE
+    file = configuration_file(folder)
     if not file.is_file():
         if (folder / RUN_FILE).is_file():
             raise CheckpointError(

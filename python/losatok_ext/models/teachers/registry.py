@@ -132,7 +132,7 @@ def teacher_state(name: str, config: LoSATokConfig | None = None) -> tuple[LoSAT
     if is_model(path):
         folder = open_folder(path, TOKENIZER)
         theirs = folder.config(LoSATokConfig)
-        weights = checkpoint.read_safetensors(folder.weights)
+        weights = checkpoint.read_weights(folder)
         state = {n.removeprefix(_PREFIX): t for n, t in weights.items() if n.startswith(_PREFIX)}
         return (theirs if config is None else _with_encoder_of(base, theirs)), state
     if not path.exists():

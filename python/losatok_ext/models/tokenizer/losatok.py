@@ -71,8 +71,8 @@ class LoSATok(TokenizerNetwork):
 
         Raises:
             TypeError: ``audio`` is not a floating-point tensor.
-            ValueError: a wrong shape or sample rate, ``lengths`` outside 0..N, ``dims`` that were not trained, or both ``dims`` and
-                ``target_error``.
+            ValueError: a wrong shape or sample rate, ``lengths`` outside 0..N, ``dims`` that were not trained, or both
+                ``dims`` and ``target_error``.
             UserError: NaN or infinity within a clip; ``dims`` or ``target_error`` for a model without nested latents;
                 or another sample rate and soxr is not installed.
         """
