@@ -99,7 +99,7 @@ class _Directed(torch.autograd.Function):
 
 def pass_direction(choice: Choice, codes: Tensor, tables: Sequence[Tensor], noise: Tensor | None = None) -> Tensor:
     """The code ``x + |c - x| u`` with its gradient to x and c through x and the length, the direction u being constant
-    (DiVeQ: Vali et al. 2025, arXiv 2509.26469, equation of the reparameterized code).
+    (DiVeQ: Vali et al. 2025, arXiv 2509.26469).
 
     Args:
         choice: x, the code c [B, T, d] (a sum of codes in a chain), and the frames.
