@@ -54,9 +54,35 @@ def test_residual_training(compare, device):
     side_by_side(compare, device, f"ResidualVQ step N={ROWS} Q=8 K=1024", theirs)
 
 
+def test_grouped_residual_training(compare, device):
+    theirs = peers.GroupedResidualVQ(dim=FEATURES, groups=4, codebook_size=1024, num_quantizers=2, **THEIRS)
+    side_by_side(compare, device, f"grouped ResidualVQ step N={ROWS} G=4 Q=2 K=1024", theirs)
+
+
 def test_lookup_free_training(compare, device):
     side_by_side(compare, device, f"LFQ step N={ROWS} bits=12", peers.LFQ(dim=12, codebook_size=4096), features=12)
 
 
 def test_finite_levels_training(compare, device):
     side_by_side(compare, device, f"FSQ step N={ROWS}, projected", peers.FSQ([8, 5, 5, 5], dim=FEATURES))
+
+
+def test_residual_finite_levels_training(compare, device):
+    theirs = peers.ResidualFSQ(levels=[8, 5, 5, 5], num_quantizers=4, dim=FEATURES)
+    side_by_side(compare, device, f"ResidualFSQ step N={ROWS} Q=4, projected", theirs)
+
+
+def test_residual_lookup_free_training(compare, device):
+    theirs = peers.ResidualLFQ(dim=FEATURES, codebook_size=1024, num_quantizers=4)
+    side_by_side(compare, device, f"ResidualLFQ step N={ROWS} Q=4 bits=10, projected", theirs)
+
+
+def test_mapped_codes_training(compare, device):
+    side_by_side(compare, device, f"SimVQ step N={ROWS} K=8192", peers.SimVQ(dim=FEATURES, codebook_size=8192))
+
+
+def test_directional_training(compare, device):
+    theirs = peers.VectorQuantize(
+        dim=FEATURES, codebook_size=1024, directional_reparam=True, threshold_ema_dead_code=2, decay=0.99
+    )
+    side_by_side(compare, device, f"VectorQuantizer step, directional N={ROWS} K=1024", theirs)

@@ -78,11 +78,14 @@ def test_a_fitted_model_writes_codes_that_only_it_decodes(losatok, tmp_path, rec
         ("--vq", "32", "with vq 32, 125 bits per second"),
         ("--fsq", "8,5", "with fsq 8,5, 133 bits per second"),
         ("--fsq", "2x8,5", "with fsq 2x8,5, 266 bits per second"),
+        ("--groups=2 --rvq", "2x16", "with 2 groups of rvq 2x16, 400 bits per second"),
         ("--affine", "4", "with affine 4, 2400 bits per second"),
     ],
 )
 def test_every_kind_is_fitted(losatok, tmp_path, latents, model_folder, option, value, says):
-    result = losatok("fit-quantizer", "--latents", latents, option, value, "-o", tmp_path / "m", "-m", model_folder)
+    result = losatok(
+        "fit-quantizer", "--latents", latents, *option.split(), value, "-o", tmp_path / "m", "-m", model_folder
+    )
     assert (result.code, result.err) == (0, "")
     assert says in result.out
     assert "fitted to 78 frames of 3 files; relative error on them 0." in result.out
@@ -92,6 +95,20 @@ def test_every_kind_is_fitted(losatok, tmp_path, latents, model_folder, option, 
     assert names(tmp_path / "m") == ["config.json", "model.safetensors"]
     fitted, plain = LoSATok.from_pretrained(tmp_path / "m"), LoSATok.from_pretrained(model_folder)
     assert fitted.with_quantizer(None).fingerprint() == plain.fingerprint()
+
+
+def test_codes_of_groups_go_through_files(losatok, tmp_path, latents, recordings, model_folder):
+    options = ("--rvq", "2x16", "--groups", 2, "-o", tmp_path / "m", "-m", model_folder)
+    assert losatok("fit-quantizer", "-l", latents, *options).code == 0
+    assert losatok("encode", recordings, "-o", tmp_path / "c", "-m", tmp_path / "m").code == 0
+    file = tmp_path / "c" / "0.losatok"
+    assert load_latents(file).codes.shape == (38, 4)
+    assert "2 groups of rvq 2x16" in losatok("info", file).out
+    assert losatok("decode", tmp_path / "c", "-o", tmp_path / "out", "-m", tmp_path / "m").code == 0
+    assert audio_info(tmp_path / "out" / "2.wav").frames == 9_001
+    result = losatok("fit-quantizer", "-l", latents, *options[:2], "--groups", 3, *options[4:], "--overwrite")
+    assert result.code == 2
+    assert "groups should divide the 8 features of the latent, got 3" in result.err
 
 
 def test_files_that_cannot_be_used_are_named_and_the_others_fitted(losatok, tmp_path, latents, model_folder):

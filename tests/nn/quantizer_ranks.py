@@ -8,7 +8,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from losatok_ext.nn import LFQConfig, ResidualVQConfig, VQConfig, build_quantizer
+from losatok_ext.nn import GroupedConfig, LFQConfig, ResidualVQConfig, VQConfig, build_quantizer
 
 DIM = 6
 STEPS = 4
@@ -16,6 +16,7 @@ CASES = {
     "ema": VQConfig(codebook_size=16, decay=0.8, kmeans_rows=24, dead_below=0.6),
     "residual": ResidualVQConfig(codebook_size=12, stages=2, decay=0.8, kmeans=False, dead_below=0.6),
     "shared": ResidualVQConfig(codebook_size=12, stages=2, shared=True, kmeans=False, dead_below=0.6),
+    "grouped": GroupedConfig(2, ResidualVQConfig(codebook_size=12, stages=2, kmeans_rows=24, dead_below=0.6)),
     "learned": VQConfig(codebook_size=12, codebook="learned", kmeans_rows=24, dead_below=0.9),
     "entropy": LFQConfig(bits=DIM, temperature=0.5, commitment_weight=0.0),
 }

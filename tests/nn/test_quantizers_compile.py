@@ -5,13 +5,27 @@ import copy
 import pytest
 import torch
 
-from losatok_ext.nn import ResidualVQConfig, VectorQuantizer, VQConfig, build_quantizer
+from losatok_ext.nn import (
+    GroupedConfig,
+    ResidualLFQConfig,
+    ResidualVQConfig,
+    SimVQConfig,
+    VectorQuantizer,
+    VQConfig,
+    build_quantizer,
+)
 from nn.quantizer_cases import CONFIGS, DIM, batch, total
 
 LEARNING = {
     "vq": CONFIGS["vq-rotation-projected"],
     "vq-learned-cosine": CONFIGS["vq-learned-cosine"],
     "rvq-dropout": ResidualVQConfig(codebook_size=16, stages=2, dropout=0.5, shared=True, stage_gradients=True),
+    "rvq-grouped": GroupedConfig(
+        2, ResidualVQConfig(codebook_size=8, stages=2, dropout=0.5, dropout_multiple_of=2, dead_below=0.0)
+    ),
+    "simvq-directional": SimVQConfig(codebook_size=16, gradient="directional"),
+    "rfsq": CONFIGS["rfsq"],
+    "rlfq": ResidualLFQConfig(bits=3, stages=2, dropout=0.5),
     "lfq": CONFIGS["lfq"],
 }
 CASES = [(config, True) for config in LEARNING.values()] + [

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from losatok_ext.nn import FSQ, LFQ, ResidualVQ, VectorQuantizer, from_vector_quantize_pytorch
-from nn.quantizer_cases import batch
+from losatok_ext.nn import ResidualVQ, VectorQuantizer, from_vector_quantize_pytorch
+from nn.quantizer_cases import batch, in_our_order
 
 peers = pytest.importorskip("vector_quantize_pytorch")
 
@@ -58,7 +58,7 @@ def step(quantizer, x, arguments, weights, optimizer):
     return quantized.detach(), codes, loss.item(), x.grad
 
 
-def assert_trains_alike(theirs, lengths):
+def assert_trains_alike(theirs, lengths, ordered=lambda codes: codes):
     theirs.train()
     ours = from_vector_quantize_pytorch(theirs)
     assert ours.training
@@ -70,14 +70,14 @@ def assert_trains_alike(theirs, lengths):
         mine = step(ours, x, given[0], weights, optimizers[0])
         other = step(theirs, x, given[1], weights, optimizers[1])
         masked = torch.ones(3, 20, dtype=torch.bool) if lengths is None else given[1]["mask"]
-        assert torch.equal(mine[1][masked], other[1][masked])
+        assert torch.equal(mine[1][masked], ordered(other[1])[masked])
         torch.testing.assert_close(mine[0][masked], other[0][masked], rtol=1e-4, atol=1e-5)
         assert (mine[0][~masked] == 0).all()
         torch.testing.assert_close(mine[3], other[3], rtol=1e-4, atol=1e-5)
         yield ours, mine[2], other[2]
     theirs.eval()
     x = batch(dim=DIM, seed=9)
-    assert torch.equal(ours.eval()(x).codes, theirs(x)[1])
+    assert torch.equal(ours.eval()(x).codes, ordered(theirs(x)[1]))
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
@@ -109,6 +109,18 @@ def test_residual_vq_trains_alike(options, lengths):
             torch.testing.assert_close(ours.codebooks.codes[stage], book.embed[0], rtol=1e-4, atol=1e-5)
             if "learnable_codebook" not in options:
                 torch.testing.assert_close(ours.codebooks.usage[stage], book.cluster_size[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
+@pytest.mark.parametrize("options", [{}, {"codebook_dim": 3, "rotation_trick": False}], ids=str)
+def test_grouped_residual_vq_trains_alike(options, lengths):
+    theirs = peers.GroupedResidualVQ(dim=DIM, groups=4, codebook_size=16, num_quantizers=3, **options)
+    for ours, loss, expected in assert_trains_alike(theirs, lengths, in_our_order):
+        assert loss == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        for group, other in zip(ours.quantizers, theirs.rvqs, strict=True):
+            torch.testing.assert_close(group.codebooks.codes, other.codebooks, rtol=1e-4, atol=1e-5)
+    codes = theirs(batch(dim=DIM))[1]
+    torch.testing.assert_close(ours.decode(in_our_order(codes)), theirs.get_output_from_indices(codes))
 
 
 def test_trained_modules_decode_alike():
@@ -148,54 +160,14 @@ def test_options_become_ours():
     assert set(used.flatten().tolist()) == {2, 3}
 
 
-@pytest.mark.parametrize("options", [{}, {"dim": 10}, {"num_codebooks": 2}, {"num_codebooks": 2, "dim": 7}], ids=str)
-def test_fsq_is_alike(options):
-    theirs = peers.FSQ(levels=[8, 5, 5, 3], **options)
-    ours = from_vector_quantize_pytorch(theirs)
-    assert isinstance(ours, FSQ)
-    for x in (batch(dim=theirs.dim), 3 * batch(dim=theirs.dim, seed=1)):
-        weights = torch.randn_like(x)
-        mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
-        result, (quantized, codes) = ours(mine), theirs(other)
-        same = result.codes == codes
-        assert same.double().mean() > 0.99  # a value between two levels falls either way
-        kept = same if same.dim() == 2 else same.all(-1)
-        torch.testing.assert_close(result.quantized[kept], quantized[kept], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(ours.decode(codes), theirs.indices_to_codes(codes), rtol=1e-4, atol=1e-5)
-        (result.quantized * weights).sum().backward()
-        (quantized * weights).sum().backward()
-        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"codebook_size": 256},
-        {"codebook_size": 64, "dim": 10, "commitment_loss_weight": 0.25},
-        {"codebook_size": 16, "num_codebooks": 3, "codebook_scale": 0.5, "diversity_gamma": 2.0},
-    ],
-    ids=str,
-)
-def test_lfq_is_alike(options, lengths):
-    theirs = peers.LFQ(**options)
-    ours = from_vector_quantize_pytorch(theirs)
-    assert isinstance(ours, LFQ)
-    valid = torch.arange(20) < (torch.tensor([20] * 3) if lengths is None else lengths)[:, None]
-    for seed in range(3):
-        # Near 0, or the softmax at temperature 0.01 is all on one code and no gradient of it is left to compare.
-        x = 0.02 * batch(dim=theirs.dim, seed=seed)
-        mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
-        # The valid frames alone: with a mask, theirs takes no mean over the frames in the entropy of the batch.
-        result, (quantized, codes, loss) = ours(mine, lengths), theirs(other[valid].unsqueeze(0))
-        assert torch.equal(result.codes[valid], codes[0])
-        torch.testing.assert_close(result.quantized[valid], quantized[0])
-        # Theirs leaves the logarithm of a probability below 1e-5 at that.
-        assert sum(result.losses.values()).item() == pytest.approx(loss.item(), rel=2e-3, abs=2e-3)
-        torch.testing.assert_close(ours.decode(codes), theirs.indices_to_codes(codes))
-        (result.quantized[valid].sum() + sum(result.losses.values())).backward()
-        (quantized.sum() + loss).backward()
-        torch.testing.assert_close(mine.grad, other.grad, rtol=2e-2, atol=2e-3)
+@pytest.mark.parametrize(("multiple", "ours"), [(1, 1), (2, 2), (3, 3), (8, 3)])
+def test_dropout_in_multiples_leaves_as_many_stages(multiple, ours):
+    theirs = residual(quantize_dropout=True, quantize_dropout_multiple_of=multiple)
+    converted = from_vector_quantize_pytorch(theirs)
+    assert converted.config.dropout_multiple_of == ours
+    x = batch(clips=40, dim=DIM)
+    found = {int((theirs(x, rand_quantize_dropout_fixed_seed=seed)[1][0, 0] >= 0).sum()) for seed in range(40)}
+    assert set((converted(x).codes >= 0).sum(-1).flatten().tolist()) == found
 
 
 @pytest.mark.parametrize(
@@ -216,18 +188,33 @@ def test_lfq_is_alike(options, lengths):
         (lambda: vector(ema_update=False), "ema_update"),
         (lambda: below_threshold(), "reset_cluster_size"),
         (lambda: vector(return_zeros_for_masked_padding=False), "return_zeros_for_masked_padding"),
-        (lambda: vector(directional_reparam=True, threshold_ema_dead_code=1), "directional_reparam"),
+        (lambda: vector(route_gradients_to_input=False), "route_gradients_to_input"),
+        (lambda: peers.SimVQ(dim=4, codebook_size=8, channel_first=True), "channel_first"),
+        (
+            lambda: peers.SimVQ(dim=4, codebook_size=8, codebook_transform=nn.Sequential(nn.Linear(4, 4))),
+            "codebook_transform",
+        ),
         (lambda: residual(use_cosine_sim=True), "use_cosine_sim"),
-        (lambda: residual(quantize_dropout=True, quantize_dropout_multiple_of=2), "quantize_dropout_multiple_of"),
         (lambda: residual(quant_grad_frac=0.5), "quant_grad_frac"),
         (lambda: residual(implicit_neural_codebook=True), "implicit_neural_codebook"),
         (lambda: residual(beam_size=2), "beam_size"),
         (lambda: residual(stochastic_sample_codes=True), "stochastic_sample_codes"),
         (lambda: peers.ResidualVQ(dim=DIM, num_quantizers=2, codebook_size=(8, 16)), "codebook_size"),
+        (
+            lambda: peers.GroupedResidualVQ(dim=4, groups=2, num_quantizers=2, codebook_size=8, accept_image_fmap=True),
+            "accept_image_fmap",
+        ),
         (lambda: peers.FSQ([4, 4], preserve_symmetry=True), "preserve_symmetry"),
         (lambda: peers.FSQ([4, 4], channel_first=True), "channel_first"),
         (lambda: peers.FSQ([4, 4], dim=3, projection_has_bias=False), "projection_has_bias"),
         (lambda: peers.FSQ([4, 4], keep_num_codebooks_dim=True), "keep_num_codebooks_dim"),
+        (lambda: peers.ResidualFSQ(levels=[4, 4], num_quantizers=2, bound_hard_clamp=False), "bound_hard_clamp"),
+        (lambda: peers.ResidualFSQ(levels=[4, 4], num_quantizers=2, noise_dropout=0.1), "noise_dropout"),
+        (lambda: peers.ResidualFSQ(levels=[4, 4], num_quantizers=2, is_channel_first=True), "is_channel_first"),
+        (
+            lambda: peers.ResidualLFQ(dim=4, codebook_size=16, num_quantizers=2, soft_clamp_input_value=2.0),
+            "soft_clamp_input_value",
+        ),
         (lambda: peers.LFQ(dim=4, spherical=True), "spherical"),
         (lambda: peers.LFQ(dim=4, frac_per_sample_entropy=0.5), "frac_per_sample_entropy"),
         (lambda: peers.LFQ(dim=4, has_projections=True), "has_projections"),
@@ -242,8 +229,8 @@ def test_options_that_ours_lack_are_refused_by_name(make, option):
 
 
 def test_other_modules_are_refused():
-    for module in (nn.Linear(2, 2), peers.SimVQ(dim=4, codebook_size=8)):
-        with pytest.raises(TypeError, match="VectorQuantize, ResidualVQ, FSQ, LFQ"):
+    for module in (nn.Linear(2, 2), peers.LatentQuantize([4, 4], dim=4)):
+        with pytest.raises(TypeError, match="VectorQuantize, ResidualVQ, GroupedResidualVQ"):
             from_vector_quantize_pytorch(module)
 
 

@@ -31,7 +31,7 @@ def test_entropy_is_that_of_all_codes(bits):
     for lengths in (None, LENGTHS):
         mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
         clean = mine if lengths is None else torch.where(kept[..., None, None], mine, 0)
-        loss = entropy_loss(clean, lengths, config)
+        loss = entropy_loss(clean, lengths, config, config.scale)
         expected = written_out(other if lengths is None else other[kept].unsqueeze(0), config)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(torch.autograd.grad(loss, mine)[0], torch.autograd.grad(expected, other)[0])
@@ -40,11 +40,13 @@ def test_entropy_is_that_of_all_codes(bits):
 def test_groups_bound_the_joint_entropy_from_above():
     x = torch.randn(3, 9, 1, 8, dtype=torch.float64)
     options = {"bits": 8, "temperature": 1.0}
-    losses = [entropy_loss(x, None, LFQConfig(entropy_group=group, **options)) for group in (8, 4, 1)]
+    losses = [entropy_loss(x, None, LFQConfig(entropy_group=group, **options), 1.0) for group in (8, 4, 1)]
     assert losses[0] > losses[1] > losses[2]
     independent = x.clone()
     independent[..., 4:] = 0.3  # a constant half is independent of the other
-    whole, halves = (entropy_loss(independent, None, LFQConfig(entropy_group=group, **options)) for group in (8, 4))
+    whole, halves = (
+        entropy_loss(independent, None, LFQConfig(entropy_group=group, **options), 1.0) for group in (8, 4)
+    )
     torch.testing.assert_close(whole, halves)
 
 

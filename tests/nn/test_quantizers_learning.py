@@ -329,6 +329,14 @@ def test_dropout_leaves_out_the_last_stages_of_some_clips():
     assert (quantizer(x).codes >= 0).all()
 
 
+def test_dropout_in_multiples():
+    config = ResidualVQConfig(codebook_size=8, stages=7, dropout=1.0, min_stages=2, dropout_multiple_of=3, kmeans=False)
+    quantizer = build_quantizer(config, DIM)
+    used = (quantizer(batch(clips=200, time=2)).codes[:, 0] >= 0).sum(-1)
+    assert set(used.tolist()) == {3, 6, 7}
+    assert 0.4 < (used == 6).double().mean() < 0.6  # of 2..7, three become 6
+
+
 def test_fewer_codes_decode_too():
     quantizer = build_quantizer(ResidualVQConfig(codebook_size=8, stages=4, codebook_dim=5), DIM)
     quantizer(batch())

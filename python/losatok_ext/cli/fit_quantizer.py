@@ -51,6 +51,12 @@ def fit_quantizer(
     affine: Annotated[
         str | None, typer.Option(help="Integers of 8 or 4 bits, with a scale per token.", show_default=False)
     ] = None,
+    groups: Annotated[
+        int,
+        typer.Option(
+            help="Equal groups of the latent's features, each with such a quantizer of its own.", min=1, max=1024
+        ),
+    ] = 1,
     iterations: Annotated[int, typer.Option(help="Iterations of k-means, for each stage.", min=1)] = 25,
     passes: Annotated[
         int, typer.Option(help="Passes over all latents, where there are more frames than --sample-frames.", min=0)
@@ -69,7 +75,11 @@ def fit_quantizer(
     Any amount of latents is read in bounded memory. Files that cannot be used are left out and named at the end (exit
     code 2).
     """
-    config = _config({"vq": vq, "rvq": rvq, "fsq": fsq, "affine": affine})
+    each = config = _config({"vq": vq, "rvq": rvq, "fsq": fsq, "affine": affine})
+    if groups > 1:
+        from losatok_ext.nn.quantizers import GroupedConfig
+
+        config = GroupedConfig(groups, each)
     model = require_model(model)
     check_model_output(output, overwrite)
     if output.exists() and model.exists() and output.samefile(model):
@@ -98,7 +108,7 @@ def fit_quantizer(
         f"fitted to {fit.frames} frames of {fit.files} files; relative error on them {fit.relative_rms:.3f}{used}"
     )
     codes = fit.model.code_sizes[0]
-    if config.kind in ("vq", "rvq") and fit.frames < _FRAMES_PER_CODE * codes:
+    if each.kind in ("vq", "rvq") and fit.frames < _FRAMES_PER_CODE * codes:
         print(
             f"{fit.frames} frames are few for {codes} codes: the error on other recordings will be larger "
             "(`losatok evaluate storage` measures it); encode more recordings, or ask for fewer codes"

@@ -8,16 +8,38 @@ import torch
 
 from losatok_ext.errors import CheckpointError, ConfigError, UserError
 from losatok_ext.models import LoSATok, LoSATokConfig
+from losatok_ext.models.storage.checkpoint import digest
 from losatok_ext.models.tokenizer.stored_tokenizer import fingerprint_of
-from losatok_ext.nn import AffineConfig, FSQConfig, LFQConfig, ResidualVQConfig, VQConfig
+from losatok_ext.nn import (
+    AffineConfig,
+    FSQConfig,
+    GroupedConfig,
+    LFQConfig,
+    ResidualFSQConfig,
+    ResidualLFQConfig,
+    ResidualVQConfig,
+    SimVQConfig,
+    VQConfig,
+)
+from losatok_ext.nn.quantizers.codebooks import Codebooks
 from small_models import lively, losses_of, small_config, tone
 
 KINDS = {
     "vq": (VQConfig(codebook_size=16, kmeans=False), "vq 16", (16,)),
     "rvq": (ResidualVQConfig(codebook_size=16, stages=3, kmeans=False), "rvq 3x16", (16,) * 3),
+    "simvq": (SimVQConfig(codebook_size=16), "simvq 16", (16,)),
+    "simvq stages": (SimVQConfig(codebook_size=16, stages=2), "simvq 2x16", (16, 16)),
+    "grouped": (
+        GroupedConfig(2, ResidualVQConfig(codebook_size=16, stages=3, kmeans=False)),
+        "2 groups of rvq 3x16",
+        (16,) * 6,
+    ),
+    "grouped affine": (GroupedConfig(2, AffineConfig()), "2 groups of affine 8", (256,) * 8 + (2**32,) * 4),
     "fsq": (FSQConfig(levels=(8, 5, 3)), "fsq 8,5,3", (120,)),
     "several fsq": (FSQConfig(levels=(4, 3), num_codebooks=2), "fsq 2x4,3", (12, 12)),
     "lfq": (LFQConfig(bits=6), "lfq 6", (64,)),
+    "rfsq": (ResidualFSQConfig(levels=(8, 5, 3), stages=2), "rfsq 2x8,5,3", (120, 120)),
+    "rlfq": (ResidualLFQConfig(bits=6, stages=2), "rlfq 2x6", (64, 64)),
     "affine": (AffineConfig(bits=4), "affine 4", (16,) * 8 + (2**32,) * 2),
 }
 
@@ -69,7 +91,7 @@ def test_a_clips_codes_are_its_own(quantized):
     together = quantized.encode(padded, lengths=lengths)
     alone = quantized.encode(audio[1:, :5000])
     count = int(alone.lengths[0])
-    if quantized.config.quantizer.kind != "affine":  # whose scales are bits of numbers that differ in rounding
+    if "affine" not in quantized.quantizer_name:  # whose scales are bits of numbers that differ in rounding
         assert torch.equal(together.codes[1, :count], alone.codes[0])
     torch.testing.assert_close(together.z[1, :count], alone.z[0], rtol=1e-4, atol=1e-4)
 
@@ -81,7 +103,7 @@ def test_reconstruction_hears_the_quantized_latent(model, quantized):
     torch.testing.assert_close(quantized.reconstruct(audio)[0], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["vq", "rvq", "fsq", "lfq", "affine"])
+@pytest.mark.parametrize("name", ["vq", "rvq", "simvq", "grouped", "fsq", "rfsq", "lfq", "rlfq", "affine"])
 def test_training_goes_through_the_quantizer(name):
     config = KINDS[name][0]
     model = lively(LoSATok(small_config(quantizer=config))).train()
@@ -89,7 +111,7 @@ def test_training_goes_through_the_quantizer(name):
     audio, lengths = clips()
     losses = losses_of(model, audio, lengths, sample=False)
     assert losses["quantizer"].shape == ()
-    assert (losses["quantizer"] != 0) == (name in ("vq", "rvq", "lfq"))
+    assert (losses["quantizer"] != 0) == (name not in ("fsq", "rfsq", "affine"))
     losses["mel"].backward(retain_graph=True)
     gradient = model.fc_mu.weight.grad
     assert torch.isfinite(gradient).all()
@@ -156,13 +178,35 @@ def test_the_fingerprint_names_the_quantizer(model, quantized):
         assert quantized.quantizer_fingerprint() != own
 
 
-def test_what_codebooks_learn_from_is_no_part_of_the_fingerprint(model):
-    ours = model.with_quantizer(KINDS["vq"][0])
+@pytest.mark.parametrize("name", ["vq", "grouped"])
+def test_what_codebooks_learn_from_is_no_part_of_the_fingerprint(model, name):
+    ours = model.with_quantizer(KINDS[name][0])
     before = ours.fingerprint()
     with torch.no_grad():
-        ours.quantizer.codebooks.usage.mul_(2)
-        ours.quantizer.codebooks.sums.mul_(2)
+        for part in ours.quantizer.modules():
+            if isinstance(part, Codebooks):
+                part.usage.mul_(2)
+                part.sums.mul_(2)
     assert ours.fingerprint() == before
+
+
+def test_names_of_quantizers_from_before_have_not_changed():
+    """Those of configurations, written down before there were numbers of stages in multiples."""
+    names = {
+        "e844be3cc465fbe8": VQConfig(),
+        "70c66029cac2c764": ResidualVQConfig(dropout=0.5),
+        "b0da356189d31c07": FSQConfig(),
+        "627ce7e054e52715": LFQConfig(),
+        "97a9c301906d47b7": AffineConfig(),
+    }
+    assert {name: digest(config.to_dict(), {}) for name, config in names.items()} == {name: name for name in names}
+    changed = ResidualVQConfig(dropout=0.5, dropout_multiple_of=2)
+    assert digest(changed.to_dict(), {}) != "70c66029cac2c764"
+
+
+def test_groups_have_to_divide_the_latent():
+    with pytest.raises(ConfigError, match=r"groups should divide the 8 features of the latent, got 3"):
+        small_config(quantizer=GroupedConfig(3))
 
 
 def test_models_without_a_quantizer_are_as_they_were(model):
@@ -189,7 +233,7 @@ def test_a_quantizer_is_taken_off_again(model, quantized):
     assert quantized.with_quantizer(None).fingerprint() == model.fingerprint()
 
 
-@pytest.mark.parametrize("name", ["rvq", "fsq", "lfq"])
+@pytest.mark.parametrize("name", ["rvq", "simvq", "grouped", "fsq", "rfsq", "lfq", "rlfq"])
 def test_a_bfloat16_model_quantizes_what_it_made(name):
     """Latents that went through a file come back in float32, whatever the model's dtype is."""
     model = lively(LoSATok(small_config())).bfloat16().with_quantizer(KINDS[name][0])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from losatok_ext.configuration import Configuration, setting
 from losatok_ext.configuration.base import field_kinds
 from losatok_ext.errors import ConfigError
-from losatok_ext.nn.quantizers import ResidualVQConfig
+from losatok_ext.nn.quantizers import GroupedConfig, ResidualVQConfig, VQConfig
 from losatok_ext.training.config.train import TrainConfig, differences
 from losatok_ext.training.engine.schedule import learning_rate
 
@@ -158,6 +158,9 @@ def test_a_quantizer_is_checked_with_the_rest(tmp_path):
     assert config.quantizer == ResidualVQConfig(stages=2)
     assert TrainConfig(quantizer={"kind": "rvq", "stages": 2}) == config
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    each = ["quantizer.each.kind=vq", "quantizer.each.codebook_size=16"]
+    config = TrainConfig.load(assignments=["quantizer.kind=grouped", "quantizer.groups=4", *each])
+    assert config.quantizer == GroupedConfig(4, VQConfig(codebook_size=16))
     with pytest.raises(ConfigError, match=r"^--set: quantizer.stagse is not a key; did you mean quantizer.stages\?"):
         TrainConfig.load(assignments=["quantizer.kind=rvq", "quantizer.stagse=2"])
 

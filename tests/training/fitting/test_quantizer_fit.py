@@ -9,7 +9,16 @@ from formats.latent_cases import latents
 from losatok_ext.errors import ConfigError, UserError
 from losatok_ext.formats.latent_files import load_latents, save_latents
 from losatok_ext.models import LoSATok
-from losatok_ext.nn import AffineConfig, FSQConfig, LFQConfig, ResidualVQConfig, VQConfig
+from losatok_ext.nn import (
+    AffineConfig,
+    FSQConfig,
+    GroupedConfig,
+    LFQConfig,
+    ResidualFSQConfig,
+    ResidualVQConfig,
+    SimVQConfig,
+    VQConfig,
+)
 from losatok_ext.training.fitting.latent_stream import LatentStream
 from losatok_ext.training.fitting.quantizer_fit import FitOptions, fit_quantizer
 from small_models import lively, small_config
@@ -133,6 +142,25 @@ def test_affine_integers_are_measured(model, plain_files, bits, least, most):
     assert fit.model.quantizer_name == f"affine {bits}"
 
 
+@pytest.mark.parametrize(
+    "each",
+    [VQConfig(codebook_size=32), ResidualVQConfig(stages=2, codebook_size=16), FSQConfig((5, 3)), AffineConfig(4)],
+    ids=["vq", "rvq", "fsq", "affine"],
+)
+def test_groups_are_fitted_each_to_its_features(model, plain_files, each):
+    options = FitOptions(sample_frames=500, passes=1)
+    fit = fit_quantizer(model, plain_files, GroupedConfig(2, each), options)
+    rows = rows_of(plain_files)
+    z, codes = fit.model.quantize(rows[None])
+    assert fit.model.quantizer_name.startswith(f"2 groups of {each.kind} ")
+    assert len(fit.used) == (0 if each.kind == "affine" else codes.shape[-1])
+    for group, part in enumerate(rows.chunk(2, dim=-1)):
+        error = (z[0].chunk(2, dim=-1)[group] - part).square().sum() / (part - part.mean(0)).square().sum()
+        assert error < (0.35 if each.kind == "fsq" else 0.2)
+    whole = fit_quantizer(model, plain_files, each, options)
+    assert error_of(fit, plain_files) < error_of(whole, plain_files)
+
+
 @pytest.mark.parametrize("config", [ResidualVQConfig(stages=2, codebook_size=8), FSQConfig(levels=(5, 3))])
 def test_the_same_again(model, plain_files, config):
     options = FitOptions(sample_frames=300, passes=1, seed=7)
@@ -228,6 +256,11 @@ def test_too_few_latents_for_levels(model, tmp_path):
         (ResidualVQConfig(codebook_size=4, shared=True), "of the latent's own width"),
         (VQConfig(codebook_size=4, codebook_dim=3), "of the latent's own width"),
         (FSQConfig(levels=(3,) * 8), "levels should be fewer than the latent's 8 dimensions"),
+        (GroupedConfig(2, VQConfig(cosine=True)), "of the latent's own width"),
+        (GroupedConfig(2, FSQConfig((3,) * 4)), "levels should be fewer than the latent's 4 dimensions"),
+        (GroupedConfig(3), "groups should divide the 8 features of the latent, got 3"),
+        (ResidualFSQConfig(levels=(5, 3)), "a quantizer of kind rfsq is not fitted afterwards"),
+        (SimVQConfig(codebook_size=4), "a quantizer of kind simvq is not fitted afterwards"),
         (LFQConfig(bits=4), "a quantizer of kind lfq is not fitted afterwards"),
     ],
 )

@@ -120,6 +120,8 @@ class LoSATokConfig(StoredConfig):
         keys = ["architecture", "extractor", "layer"]
         fits = self.semantic is None or sorted(self.semantic) == keys
         self._require(fits, "semantic", f"a mapping of {', '.join(keys)}, or null")
+        if self.quantizer is not None:
+            self.quantizer.check_dim(self.latent_dim)
 
     @property
     def samples_per_token(self) -> int:

@@ -44,7 +44,7 @@ class AffineQuantizer(Quantizer):
         """Bits of the d integers, and of scale and offset if each token has its own."""
         return float(self.config.bits * self.dim + (64 if self.config.dim == -1 else 0))
 
-    def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
+    def _quantize(self, x: Tensor, lengths: Tensor | None, used: Tensor | None = None) -> Quantized:
         codes = self._encode(x, lengths)
         choice = Choice(x, self._decode(codes).to(x.dtype), frame_mask(lengths, x.shape[1]))
         return Quantized(pass_gradient(x, [choice], "straight_through"), codes, {})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from losatok_ext.masks import valid_mask, zero_past
 from losatok_ext.nn.quantizers.config import QuantizerConfig
+from losatok_ext.nn.quantizers.stages import draw_stages
 from losatok_ext.ops import checks
 
 
@@ -55,6 +56,7 @@ class Quantizer(nn.Module):
         super().__init__()
         if type(dim) is not int or dim < 1:
             raise ValueError(f"dim should be a positive whole number, the features of the latents, got {dim!r}")
+        config.check_dim(dim)
         self.config = config
         self.dim, self.inner_dim, self.code_dim = dim, inner_dim, code_dim
         self.project_in = nn.Linear(dim, inner_dim) if inner_dim != dim else None
@@ -70,8 +72,8 @@ class Quantizer(nn.Module):
         """Bits of a token's codes, if all codes are equally likely."""
         raise NotImplementedError
 
-    def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
-        """x [B, T, inner_dim] in any floating dtype; codes [B, T] or [B, T, n]."""
+    def _quantize(self, x: Tensor, lengths: Tensor | None, used: Tensor | None = None) -> Quantized:
+        """x [B, T, inner_dim] in any floating dtype, ``used`` from :meth:`_draw_stages`; codes [B, T] or [B, T, n]."""
         raise NotImplementedError
 
     def _encode(self, x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -94,13 +96,24 @@ class Quantizer(nn.Module):
             ValueError: shapes or devices do not fit, or lengths are outside 0..T (checked on the CPU only).
             BackendUnavailableError: see :func:`losatok_ext.use_backend`.
         """
-        lengths, frames, inner = self._enter(x, lengths)
-        with torch.autocast(x.device.type, enabled=False):
-            quantized, codes, losses = self._quantize(inner, lengths)
+        lengths, frames = self._enter(x, lengths)
+        used = self._draw_stages(frames.shape[0], frames.device) if self.training else None
+        quantized, codes, losses = self._forward(frames, lengths, used)
+        return Quantized(quantized.view(x.shape), self._shaped(codes, x), losses)
+
+    def _draw_stages(self, batch: int, device: torch.device) -> Tensor | None:
+        """[B] int64, number of stages that each clip uses in a training step; None: all use all."""
+        return draw_stages(self.config, batch, device)
+
+    def _forward(self, frames: Tensor, lengths: Tensor | None, used: Tensor | None) -> Quantized:
+        """The result of :meth:`forward` for ``frames`` [B, T, d]."""
+        inner = self._inner(frames, lengths)
+        with torch.autocast(frames.device.type, enabled=False):
+            quantized, codes, losses = self._quantize(inner, lengths, used)
         quantized = quantized.to(inner.dtype)
         if self.project_out is not None:
             quantized = zero_past(self.project_out(quantized), frame_mask(lengths, frames.shape[1]))
-        return Quantized(quantized.to(x.dtype).view(x.shape), self._shaped(codes, x), losses)
+        return Quantized(quantized.to(frames.dtype), codes, losses)
 
     @torch.no_grad()
     def encode(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -111,9 +124,14 @@ class Quantizer(nn.Module):
             ValueError: shapes or devices do not fit, or lengths are outside 0..T (checked on the CPU only).
             BackendUnavailableError: see :func:`losatok_ext.use_backend`.
         """
-        lengths, _, inner = self._enter(x, lengths)
-        with torch.autocast(x.device.type, enabled=False):
-            return self._shaped(self._encode(inner, lengths), x)
+        lengths, frames = self._enter(x, lengths)
+        return self._shaped(self._codes_of(frames, lengths), x)
+
+    def _codes_of(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        """The result of :meth:`encode` for ``frames`` [B, T, d]."""
+        inner = self._inner(frames, lengths)
+        with torch.autocast(frames.device.type, enabled=False):
+            return self._encode(inner, lengths)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The quantized latents [..., d] of ``codes``; zeros where codes are -1.
@@ -138,16 +156,19 @@ class Quantizer(nn.Module):
         first = codes[..., :1] if self.code_dim else codes.unsqueeze(-1)
         return zero_past(self.project_out(values.to(self.project_out.weight.dtype)), first >= 0)
 
-    def _enter(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Checked lengths, ``x`` as [B, T, d], and it as [B, T, inner_dim]."""
+    def _enter(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Checked lengths, and ``x`` as [B, T, d]."""
         lengths = checks.rows(x, lengths)
         if x.shape[-1] != self.dim:
             raise ValueError(f"x should have dim = {self.dim} features (its last size), got {x.shape[-1]}")
-        frames = checks.as_batch(x)
+        return lengths, checks.as_batch(x)
+
+    def _inner(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        """``frames`` [B, T, d] as [B, T, inner_dim]."""
         if self.project_in is None:
-            return lengths, frames, frames
+            return frames
         # Zeros before the map: otherwise the gradient of the weight would be NaN * 0.
-        return lengths, frames, self.project_in(zero_past(frames, frame_mask(lengths, frames.shape[1])))
+        return self.project_in(zero_past(frames, frame_mask(lengths, frames.shape[1])))
 
     def _check_code_dim(self, codes: Tensor, count: int) -> None:
         if codes.shape[-1] != count:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,51 +10,66 @@ from torch import Tensor
 
 from losatok_ext import ops
 from losatok_ext.masks import zero_past
+from losatok_ext.nn.noise import normal
 from losatok_ext.nn.quantizers.base import Quantized, Quantizer, frame_mask, wide_dtype
-from losatok_ext.nn.quantizers.codebooks import Codebooks
-from losatok_ext.nn.quantizers.config import VQConfig
-from losatok_ext.nn.quantizers.gradients import Choice, known_gradient, pass_gradient
+from losatok_ext.nn.quantizers.config import CodebookConfig, StagedConfig
+from losatok_ext.nn.quantizers.gradients import Choice, known_gradient, pass_direction, pass_gradient
 from losatok_ext.nn.quantizers.kmeans import usable
 from losatok_ext.nn.quantizers.pool import Frames
+from losatok_ext.nn.quantizers.stages import stage_lengths
+from losatok_ext.nn.quantizers.tables import CodeTables
 from losatok_ext.ops.quantize import sums_by_code
 
 
 class Chain(Quantizer):
-    """The base of :class:`VectorQuantizer` and :class:`ResidualVQ`: Q stages, with a codebook each or one for all.
+    """The base of quantizers with codebooks: Q stages, with a codebook each or one for all.
 
     Args:
         config: of the codebooks.
         dim: features of the latents.
         stages: Q.
-        shared: whether all stages use one codebook.
+        codebooks: makes the codes of the stages, of as many features as it is given.
         code_dim: whether codes are [..., Q]; otherwise there is one stage, and they are [...].
+        shared: whether all stages use one codebook.
     """
 
-    config: VQConfig
+    config: CodebookConfig
+    codebooks: CodeTables
 
-    def __init__(self, config: VQConfig, dim: int, stages: int, shared: bool, code_dim: bool) -> None:
+    def __init__(
+        self,
+        config: CodebookConfig,
+        dim: int,
+        stages: int,
+        codebooks: Callable[[int], CodeTables],
+        code_dim: bool,
+        shared: bool = False,
+    ) -> None:
         super().__init__(config, dim, config.codebook_dim or dim, code_dim)
         self.stages, self.shared = stages, shared
-        self.codebooks = Codebooks(config, 1 if shared else stages, self.inner_dim)
+        self.codebooks = codebooks(self.inner_dim)
 
     @property
     def codebook_size(self) -> int:
         """K, number of codes of a codebook."""
         return self.config.codebook_size
 
-    def _per_clip_stages(self, batch: int, device: torch.device) -> Tensor | None:
-        """[B] int64, number of stages that each clip uses in this training step; None: all use all."""
-        return None
+    def _draw_stages(self, batch: int, device: torch.device) -> Tensor | None:
+        # The batch that the codebooks start from uses all stages.
+        return super()._draw_stages(batch, device) if self.codebooks.ready else None
 
-    def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
+    def _quantize(self, x: Tensor, lengths: Tensor | None, used: Tensor | None = None) -> Quantized:
         if self.training:
-            return self._learn(self._unit(x.to(wide_dtype(x)), lengths), lengths)
+            return self._learn(self._unit(x.to(wide_dtype(x)), lengths), lengths, used)
         if torch.is_grad_enabled() and x.requires_grad:
             x = x.to(wide_dtype(x))
         x = self._unit(x, lengths)
         codes, quantized = ops.rvq_encode(x.detach(), self.codebooks.tables(self.stages), lengths)
         choice = Choice(x, quantized, frame_mask(lengths, x.shape[1]))
-        quantized = pass_gradient(x, [choice], self.config.gradient)
+        if self.config.gradient == "directional":
+            quantized = pass_direction(choice, codes, [])
+        else:
+            quantized = pass_gradient(x, [choice], self.config.gradient)
         return Quantized(quantized, self._codes(codes), {})
 
     def _encode(self, x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -68,28 +83,20 @@ class Chain(Quantizer):
 
     def _unit(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """``x`` with rows of length 1 if the option ``cosine`` is set, else ``x`` itself."""
-        if not self.config.cosine:
+        if not self.codebooks.cosine:
             return x
         return F.normalize(zero_past(x, frame_mask(lengths, x.shape[1])).to(wide_dtype(x)), dim=-1, eps=1e-6)
 
-    def _stage_lengths(self, x: Tensor, lengths: Tensor | None) -> Sequence[Tensor | None]:
-        """The lengths for each stage: 0 for clips that do not use it."""
-        used = self._per_clip_stages(x.shape[0], x.device) if self.codebooks.ready else None
-        if used is None:
-            return [lengths] * self.stages
-        whole = torch.full_like(used, x.shape[1]) if lengths is None else lengths
-        return [torch.where(stage < used, whole, 0) for stage in range(self.stages)]
-
-    def _learn(self, x: Tensor, lengths: Tensor | None) -> Quantized:
+    def _learn(self, x: Tensor, lengths: Tensor | None, clip_stages: Tensor | None) -> Quantized:
         """One training step: every stage chooses codes and computes its losses, and its codebook learns."""
         books, config = self.codebooks, self.config
-        stage_lengths = self._stage_lengths(x, lengths)
         starting, started = not books.ready, False
         residual = x.detach()
         total: Tensor | None = None
-        codes, choices, seen = [], [], []
-        losses = _Losses(config, x)
-        for stage, used in enumerate(stage_lengths):
+        codes, choices, seen, tables = [], [], [], []
+        losses = _Losses(config, x, books.learned)
+        each = isinstance(config, StagedConfig) and config.stage_gradients
+        for stage, used in enumerate(stage_lengths(clip_stages, x, lengths, self.stages)):
             book = 0 if self.shared else stage
             frames = Frames(residual, used)
             if starting and (stage == 0 or not self.shared):
@@ -98,10 +105,11 @@ class Chain(Quantizer):
             indices, distance = ops.vq_nearest(residual, table.detach(), used)
             chosen = ops.rvq_decode(indices.unsqueeze(-1), table.detach().unsqueeze(0))
             codes.append(indices)
+            tables.append(table)
             valid = frame_mask(used, x.shape[1])
             left = residual - chosen
             losses.add(frames, zero_past(left, valid), distance, indices, table)
-            if self._each_passes():
+            if each:
                 choices.append(Choice(residual, chosen, valid))
             else:
                 total = chosen if total is None else total + chosen
@@ -114,13 +122,15 @@ class Chain(Quantizer):
             books.revive(0, _joined(seen))
         if started:
             books.finish_start()
+        chosen_codes = torch.stack(codes, dim=-1)
         if total is not None:
             choices = [Choice(x, total, frame_mask(lengths, x.shape[1]))]
-        quantized = pass_gradient(x, choices, config.gradient)
-        return Quantized(quantized, self._codes(torch.stack(codes, dim=-1)), losses.values())
-
-    def _each_passes(self) -> bool:
-        return False
+        if config.gradient == "directional":
+            noise = normal(x.shape, dtype=x.dtype, device=x.device) * config.direction_noise**0.5
+            quantized = pass_direction(choices[0], chosen_codes, tables, noise)
+        else:
+            quantized = pass_gradient(x, choices, config.gradient)
+        return Quantized(quantized, self._codes(chosen_codes), losses.values())
 
 
 class _Losses:
@@ -130,8 +140,8 @@ class _Losses:
     (sg(x) - c)^2 (van den Oord et al. 2017, equation 3). Both are summed over the stages.
     """
 
-    def __init__(self, config: VQConfig, x: Tensor) -> None:
-        self.config, self.x = config, x
+    def __init__(self, config: CodebookConfig, x: Tensor, learned: bool) -> None:
+        self.config, self.x, self.learned = config, x, learned
         self.commitment, self.codebook = x.new_zeros(()), x.new_zeros(())
         self.gradient: Tensor | None = None
 
@@ -144,7 +154,7 @@ class _Losses:
         if torch.is_grad_enabled() and self.x.requires_grad:
             slope = 2 * config.commitment_weight * scale
             self.gradient = left * slope if self.gradient is None else self.gradient.addcmul(left, slope)
-        if config.codebook == "learned":
+        if self.learned:
             weight = config.codebook_weight
             sums = sums_by_code(left.flatten(0, 1), indices.flatten(), config.codebook_size)
             self.codebook = self.codebook + known_gradient(table, weight * value, (-2 * weight * scale) * sums)
@@ -155,7 +165,7 @@ class _Losses:
         if self.config.commitment_weight:
             known = self.gradient
             losses["commitment"] = self.commitment if known is None else known_gradient(self.x, self.commitment, known)
-        if self.config.codebook == "learned" and self.config.codebook_weight:
+        if self.learned and self.config.codebook_weight:
             losses["codebook"] = self.codebook
         return losses
 

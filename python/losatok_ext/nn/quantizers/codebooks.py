@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,15 +11,11 @@ from torch import Tensor, nn
 from losatok_ext.nn.quantizers.config import VQConfig
 from losatok_ext.nn.quantizers.kmeans import count_and_sum, kmeans
 from losatok_ext.nn.quantizers.pool import Frames, agreed, only_first, pooled, processes, spread
+from losatok_ext.nn.quantizers.tables import CodeTables
 
-NARROW = (torch.bfloat16, torch.float16)
 
-
-class Codebooks(nn.Module):
-    """S codebooks of K codes, and how often each code is used.
-
-    All tensors are float32 (float64 after ``double()``), also when the model is cast to bfloat16 or float16, in which
-    rounding would stop the moving means.
+class Codebooks(CodeTables):
+    """S codebooks of K codes, and how often each code is used; see :class:`CodeTables` for their dtype.
 
     Args:
         config: of the codebooks.
@@ -42,6 +37,7 @@ class Codebooks(nn.Module):
     def __init__(self, config: VQConfig, stages: int, dim: int) -> None:
         super().__init__()
         self.config = config
+        self.cosine = config.cosine
         codes = torch.randn(stages, config.codebook_size, dim) / dim**0.5
         if config.cosine:
             codes = F.normalize(codes, dim=-1)
@@ -54,6 +50,11 @@ class Codebooks(nn.Module):
         self.register_buffer("usage", torch.ones(stages, config.codebook_size))
         self.register_buffer("started", torch.tensor(int(not config.kmeans)))
         self._started = not config.kmeans  # a copy on the host, for decisions without waiting for the device
+
+    @property
+    def learned(self) -> bool:
+        """Whether the codes are a parameter."""
+        return self.config.codebook == "learned"
 
     @property
     def ready(self) -> bool:
@@ -172,14 +173,6 @@ class Codebooks(nn.Module):
         if self.sums is not None:
             self.sums[stage].copy_(torch.where(replaced, rows * new_usage.unsqueeze(-1), self.sums[stage]))
         usage.copy_(new_usage)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        def keep_wide(tensor: Tensor) -> Tensor:
-            result = fn(tensor)
-            narrowed = tensor.is_floating_point() and result.dtype in NARROW
-            return tensor.to(result.device) if narrowed else result
-
-        return super()._apply(keep_wide, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -39,7 +39,7 @@ class FSQ(Quantizer):
         """C log2 of the product of the levels."""
         return self.config.num_codebooks * math.log2(self.codebook_size)
 
-    def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
+    def _quantize(self, x: Tensor, lengths: Tensor | None, used: Tensor | None = None) -> Quantized:
         # The codes of a token are quantized as if they were consecutive tokens.
         count = self.config.num_codebooks
         rows = x.reshape(x.shape[0], x.shape[1] * count, len(self.config.levels))

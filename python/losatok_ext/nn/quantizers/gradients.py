@@ -1,4 +1,5 @@
-"""Gradients of choosing a code, which has none of its own: straight-through, or rotated from the code to the latent."""
+"""Gradients of choosing a code, which has none of its own: straight-through, rotated from the code to the latent, or
+through the distance between them."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from losatok_ext.ops.quantize import sums_by_code
 
 
 class Choice(NamedTuple):
@@ -60,6 +63,69 @@ def pass_gradient(x: Tensor, choices: Sequence[Choice], kind: str) -> Tensor:
         return _sum([choice.quantized for choice in choices])
     parts = (part for source, quantized, valid in choices for part in (source.detach(), quantized, valid))
     return _Passed.apply(x, kind == "rotation", *parts)
+
+
+class _Directed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        value: Tensor,
+        direction: Tensor,
+        unit: Tensor,
+        valid: Tensor | None,
+        codes: Tensor,
+        *tables: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(direction, unit, valid, codes)
+        ctx.sizes = [len(table) for table in tables]
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        direction, unit, valid, codes = ctx.saved_tensors
+        to_codes = (grad * direction).sum(-1, keepdim=True) * unit
+        to_x = grad - to_codes
+        if valid is not None:
+            to_x, to_codes = torch.where(valid, to_x, 0.0), torch.where(valid, to_codes, 0.0)
+        rows = to_codes.flatten(0, 1)
+        moved = (
+            sums_by_code(rows, codes[..., stage].flatten(), size) if ctx.needs_input_grad[6 + stage] else None
+            for stage, size in enumerate(ctx.sizes)
+        )
+        return to_x, None, None, None, None, None, *moved
+
+
+def pass_direction(choice: Choice, codes: Tensor, tables: Sequence[Tensor], noise: Tensor | None = None) -> Tensor:
+    """The code ``x + |c - x| u`` with its gradient to x and c through x and the length, the direction u being constant
+    (DiVeQ: Vali et al. 2025, arXiv 2509.26469).
+
+    Args:
+        choice: x, the code c [B, T, d] (a sum of codes in a chain), and the frames.
+        codes: [B, T, Q], the codes that c is the sum of; -1 for none.
+        tables: where they are from, [K, d] for each of the Q stages, each of which gets the gradient of c; or none.
+        noise: [B, T, d], added to c - x before u is taken from it; None: u is the direction of c - x, and the result
+            is c.
+
+    Returns:
+        [B, T, d], 0 where the frames are not valid. Where c = x, u and the gradient through the length are 0.
+    """
+    x, target, valid = choice
+    shortest = torch.finfo(x.dtype).tiny
+    error = target - x.detach()
+    length = error.norm(dim=-1, keepdim=True)
+    unit = error / length.clamp(min=shortest)
+    direction, value = unit, target
+    if noise is not None:
+        noised = error + noise
+        direction = noised / noised.norm(dim=-1, keepdim=True).clamp(min=shortest)
+        value = x.detach() + direction * length
+    if valid is not None:
+        value = torch.where(valid, value, 0.0)
+    if not torch.is_grad_enabled() or not (x.requires_grad or any(table.requires_grad for table in tables)):
+        return value
+    return _Directed.apply(x, value, direction, unit, valid, codes, *tables)
 
 
 def rotate_back(grad: Tensor, source: Tensor, target: Tensor) -> Tensor:

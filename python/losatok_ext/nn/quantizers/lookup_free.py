@@ -43,30 +43,22 @@ class LFQ(Quantizer):
         """C times the bits of a code."""
         return float(self.config.bits * self.config.num_codebooks)
 
-    def _weights(self, device: torch.device) -> Tensor:
-        """The weight of each bit: 2^(bits - 1), ..., 2, 1."""
-        return 2 ** torch.arange(self.config.bits - 1, -1, -1, device=device)
-
-    def _quantize(self, x: Tensor, lengths: Tensor | None) -> Quantized:
+    def _quantize(self, x: Tensor, lengths: Tensor | None, used: Tensor | None = None) -> Quantized:
         config = self.config
         valid = frame_mask(lengths, x.shape[1])
         x = zero_past(x.to(wide_dtype(x)), valid)
         quantized = zero_past(torch.where(x.detach() > 0, config.scale, -config.scale).to(x.dtype), valid)
         losses = {}
         if self.training:
-            count = Frames(x, lengths).total().to(x.dtype).clamp(min=1)
-            if config.commitment_weight:
-                squared = (x - quantized).square().sum() / (count * x.shape[-1])
-                losses["commitment"] = config.commitment_weight * squared
-            if config.entropy_weight:
-                bits = x.unflatten(-1, (config.num_codebooks, config.bits))
-                losses["entropy"] = config.entropy_weight * entropy_loss(bits, lengths, config)
+            shape = (config.num_codebooks, config.bits)
+            losses = lookup_free_losses(
+                x.unflatten(-1, shape), quantized.unflatten(-1, shape), lengths, config, config.scale
+            )
         quantized = pass_gradient(x, [Choice(x, quantized, valid)], "straight_through")
         return Quantized(quantized, self._codes(x, valid), losses)
 
     def _codes(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        bits = (x.detach() > 0).unflatten(-1, (self.config.num_codebooks, self.config.bits))
-        codes = (bits * self._weights(x.device)).sum(-1)
+        codes = codes_of_signs(x.detach().unflatten(-1, (self.config.num_codebooks, self.config.bits)))
         if valid is not None:
             codes = torch.where(valid, codes, -1)
         return codes if self.code_dim else codes.squeeze(-1)
@@ -78,13 +70,49 @@ class LFQ(Quantizer):
         if self.code_dim:
             self._check_code_dim(codes, self.config.num_codebooks)
         check_range("codes", codes, self.codebook_size, "the bits make {} codes")
-        codes = codes.unsqueeze(-1)
-        signs = torch.where((codes & self._weights(codes.device)) != 0, self.config.scale, -self.config.scale)
-        values = torch.where(codes >= 0, signs, 0.0).to(torch.float32)
+        values = signs_of_codes(codes, self.config.bits, self.config.scale)
+        values = torch.where((codes >= 0).unsqueeze(-1), values, 0.0)
         return values.flatten(-2) if self.code_dim else values
 
 
-def entropy_loss(x: Tensor, lengths: Tensor | None, config: LFQConfig) -> Tensor:
+def codes_of_signs(x: Tensor) -> Tensor:
+    """[..., bits] to int64 [...]: the first dimension is the most significant bit, which is 1 for values above 0."""
+    return ((x > 0) * _weights(x.shape[-1], x.device)).sum(-1)
+
+
+def signs_of_codes(codes: Tensor, bits: int, scale: float) -> Tensor:
+    """``scale`` or its negative for each bit of ``codes`` [...]: float32 [..., bits]."""
+    return torch.where((codes.unsqueeze(-1) & _weights(bits, codes.device)) != 0, scale, -scale).to(torch.float32)
+
+
+def _weights(bits: int, device: torch.device) -> Tensor:
+    """The weight of each bit: 2^(bits - 1), ..., 2, 1."""
+    return 2 ** torch.arange(bits - 1, -1, -1, device=device)
+
+
+def lookup_free_losses(
+    x: Tensor, quantized: Tensor, lengths: Tensor | None, config: LFQConfig, scale: float
+) -> dict[str, Tensor]:
+    """The losses ``"commitment"`` and ``"entropy"`` that ``config`` asks for.
+
+    Args:
+        x: [B, T, C, bits], finite, 0 past a length.
+        quantized: ``scale`` times the sign of ``x``, 0 past a length; no gradient.
+        lengths: [B] int64 or None for T.
+        config: of the quantizer.
+        scale: of the codes.
+    """
+    losses = {}
+    if config.commitment_weight:
+        count = Frames(x, lengths).total().to(x.dtype).clamp(min=1)
+        squared = (x - quantized).square().sum() / (count * x.shape[-2] * x.shape[-1])
+        losses["commitment"] = config.commitment_weight * squared
+    if config.entropy_weight:
+        losses["entropy"] = config.entropy_weight * entropy_loss(x, lengths, config, scale)
+    return losses
+
+
+def entropy_loss(x: Tensor, lengths: Tensor | None, config: LFQConfig, scale: float) -> Tensor:
     """Mean over frames of the entropy H(p), minus ``diversity`` times H of the mean of p: it is small if each frame is
     certain of its code and all codes are in use.
 
@@ -98,13 +126,14 @@ def entropy_loss(x: Tensor, lengths: Tensor | None, config: LFQConfig) -> Tensor
         x: [B, T, C, bits], finite, 0 past a length.
         lengths: [B] int64 or None for T.
         config: of the quantizer.
+        scale: of the codes.
 
     Returns:
         A scalar in the dtype of x, the mean over the C codes of a token.
     """
     frames = Frames(x, lengths)
     valid = frame_mask(lengths, x.shape[1])
-    logits = x * (4 * config.scale / config.temperature)
+    logits = x * (4 * scale / config.temperature)
     own = zero_past((F.softplus(logits) - logits * torch.sigmoid(logits)).sum((-2, -1)).unsqueeze(-1), valid)
     each = own.sum() / (frames.total().clamp(min=1) * x.shape[2])
     (total,) = pooled(frames.total().to(x.dtype))

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
-
-from losatok_ext.nn.noise import integers, uniform
 from losatok_ext.nn.quantizers.chain import Chain
+from losatok_ext.nn.quantizers.codebooks import Codebooks
 from losatok_ext.nn.quantizers.config import ResidualVQConfig
 
 
@@ -29,20 +26,19 @@ class ResidualVQ(Chain):
     """
 
     config: ResidualVQConfig
+    codebooks: Codebooks
 
     def __init__(self, config: ResidualVQConfig, dim: int) -> None:
-        super().__init__(config, dim, config.stages, config.shared, code_dim=True)
+        super().__init__(
+            config,
+            dim,
+            config.stages,
+            lambda features: Codebooks(config, 1 if config.shared else config.stages, features),
+            code_dim=True,
+            shared=config.shared,
+        )
 
     @property
     def bits_per_token(self) -> float:
         """Q log2 K."""
         return self.stages * math.log2(self.codebook_size)
-
-    def _per_clip_stages(self, batch: int, device: torch.device) -> Tensor | None:
-        if not self.config.dropout:
-            return None
-        drawn = integers(self.config.min_stages, self.stages + 1, (batch,), device=device)
-        return torch.where(uniform((batch,), device=device) < self.config.dropout, drawn, self.stages)
-
-    def _each_passes(self) -> bool:
-        return self.config.stage_gradients

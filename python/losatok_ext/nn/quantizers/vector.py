@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from losatok_ext.nn.quantizers.chain import Chain
+from losatok_ext.nn.quantizers.codebooks import Codebooks
 from losatok_ext.nn.quantizers.config import VQConfig
 
 
@@ -26,8 +27,11 @@ class VectorQuantizer(Chain):
     Codes are [...] for latents [..., d].
     """
 
+    config: VQConfig
+    codebooks: Codebooks
+
     def __init__(self, config: VQConfig, dim: int) -> None:
-        super().__init__(config, dim, stages=1, shared=False, code_dim=False)
+        super().__init__(config, dim, 1, lambda features: Codebooks(config, 1, features), code_dim=False)
 
     @property
     def codebook(self) -> Tensor:

@@ -16,13 +16,16 @@ from losatok_ext.nn.quantizers import (
     FSQ,
     AffineConfig,
     FSQConfig,
+    GroupedConfig,
+    GroupedQuantizer,
     Quantizer,
     QuantizerConfig,
+    ResidualVQ,
     ResidualVQConfig,
+    VectorQuantizer,
     VQConfig,
     build_quantizer,
 )
-from losatok_ext.nn.quantizers.chain import Chain
 from losatok_ext.nn.quantizers.kmeans import count_and_sum, kmeans
 from losatok_ext.recordings.find import Failure
 from losatok_ext.training.fitting.finite_fit import fit_levels
@@ -95,7 +98,7 @@ def fit_quantizer(
         model: the tokenizer that encoded the files; on the device to compute on.
         latents: latent files, of any storage but codes.
         config: what to fit: VQConfig or ResidualVQConfig (of the latent's own width, not cosine, not shared),
-            FSQConfig (of fewer dimensions than the latent), or AffineConfig.
+            FSQConfig (of fewer dimensions than the latent), AffineConfig, or GroupedConfig of one of these.
         options: how much work to do; None: the defaults.
         on_progress: called now and then.
 
@@ -117,25 +120,36 @@ def fit_quantizer(
     state = torch.random.get_rng_state()
     quantizer = build_quantizer(config, dim).to(model.device).eval()
     torch.random.set_rng_state(state)  # its random weights are overwritten; the caller's random numbers do not change
-    if isinstance(quantizer, Chain):
-        _fit_codebooks(quantizer, drawn, stream, options, generator, say)
-    elif isinstance(quantizer, FSQ):
-        say("scaling levels", 0, 1)
-        fit_levels(quantizer, drawn)
-        say("scaling levels", 1, 1)
+    parts = quantizer.quantizers if isinstance(quantizer, GroupedQuantizer) else [quantizer]
+    chains = [part for part in parts if isinstance(part, VectorQuantizer | ResidualVQ)]
+    if chains:
+        _fit_codebooks(chains, drawn, stream, options, generator, say)
+    for number, (part, rows) in enumerate(zip(parts, drawn.chunk(len(parts), dim=-1), strict=True)):
+        if isinstance(part, FSQ):
+            say("scaling levels", number, len(parts))
+            fit_levels(part, rows)
+            say("scaling levels", number + 1, len(parts))
     error, used = _measure(quantizer, drawn)
     return Fit(model.with_quantizer(quantizer), stream.frames, stream.files, error, used, tuple(stream.failures))
 
 
+def _each(config: QuantizerConfig) -> QuantizerConfig:
+    """The configuration of a group where there are groups, else ``config`` itself."""
+    return config.each if isinstance(config, GroupedConfig) else config
+
+
 def _check_fittable(config: QuantizerConfig, dim: int) -> None:
-    if isinstance(config, VQConfig):
+    config.check_dim(dim)
+    if isinstance(config, GroupedConfig):
+        _check_fittable(config.each, dim // config.groups)
+    elif isinstance(config, VQConfig):
         shared = isinstance(config, ResidualVQConfig) and config.shared
         if config.cosine or shared or config.codebook_dim not in (None, dim):
             raise ConfigError(
                 "a codebook that is fitted afterwards should be of the latent's own width, without cosine or shared; "
                 "train such a quantizer with the model (losatok train tokenizer --set quantizer.kind=...)"
             )
-    elif isinstance(config, FSQConfig):
+    elif type(config) is FSQConfig:  # not its kind with stages
         size = len(config.levels) * config.num_codebooks
         if size >= dim:
             raise ConfigError(
@@ -150,6 +164,7 @@ def _check_fittable(config: QuantizerConfig, dim: int) -> None:
 
 def _fewest(config: QuantizerConfig) -> int:
     """The least number of frames to which ``config`` can be fitted."""
+    config = _each(config)
     if isinstance(config, VQConfig):
         return config.codebook_size
     return len(config.levels) * config.num_codebooks + 1 if isinstance(config, FSQConfig) else 1
@@ -158,7 +173,8 @@ def _fewest(config: QuantizerConfig) -> int:
 def _check_enough(config: QuantizerConfig, frames: int) -> None:
     fewest = _fewest(config)
     if frames < fewest:
-        what = f"a codebook of {fewest} codes" if isinstance(config, VQConfig) else f"{fewest - 1} dimensions of levels"
+        codebook = isinstance(_each(config), VQConfig)
+        what = f"a codebook of {fewest} codes" if codebook else f"{fewest - 1} dimensions of levels"
         raise UserError(
             f"there are {frames} frames of latents, too few for {what}: at least {fewest} are needed, and tens of "
             "times as many make a good one; encode more recordings, or ask for less"
@@ -177,50 +193,77 @@ def _counter(say: OnProgress, what: str, total: int) -> Callable[[int], None]:
     return advance
 
 
+class _Fitted:
+    """The codebooks of a quantizer while they are fitted: a table and the rows so far of each code, for each stage.
+
+    Args:
+        quantizer: a chain of codebooks.
+        features: of the latents, those that it quantizes.
+    """
+
+    def __init__(self, quantizer: VectorQuantizer | ResidualVQ, features: slice) -> None:
+        self.quantizer, self.features = quantizer, features
+        self.tables: list[Tensor] = []
+        self.counts: list[Tensor] = []
+
+    def start(self, drawn: Tensor, iterations: int, generator: torch.Generator, advance: Callable[[int], None]) -> None:
+        """k-means of ``drawn`` [N, d], stage by stage."""
+        residual = drawn[:, self.features].clone()
+        valid = torch.tensor(len(drawn), device=drawn.device)
+        for _ in range(self.quantizer.stages):
+            noise = torch.rand(self.quantizer.codebook_size, generator=generator).to(drawn.device)
+            centres, chosen = kmeans(residual, valid, self.quantizer.codebook_size, iterations, noise)
+            for rows in residual.split(FRAMES_AT_ONCE):
+                rows -= centres[ops.vq_nearest(rows, centres)[0]]
+            self.tables.append(centres)
+            self.counts.append(chosen)
+            advance(1)
+
+    def learn(self, batch: Tensor) -> None:
+        """Move the codes of each stage to the running mean of their rows; ``batch`` [n, d] holds the next rows."""
+        batch = batch[:, self.features].contiguous()
+        for table, count in zip(self.tables, self.counts, strict=True):
+            codes, _ = ops.vq_nearest(batch, table)
+            batch = batch - table[codes]
+            chosen, left = count_and_sum(batch.unsqueeze(0), codes.unsqueeze(0), len(table))
+            count += chosen
+            table += left / count.clamp(min=1).unsqueeze(-1)
+
+    @torch.no_grad()
+    def store(self) -> None:
+        """Give the quantizer its codebooks."""
+        books = self.quantizer.codebooks
+        for stage, (table, count) in enumerate(zip(self.tables, self.counts, strict=True)):
+            books.codes[stage].copy_(table)
+            books.usage[stage].copy_(count / count.mean())
+            if books.sums is not None:
+                books.sums[stage].copy_(table * books.usage[stage].unsqueeze(-1))
+        books.finish_start()
+
+
 def _fit_codebooks(
-    quantizer: Chain,
+    chains: list[VectorQuantizer | ResidualVQ],
     drawn: Tensor,
     stream: LatentStream,
     options: FitOptions,
     generator: torch.Generator,
     say: OnProgress,
 ) -> None:
-    size, stages = quantizer.codebook_size, quantizer.stages
-    valid = torch.tensor(len(drawn), device=drawn.device)
-    residual = drawn.clone()
-    tables, counts = [], []
-    for stage in range(stages):
-        say("k-means of stages", stage, stages)
-        noise = torch.rand(size, generator=generator).to(drawn.device)
-        centres, chosen = kmeans(residual, valid, size, options.iterations, noise)
-        for rows in residual.split(FRAMES_AT_ONCE):
-            rows -= centres[ops.vq_nearest(rows, centres)[0]]
-        tables.append(centres)
-        counts.append(chosen)
-    say("k-means of stages", stages, stages)
+    """Fit the codebooks of ``chains``, each of which quantizes an equal part of the features, in their order."""
+    dim = chains[0].dim
+    fits = [_Fitted(chain, slice(number * dim, (number + 1) * dim)) for number, chain in enumerate(chains)]
+    counted = _counter(say, "k-means of stages", len(chains) * chains[0].stages)
+    for fit in fits:
+        fit.start(drawn, options.iterations, generator, counted)
     if stream.frames > len(drawn):
         for number in range(options.passes):
             what = f"pass {number + 1} of {options.passes} over all frames"
             for batch in stream.batches(options.seed + 1 + number, _counter(say, what, stream.frames)):
-                _learn(tables, counts, batch.to(drawn.device))
-    books = quantizer.codebooks
-    with torch.no_grad():
-        for stage, (table, count) in enumerate(zip(tables, counts, strict=True)):
-            books.codes[stage].copy_(table)
-            books.usage[stage].copy_(count / count.mean())
-            if books.sums is not None:
-                books.sums[stage].copy_(table * books.usage[stage].unsqueeze(-1))
-    books.finish_start()
-
-
-def _learn(tables: list[Tensor], counts: list[Tensor], batch: Tensor) -> None:
-    """Move the codes of each stage to the running mean of the rows assigned to them; ``batch`` holds the next rows."""
-    for table, count in zip(tables, counts, strict=True):
-        codes, _ = ops.vq_nearest(batch, table)
-        batch = batch - table[codes]
-        chosen, left = count_and_sum(batch.unsqueeze(0), codes.unsqueeze(0), len(table))
-        count += chosen
-        table += left / count.clamp(min=1).unsqueeze(-1)
+                rows = batch.to(drawn.device)
+                for fit in fits:
+                    fit.learn(rows)
+    for fit in fits:
+        fit.store()
 
 
 @torch.no_grad()
@@ -235,7 +278,7 @@ def _measure(quantizer: Quantizer, drawn: Tensor) -> tuple[float, tuple[float, .
         total += float((rows.double() - mean).square().sum())
         places.append(codes.view(len(rows), -1))
     error = (lost / total) ** 0.5 if total > 0 else 0.0
-    if isinstance(quantizer.config, AffineConfig):
+    if isinstance(_each(quantizer.config), AffineConfig):
         return error, ()
     codes = torch.cat(places)
     return error, tuple(len(column.unique()) / quantizer.codebook_size for column in codes.unbind(1))
