@@ -108,3 +108,10 @@ def test_levels_are_at_least_two(op, levels):
 def test_a_gradient_has_the_dtype_of_what_it_belongs_to(op):
     with pytest.raises(TypeError, match="grad should be Float, got BFloat16"):
         changed(op, 0, VALID[op][-1][0].bfloat16())()
+
+
+def test_tensors_of_which_one_holds_no_data():
+    """torch takes them to the fake implementation, which would make a result of 2^31 columns on the CPU."""
+    packed, scale, offset, *_ = VALID["affine_dequantize_forward"][-1]
+    with pytest.raises(ValueError, match="all tensors should be on one device, got meta and cpu"):
+        torch.ops.losatok.affine_dequantize_forward(packed, scale.to("meta"), offset, 8, 2**31, torch.int8)

@@ -66,6 +66,21 @@ def _triton_kernel(module: str, name: str) -> Callable[..., Any]:
     return run
 
 
+def _of_meta_tensors(fake: Callable[..., Any]) -> Callable[..., Any]:
+    """``fake``, which refuses tensors that hold data: torch brings a call here whose tensors are on several devices,
+    one of them ``meta``, and the result would be made on any of them."""
+
+    def run(*arguments: Any) -> Any:
+        from torch._subclasses.fake_tensor import FakeTensor  # of tracing: they only say that they are elsewhere
+
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor) and not (argument.is_meta or isinstance(argument, FakeTensor)):
+                raise ValueError(f"all tensors should be on one device, got meta and {argument.device}")
+        return fake(*arguments)
+
+    return run
+
+
 @dataclass(frozen=True)
 class Op:
     """One op of the table; :func:`declare` makes it.
@@ -103,10 +118,10 @@ class Op:
                 _NATIVE.define(schema)
             except RuntimeError as error:
                 raise ImportError(f"{REBUILD} ({error})") from error
-            torch.library.register_fake(f"losatok::{name}", fake, lib=_NATIVE)
+            torch.library.register_fake(f"losatok::{name}", _of_meta_tensors(fake), lib=_NATIVE)
             if self.triton is not None:
                 _TRITON.define(schema)
-                torch.library.register_fake(f"losatok_triton::{name}", fake, lib=_TRITON)
+                torch.library.register_fake(f"losatok_triton::{name}", _of_meta_tensors(fake), lib=_TRITON)
                 # For CPU tensors too: Triton's interpreter runs on them. Without it, the launcher raises.
                 for key in ("CUDA", "CPU"):
                     _TRITON.impl(name, _triton_kernel(self.triton, name), key)
