@@ -137,7 +137,7 @@ def watch(python: Path, level: str, tests: Sequence[str], variables: Mapping[str
     options = ["-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "--ignore-glob=*/test_triton_*"]
     commands = {
         "tests": [str(python), "-m", "pytest", *options, *tests],
-        "hostile calls": [str(python), "-m", "ops.hostile_calls"],
+        "hostile calls": [str(python), "-m", "ops.hostile_calls", "native"],
     }
     passed = True
     for what, command in commands.items():

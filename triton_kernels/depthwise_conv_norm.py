@@ -181,7 +181,7 @@ def depthwise_conv_norm_forward(
     with L.on_device(x):
         L.launch(
             conv_norm_kernel, (clips * groups,), x, _by_taps(conv_weight),
-            *L.contiguous(conv_bias, norm_weight, norm_bias), lengths, y, time, features, groups,
+            *L.contiguous(conv_bias, norm_weight, norm_bias, lengths), y, time, features, groups,
             x.stride(0), x.stride(1), eps, TAPS=conv_weight.shape[2], **blocks,
         )  # fmt: skip
     return y
@@ -203,6 +203,7 @@ def depthwise_conv_norm_backward(
     """
     L.check_dtype("x", x)
     grad, x = L.rows_contiguous(grad), L.rows_contiguous(x)
+    conv_bias, norm_weight, lengths = L.contiguous(conv_bias, norm_weight, lengths)
     (clips, time, features), taps = x.shape, conv_weight.shape[2]
     blocks = _frame_blocks(features, HELD // 2)
     chunks, frames = frame_chunks(clips, time, blocks["ROWS"], x.device)
@@ -213,7 +214,7 @@ def depthwise_conv_norm_backward(
     with L.on_device(x):
         L.launch(
             conv_norm_gradient_kernel, (clips * chunks,), grad, x, weight,
-            *L.contiguous(conv_bias, norm_weight), lengths, by, parts, time, features, chunks, frames,
+            conv_bias, norm_weight, lengths, by, parts, time, features, chunks, frames,
             grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), eps, TAPS=taps, **blocks,
         )  # fmt: skip
         L.launch(

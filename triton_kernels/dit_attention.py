@@ -149,6 +149,8 @@ def dit_attention_forward(
     """
     L.check_dtype("q", q)
     q, k, v = (L.rows_contiguous(x, 1) for x in (q, k, v))
+    q_weight, k_weight, cos, sin = L.contiguous(q_weight, k_weight, cos, sin)
+    lengths, key_lengths = L.contiguous(lengths, key_lengths)
     batch, time, heads, size = q.shape
     keys = k.shape[1]
     out = q.new_empty(q.shape)
@@ -186,6 +188,8 @@ def dit_attention_backward(
     """The gradients of q, k and v in their dtype, and of the weights in float32 ([0] where there is none)."""
     L.check_dtype("q", q)
     grad, q, k, v = (L.rows_contiguous(x, 1) for x in (grad, q, k, v))
+    q_weight, k_weight, cos, sin = L.contiguous(q_weight, k_weight, cos, sin)
+    lengths, key_lengths = L.contiguous(lengths, key_lengths)
     batch, time, heads, size = q.shape
     keys = k.shape[1]
     grad_q, grad_k, grad_v = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)

@@ -176,7 +176,7 @@ def _check(head: Tensor, window: Tensor) -> Tensor:
 def polar_istft_forward(head: Tensor, window: Tensor, hop: int, lengths: Tensor | None) -> Tensor:
     """head [B, T, n + 2], window [n] -> waveform [B, hop T] in what their dtypes promote to."""
     dtype = torch.promote_types(head.dtype, window.dtype)
-    window, head = _check(head, window), L.rows_contiguous(head)
+    window, head, (lengths,) = _check(head, window), L.rows_contiguous(head), L.contiguous(lengths)
     (clips, time, features), size = head.shape, window.shape[0]
     bins, rows, trim = features // 2, clips * time, (size - hop) // 2
     audio = head.new_empty((clips, time * hop), dtype=dtype)
@@ -202,7 +202,8 @@ def polar_istft_forward(head: Tensor, window: Tensor, hop: int, lengths: Tensor 
 def polar_istft_backward(grad: Tensor, head: Tensor, window: Tensor, hop: int, lengths: Tensor | None) -> Tensor:
     """The gradient of head [B, T, n + 2], in its dtype, from grad [B, hop T]."""
     L.check_dtype("grad", grad)
-    window, head, grad = _check(head, window), L.rows_contiguous(head), grad.contiguous()
+    window, head, (lengths,) = _check(head, window), L.rows_contiguous(head), L.contiguous(lengths)
+    grad = grad.contiguous()
     (clips, time, features), size = head.shape, window.shape[0]
     bins = features // 2
     grad_head = head.new_empty((clips, time, features))

@@ -37,15 +37,16 @@ def decode_kernel(
 
 @triton.jit
 def distance_gradient_kernel(
-    grad, x, codes, indices, out, time, features, x_clip_stride, x_stride, rows,
+    grad, x, codes, indices, out, count, time, features, x_clip_stride, x_stride, rows,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out [rows, features] = 2 grad (x - codes[indices]), 0 where the index is -1 and x is not read; x by strides. Grid
-    (blocks of the ``rows`` = clips x time).
+    """out [rows, features] = 2 grad (x - codes[indices]), codes [count, features]; 0 where the index lies outside
+    0..count-1 and x is not read; x by strides. Grid (blocks of the ``rows`` = clips x time).
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, BLOCK)[None, :]
     k = tl.load(indices + row, mask=row < rows, other=-1)
+    k = tl.where(k < count, k, -1)
     g = 2.0 * tl.load(grad + row, mask=k >= 0, other=0.0)
     source = x + (row // time) * x_clip_stride + (row % time) * x_stride + columns
     for start in range(0, features, BLOCK):
@@ -101,7 +102,7 @@ def distance_gradient(grad: Tensor, x: Tensor, codes: Tensor, indices: Tensor) -
     """2 grad (x - codes[indices]) in x's dtype, contiguous: x [B, T, d] (unit last stride), grad [B, T] float32."""
     clips, time, features = x.shape
     out = torch.empty((clips, time, features), dtype=x.dtype, device=x.device)
-    sizes = (time, features, x.stride(0), x.stride(1), clips * time)
+    sizes = (codes.shape[0], time, features, x.stride(0), x.stride(1), clips * time)
     grid, blocks = row_blocks(clips * time, features)
     L.launch(distance_gradient_kernel, grid, grad, x, codes, indices, out, *sizes, **blocks)
     return out

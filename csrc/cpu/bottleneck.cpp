@@ -12,10 +12,8 @@ std::tuple<Tensor, Tensor> project_forward(const Tensor& x, const Tensor& weight
                                            const Tensor& weight_out, const OptionalTensor& bias_out,
                                            c10::string_view activation_name, bool keep_hidden) {
   PlainTensors guard;
-  const Activation activation = activation_of(activation_name);
-  check::floating("x", x);
-  check::sizes("x", x, {check::kAny, check::kAny});
-  check_parameters(x.size(1), weight_in, bias_in, weight_out, bias_out);
+  check::bottleneck_project_forward(x, weight_in, bias_in, weight_out, bias_out);
+  const auto activation = check::activation<Activation>(activation_name);
   const int64_t rows = x.size(0), width = weight_in.size(0);
   const at::ScalarType type = product_type(x.scalar_type());
   const bool same = type == x.scalar_type();
@@ -54,14 +52,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward(const Tensor
                                                                     c10::string_view activation_name, bool need_x,
                                                                     bool need_parameters) {
   PlainTensors guard;
-  const Activation activation = activation_of(activation_name);
-  check::floating("x", x);
-  check::sizes("x", x, {check::kAny, check::kAny});
-  check_parameters(x.size(1), weight_in, {}, weight_out, {});
-  check::floating("hidden", hidden);
-  check::floating("grad", grad);
-  check::sizes("hidden", hidden, {x.size(0), weight_in.size(0)});
-  check::sizes("grad", grad, {x.size(0), weight_out.size(0)});
+  check::bottleneck_project_backward(grad, x, hidden, weight_in, weight_out);
+  const auto activation = check::activation<Activation>(activation_name);
   const int64_t rows = x.size(0), width = weight_in.size(0);
   const at::ScalarType type = product_type(x.scalar_type());
   const bool same = type == x.scalar_type();
@@ -74,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward(const Tensor
     plan.run([&](int64_t task) {
       if (need_parameters) sums[task].emplace(w_in, w_out);
       const Tensor bias_sums =
-          need_parameters ? sums[task]->bias_in : at::zeros({width}, w_in.options().dtype(accumulator_type(type)));
+          need_parameters ? sums[task]->bias_in : at::zeros({width}, w_in.options().dtype(check::wide_type(type)));
       const Tensor outs = at::empty({plan.block, width}, w_in.options()), grads = at::empty_like(outs);
       const int64_t last = plan.first(task + 1);
       for (int64_t begin = plan.first(task); begin < last; begin += plan.block) {

@@ -7,12 +7,11 @@
 
 #include <algorithm>
 #include <optional>
-#include <string_view>
 #include <type_traits>
 #include <vector>
 
+#include "checks/bottleneck.h"
 #include "cpu/block_products.h"
-#include "cpu/checks.h"
 #include "cpu/isa.h"
 #include "cpu/plain_tensors.h"
 #include "cpu/simd/bottleneck.h"
@@ -21,15 +20,6 @@ namespace losatok::bottleneck {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-inline Activation activation_of(std::string_view name) {
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  if (name == "silu") return Activation::kSilu;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "none") return Activation::kNone;
-  TORCH_CHECK_VALUE(false, "activation should be one of gelu, gelu_tanh, silu, relu, none, got ", name);
-}
 
 // The dtype of the products. Half-precision products are as slow as scalar code where the processor has no instruction
 // for them: float takes their place, a block at a time. fp16 always: torch's own fp16 products were 5 times slower
@@ -149,8 +139,6 @@ inline Tensor rows_of(const Tensor& tensor, int64_t begin, int64_t count) {
   return count == tensor.size(0) ? tensor : tensor.narrow(0, begin, count);
 }
 
-inline at::ScalarType accumulator_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
-
 // pre and out [rows, H]: hidden values before and after the activation (one tensor: only those after), from x
 // [rows, D].
 template <class T>
@@ -193,7 +181,7 @@ struct ParameterSums {
   Tensor weight_in, bias_in, weight_out, bias_out;
 
   ParameterSums(const Tensor& w_in, const Tensor& w_out) {
-    const auto options = w_in.options().dtype(accumulator_type(w_in.scalar_type()));
+    const auto options = w_in.options().dtype(check::wide_type(w_in.scalar_type()));
     bias_in = at::zeros({w_in.size(0)}, options);
     bias_out = at::zeros({w_out.size(0)}, options);
   }
@@ -209,7 +197,7 @@ struct ParameterSums {
   }
 
   static void add(Tensor& sum, const Tensor& part) {
-    sum = sum.to(accumulator_type(sum.scalar_type()));
+    sum = sum.to(check::wide_type(sum.scalar_type()));
     if (part.scalar_type() != at::kBFloat16) {
       sum.add_(part);
       return;
@@ -238,16 +226,5 @@ struct ParameterSums {
     return all;
   }
 };
-
-// The public functions say this better; here it keeps raw calls from reading past a tensor.
-inline void check_parameters(int64_t features, const Tensor& weight_in, const OptionalTensor& bias_in,
-                             const Tensor& weight_out, const OptionalTensor& bias_out) {
-  check::floating("weight_in", weight_in);
-  check::floating("weight_out", weight_out);
-  check::sizes("weight_in", weight_in, {check::kAny, features});
-  check::sizes("weight_out", weight_out, {check::kAny, weight_in.size(0)});
-  if (bias_in && bias_in->defined()) check::sizes("bias_in", *bias_in, {weight_in.size(0)});
-  if (bias_out && bias_out->defined()) check::sizes("bias_out", *bias_out, {weight_out.size(0)});
-}
 
 }  // namespace losatok::bottleneck

@@ -9,7 +9,7 @@
 #include <tuple>
 #include <utility>
 
-#include "cpu/checks.h"
+#include "checks/dit_attention.h"
 
 namespace losatok::attention {
 
@@ -17,19 +17,18 @@ namespace {
 
 constexpr int64_t kKeys = 256;  // of a block
 
-std::vector<int64_t> counts(const OptionalTensor& lengths, int64_t batch, int64_t most) {
-  std::vector<int64_t> result(batch, most);
-  if (!lengths) return result;
-  const Tensor values = lengths->to(at::kLong).contiguous();
-  for (int64_t b = 0; b < batch; ++b) result[b] = std::clamp<int64_t>(values.const_data_ptr<int64_t>()[b], 0, most);
-  return result;
+static_assert(check::kMostHeadFeatures == kMaxHead);
+
+OptionalTensor dense(const OptionalTensor& tensor) {
+  return check::given(tensor) ? OptionalTensor(tensor->contiguous()) : OptionalTensor();
 }
 
-HeadNorm norm_of(std::string_view name) {
-  if (name == "none") return HeadNorm::kNone;
-  if (name == "rms") return HeadNorm::kRms;
-  if (name == "layer") return HeadNorm::kLayer;
-  TORCH_CHECK_VALUE(false, "norm should be one of none, rms, layer, got ", name);
+std::vector<int64_t> counts(const OptionalTensor& lengths, int64_t batch, int64_t most) {
+  std::vector<int64_t> result(batch, most);
+  if (!check::given(lengths)) return result;
+  const Tensor values = lengths->contiguous();
+  for (int64_t b = 0; b < batch; ++b) result[b] = std::clamp<int64_t>(values.const_data_ptr<int64_t>()[b], 0, most);
+  return result;
 }
 
 // The keys and values of one head as operands of products, in blocks of kKeys.
@@ -147,46 +146,22 @@ void forward_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
 
 }  // namespace
 
-Options::Options(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& q_weight,
-                 const OptionalTensor& k_weight, const OptionalTensor& cos, const OptionalTensor& sin,
-                 const OptionalTensor& lengths, const OptionalTensor& key_lengths, std::string_view norm, double eps,
-                 bool interleaved)
-    : norm(norm_of(norm)), eps(eps), interleaved(interleaved) {
-  // The public function says all this better; here it keeps raw calls from reading past a tensor.
-  TORCH_CHECK_VALUE(q.dim() == 4 && k.dim() == 4 && q.size(0) == k.size(0) && q.size(2) == k.size(2) &&
-                        q.size(3) == k.size(3) && v.sizes() == k.sizes(),
-                    "q should have shape [B, T, H, h], k and v [B, S, H, h], got ", q.sizes(), ", ", k.sizes(), ", ",
-                    v.sizes());
-  TORCH_CHECK_VALUE(q.size(3) >= 1 && q.size(3) <= kMaxHead, "heads should have 1 to ", kMaxHead, " features, got ",
-                    q.size(3));
-  check::floating("q", q);
-  check::dtype("k", k, q.scalar_type());
-  check::dtype("v", v, q.scalar_type());
-  const at::ScalarType wide = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto ready = [&](const char* name, const OptionalTensor& t, at::IntArrayRef sizes) -> OptionalTensor {
-    if (!t || !t->defined()) return {};
-    TORCH_CHECK_VALUE(t->sizes() == sizes, name, " should have shape ", sizes, ", got ", t->sizes());
-    return t->to(wide).contiguous();
-  };
-  this->q_weight = ready("q_weight", q_weight, {q.size(3)});
-  this->k_weight = ready("k_weight", k_weight, {q.size(3)});
-  if (cos && cos->defined()) {
-    TORCH_CHECK_VALUE(
-        sin && sin->defined() && cos->dim() == 2 && 2 * cos->size(1) <= q.size(3) && k.size(1) == q.size(1),
-        "cos and sin should have shape [T, h_rope / 2], h_rope at most h, and go with S = T");
-    this->cos = ready("cos", cos, {q.size(1), cos->size(1)});
-    this->sin = ready("sin", sin, {q.size(1), cos->size(1)});
-  }
-  check::lengths(lengths, q.size(0));
-  check::lengths(key_lengths, q.size(0), "key_lengths");
-  queries = counts(lengths, q.size(0), q.size(1));
-  keys = counts(key_lengths, q.size(0), k.size(1));
-}
+Options::Options(const Tensor& q, const Tensor& k, const OptionalTensor& q_weight, const OptionalTensor& k_weight,
+                 const OptionalTensor& cos, const OptionalTensor& sin, const OptionalTensor& lengths,
+                 const OptionalTensor& key_lengths, std::string_view norm, double eps, bool interleaved)
+    : q_weight(dense(q_weight)),
+      k_weight(dense(k_weight)),
+      cos(dense(cos)),
+      sin(dense(sin)),
+      norm(check::head_norm<HeadNorm>(norm)),
+      eps(eps),
+      interleaved(interleaved),
+      queries(counts(lengths, q.size(0), q.size(1))),
+      keys(counts(key_lengths, q.size(0), k.size(1))) {}
 
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, const Options& options) {
   Tensor out = at::empty(q.sizes(), q.options());
-  Tensor lse = at::empty({q.size(0), q.size(2), q.size(1)},
-                         q.options().dtype(q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
+  Tensor lse = at::empty({q.size(0), q.size(2), q.size(1)}, q.options().dtype(check::wide_type(q.scalar_type())));
   by_types(q.scalar_type(),
            [&]<class X, class P>() { forward_of<X, P>(readable(q), readable(k), readable(v), out, lse, options); });
   return {out, lse};
@@ -202,7 +177,8 @@ std::tuple<Tensor, Tensor> dit_attention_forward(const Tensor& q, const Tensor& 
                                                  const OptionalTensor& cos, const OptionalTensor& sin,
                                                  const OptionalTensor& lengths, const OptionalTensor& key_lengths,
                                                  c10::string_view norm, double eps, bool interleaved) {
-  const Options options(q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths, norm, eps, interleaved);
+  check::dit_attention_forward(q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths, norm);
+  const Options options(q, k, q_weight, k_weight, cos, sin, lengths, key_lengths, norm, eps, interleaved);
   auto [out, lse] = forward(widened(q), widened(k), widened(v), options);
   return {out.to(q.scalar_type()), lse};
 }
@@ -212,13 +188,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dit_attention_backward(
     const OptionalTensor& k_weight, const OptionalTensor& cos, const OptionalTensor& sin, const OptionalTensor& lengths,
     const OptionalTensor& key_lengths, const Tensor& out, const Tensor& lse, c10::string_view norm, double eps,
     bool interleaved) {
-  const Options options(q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths, norm, eps, interleaved);
-  for (const auto& [name, tensor] : {std::pair{"grad", &grad}, std::pair{"out", &out}}) {
-    check::dtype(name, *tensor, q.scalar_type());
-    check::sizes(name, *tensor, {q.size(0), q.size(1), q.size(2), q.size(3)});
-  }
-  check::dtype("lse", lse, q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  check::sizes("lse", lse, {q.size(0), q.size(2), q.size(1)});
+  check::dit_attention_backward(grad, q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths, out, lse, norm);
+  const Options options(q, k, q_weight, k_weight, cos, sin, lengths, key_lengths, norm, eps, interleaved);
   auto [grad_q, grad_k, grad_v, grad_q_weight, grad_k_weight] =
       backward(widened(grad), widened(q), widened(k), widened(v), widened(out), lse.contiguous(), options);
   const at::ScalarType type = q.scalar_type();

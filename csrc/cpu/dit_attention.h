@@ -74,10 +74,10 @@ struct Options {
   bool interleaved;
   std::vector<int64_t> queries, keys;  // valid ones of each batch item
 
-  Options(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& q_weight,
-          const OptionalTensor& k_weight, const OptionalTensor& cos, const OptionalTensor& sin,
-          const OptionalTensor& lengths, const OptionalTensor& key_lengths, std::string_view norm, double eps,
-          bool interleaved);
+  // Of arguments that were checked.
+  Options(const Tensor& q, const Tensor& k, const OptionalTensor& q_weight, const OptionalTensor& k_weight,
+          const OptionalTensor& cos, const OptionalTensor& sin, const OptionalTensor& lengths,
+          const OptionalTensor& key_lengths, std::string_view norm, double eps, bool interleaved);
 
   template <class W>
   HeadTransform<W> transform(const OptionalTensor& weight, int64_t size, W scale) const {

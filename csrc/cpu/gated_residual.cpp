@@ -9,8 +9,7 @@ namespace losatok::modulation {
 namespace {
 
 Tensor gated_residual_forward(const Tensor& x, const Tensor& branch, const Tensor& gate) {
-  check_modulation("gate", gate, "x", x);
-  check_rows("branch", branch, x);
+  check::gated_residual_forward(x, branch, gate);
   const Tensor from = prepared(x), side = prepared(branch), times = prepared(gate);
   const Tensor y = at::empty(x.sizes(), from.options());
   by_type(from.scalar_type(), [&]<class T>() {
@@ -24,8 +23,7 @@ Tensor gated_residual_forward(const Tensor& x, const Tensor& branch, const Tenso
 }
 
 std::tuple<Tensor, Tensor> gated_residual_backward(const Tensor& grad, const Tensor& branch, const Tensor& gate) {
-  check_modulation("gate", gate, "branch", branch);
-  check_rows("grad", grad, branch);
+  check::gated_residual_backward(grad, branch, gate);
   const Tensor gradient = prepared(grad), side = prepared(branch), times = prepared(gate);
   const Tensor grad_branch = at::empty(branch.sizes(), side.options());
   const at::ScalarType type = branch.scalar_type();

@@ -91,14 +91,8 @@ void forward_of(const Tensor& x, const Tensor& weight, const float* scale, const
 Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& bias,
                c10::string_view activation_name) {
   PlainTensors guard;
-  const Activation activation = bottleneck::activation_of(activation_name);
-  check::floating("x", x);
-  check::floating("scale", scale);
-  check::dtype("weight", weight, at::kChar);
-  check::sizes("x", x, {check::kAny, check::kAny});
-  check::sizes("weight", weight, {check::kAny, x.size(1)});
-  check::sizes("scale", scale, {weight.size(0)});
-  if (bias && bias->defined()) check::sizes("bias", *bias, {weight.size(0)});
+  check::int8_linear_forward(x, weight, scale, bias);
+  const auto activation = check::activation<Activation>(activation_name);
   if (x.size(1) == 0)  // y is the bias
     return forward(at::zeros({x.size(0), 1}, x.options()), at::zeros({weight.size(0), 1}, weight.options()), scale,
                    bias, activation_name);

@@ -10,11 +10,10 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_forward(const Tensor& x, const Tensor& shift,
                                                                const Tensor& scale, double eps) {
-  check_modulation("shift", shift, "x", x);
-  check_modulation("scale", scale, "x", x);
+  check::layer_norm_modulate_forward(x, shift, scale);
   const Tensor from = prepared(x), add = prepared(shift), times = prepared(scale);
   Tensor y = at::empty(x.sizes(), from.options());
-  const auto wide = x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  const auto wide = x.options().dtype(check::wide_type(x.scalar_type()));
   Tensor mean = at::empty({x.size(0), x.size(1)}, wide), rstd = at::empty_like(mean);
   by_type(from.scalar_type(), [&]<class T>() {
     using W = wide_t<T>;
@@ -32,12 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_forward(const Tensor& x, 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_backward(const Tensor& grad, const Tensor& x,
                                                                 const Tensor& scale, const Tensor& mean,
                                                                 const Tensor& rstd, bool per_frame_shift) {
-  check_modulation("scale", scale, "x", x);
-  check_rows("grad", grad, x);
-  for (const auto& [name, tensor] : {std::pair{"mean", &mean}, std::pair{"rstd", &rstd}}) {
-    check::dtype(name, *tensor, x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-    check::sizes(name, *tensor, {x.size(0), x.size(1)});
-  }
+  check::layer_norm_modulate_backward(grad, x, scale, mean, rstd);
   const Tensor from = prepared(x), times = prepared(scale), gradient = prepared(grad);
   const Tensor means = mean.contiguous(), inverses = rstd.contiguous();
   const Tensor grad_x = at::empty(x.sizes(), from.options());

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/checks.h"
+#include "checks/modulation.h"
 #include "cpu/isa.h"
 #include "cpu/simd/modulation.h"
 
@@ -43,22 +43,6 @@ Rows<T> rows(const Tensor& x, int64_t b, int64_t t) {
     return {static_cast<T*>(x.const_data_ptr()) + offset, stride};
   else
     return {static_cast<T*>(x.mutable_data_ptr()) + offset, stride};
-}
-
-// `tensor` is like x [B, T, C].
-inline void check_rows(const char* name, const Tensor& tensor, const Tensor& x) {
-  check::dtype(name, tensor, x.scalar_type());
-  check::sizes(name, tensor, {x.size(0), x.size(1), x.size(2)});
-}
-
-// `parameter` goes with x [B, T, C], the op's argument `x_name`.
-inline void check_modulation(const char* name, const Tensor& parameter, const char* x_name, const Tensor& x) {
-  check::floating(x_name, x);
-  check::sizes(x_name, x, {check::kAny, check::kAny, check::kAny});
-  TORCH_CHECK_VALUE((parameter.dim() == 3 && parameter.sizes() == x.sizes()) ||
-                        (parameter.dim() == 2 && parameter.size(0) == x.size(0) && parameter.size(1) == x.size(2)),
-                    name, " should have shape [B, C] or [B, T, C], got ", parameter.sizes());
-  check::dtype(name, parameter, x.scalar_type());
 }
 
 // Chunks of the frames of x [B, T, C], in parallel: visit(b, t, frames, chunk).

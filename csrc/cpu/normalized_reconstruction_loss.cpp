@@ -60,14 +60,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss_forward(
     const Tensor& weight_out, const OptionalTensor& bias_out, const OptionalTensor& lengths,
     c10::string_view activation_name, bool need_grad) {
   PlainTensors guard;
-  check::floating("z", z);
-  check::floating("target", target);
-  check::sizes("z", z, {check::kAny, check::kAny, check::kAny});
-  check_parameters(z.size(2), weight_in, bias_in, weight_out, bias_out);
-  check::sizes("target", target, {z.size(0), z.size(1), weight_out.size(0)});
-  check::lengths(lengths, z.size(0));
-  const Activation activation = activation_of(activation_name);
-  const at::ScalarType type = product_type(z.scalar_type()), sum_type = accumulator_type(type);
+  check::normalized_reconstruction_loss_forward(z, target, weight_in, bias_in, weight_out, bias_out, lengths);
+  const auto activation = check::activation<Activation>(activation_name);
+  const at::ScalarType type = product_type(z.scalar_type()), sum_type = check::wide_type(type);
   const Tensor w_in = as(weight_in, type), w_out = as(weight_out, type), b_in = as(bias_in, type),
                b_out = as(bias_out, type);
   const int64_t columns = target.size(2), width = w_in.size(0), low = z.size(2);

@@ -18,6 +18,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "checks/quantize.h"
 #include "cpu/block_products.h"
 #include "cpu/checks.h"
 #include "cpu/isa.h"
@@ -216,7 +217,7 @@ class Frames {
  public:
   Frames(int64_t batch, int64_t time, const std::optional<at::Tensor>& lengths) : time_(time), ends_(batch) {
     at::Tensor values;
-    if (lengths) values = lengths->to(at::kLong).contiguous();
+    if (lengths) values = lengths->contiguous();
     const int64_t* length = lengths ? values.const_data_ptr<int64_t>() : nullptr;
     for (int64_t b = 0; b < batch; ++b) {
       count_ += length ? std::clamp<int64_t>(length[b], 0, time) : time;
@@ -240,7 +241,7 @@ class Frames {
   std::vector<int64_t> ends_;
 };
 
-at::ScalarType wide_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+at::ScalarType wide_type(const at::Tensor& x) { return check::wide_type(x.scalar_type()); }
 
 // Calls visit(rows, count, first) for blocks of frames, in parallel: frames first.. as packed rows of T.
 template <class T, class X, class Visit>
@@ -271,34 +272,10 @@ void for_blocks(const at::Tensor& x, const Frames& frames, const Plan& plan, con
     __VA_ARGS__();                                                                                             \
   })
 
-// x [B, T, d] and codes [..., K, d], the op's argument `name`, of which both are float64 or neither.
-void check_search(const at::Tensor& x, const char* name, const at::Tensor& codes,
-                  const std::optional<at::Tensor>& lengths, std::initializer_list<int64_t> sizes) {
-  check::floating("x", x);
-  check::floating(name, codes);
-  check::sizes(name, codes, sizes);
-  check::sizes("x", x, {check::kAny, check::kAny, codes.size(-1)});
-  TORCH_CHECK_VALUE(codes.size(-1) > 0 && codes.size(-2) > 0, name,
-                    " should hold at least one code of at least one feature, got ", codes.sizes());
-  TORCH_CHECK_TYPE((x.scalar_type() == at::kDouble) == (codes.scalar_type() == at::kDouble), "x and ", name,
-                   " should both be float64 or neither, got ", x.scalar_type(), " and ", codes.scalar_type());
-  check::lengths(lengths, x.size(0));
-}
-
-// codes [N, q] of codebooks [Q, K, d], q <= Q.
-void check_chosen(const at::Tensor& codes, const at::Tensor& codebooks) {
-  check::floating("codebooks", codebooks);
-  check::sizes("codebooks", codebooks, {check::kAny, check::kAny, check::kAny});
-  check::sizes("codes", codes, {check::kAny, check::kAny});
-  TORCH_CHECK_VALUE(codes.size(1) <= codebooks.size(0), "codes should be of at most ", codebooks.size(0),
-                    " stages, got ", codes.size(1));
-  check::codes("codes", codes, codebooks.size(1));
-}
-
 std::tuple<at::Tensor, at::Tensor> vq_nearest_forward(const at::Tensor& x, const at::Tensor& codebook,
                                                       const std::optional<at::Tensor>& lengths,
                                                       c10::string_view precision) {
-  check_search(x, "codebook", codebook, lengths, {check::kAny, check::kAny});
+  check::vq_nearest_forward(x, codebook, lengths, precision);
   const Frames frames(x.size(0), x.size(1), lengths);
   auto indices = at::full({x.size(0), x.size(1)}, -1, x.options().dtype(at::kLong));
   auto distance = at::zeros({x.size(0), x.size(1)}, x.options().dtype(wide_type(x)));
@@ -325,7 +302,7 @@ std::tuple<at::Tensor, at::Tensor> vq_nearest_forward(const at::Tensor& x, const
 std::tuple<at::Tensor, at::Tensor> rvq_encode_forward(const at::Tensor& x, const at::Tensor& codebooks,
                                                       const std::optional<at::Tensor>& lengths,
                                                       c10::string_view precision) {
-  check_search(x, "codebooks", codebooks, lengths, {check::kAny, check::kAny, check::kAny});
+  check::rvq_encode_forward(x, codebooks, lengths, precision);
   const int64_t stages = codebooks.size(0), d = codebooks.size(2);
   const Frames frames(x.size(0), x.size(1), lengths);
   auto codes = at::full({x.size(0), x.size(1), stages}, -1, x.options().dtype(at::kLong));
@@ -364,7 +341,8 @@ std::tuple<at::Tensor, at::Tensor> rvq_encode_forward(const at::Tensor& x, const
 }
 
 at::Tensor rvq_decode_forward(const at::Tensor& codes, const at::Tensor& codebooks) {
-  check_chosen(codes, codebooks);
+  check::rvq_decode_forward(codes, codebooks);
+  check::codes("codes", codes, codebooks.size(1));
   const int64_t rows = codes.size(0), used = codes.size(1), count = codebooks.size(1), d = codebooks.size(2);
   auto quantized = at::empty({rows, d}, codebooks.options());
   const at::Tensor chosen = codes.contiguous(), books = codebooks.contiguous();
@@ -414,9 +392,8 @@ void sum_by_code(const int64_t* codes, int64_t code_stride, int64_t rows, int64_
 }
 
 at::Tensor rvq_decode_backward(const at::Tensor& grad, const at::Tensor& codes, const at::Tensor& codebooks) {
-  check_chosen(codes, codebooks);
-  check::floating("grad", grad);
-  check::sizes("grad", grad, {codes.size(0), codebooks.size(2)});
+  check::rvq_decode_backward(grad, codes, codebooks);
+  check::codes("codes", codes, codebooks.size(1));
   const int64_t rows = codes.size(0), used = codes.size(1), count = codebooks.size(1), d = codebooks.size(2);
   const at::Tensor chosen = codes.contiguous(), grads = grad.to(wide_type(codebooks)).contiguous();
   auto sums = at::zeros(codebooks.sizes(), codebooks.options());
@@ -433,10 +410,7 @@ at::Tensor rvq_decode_backward(const at::Tensor& grad, const at::Tensor& codes, 
 std::tuple<at::Tensor, at::Tensor> vq_nearest_backward(const at::Tensor& grad, const at::Tensor& x,
                                                        const at::Tensor& codebook, const at::Tensor& indices,
                                                        bool need_x, bool need_codebook) {
-  check_search(x, "codebook", codebook, {}, {check::kAny, check::kAny});
-  check::floating("grad", grad);
-  check::sizes("grad", grad, {x.size(0), x.size(1)});
-  check::sizes("indices", indices, {x.size(0), x.size(1)});
+  check::vq_nearest_backward(grad, x, codebook, indices);
   check::codes("indices", indices, codebook.size(0));
   const int64_t rows = indices.numel(), d = codebook.size(1);
   const at::ScalarType wide = wide_type(x);

@@ -15,6 +15,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "checks/quantize_scalar.h"
 #include "cpu/checks.h"
 #include "cpu/isa.h"
 #include "cpu/plain_tensors.h"
@@ -24,7 +25,7 @@ namespace {
 
 using at::Tensor;
 
-at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+using check::wide_type;
 
 #define LOSATOK_DISPATCH(TYPE, NAME, ...)                                               \
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, TYPE, NAME, [&] {           \
@@ -138,16 +139,9 @@ void for_squeezed_blocks(const Tensor& x, const Levels<T>& levels, const Visit& 
   });
 }
 
-void check_levels(const Tensor& x, at::IntArrayRef counts, const std::optional<Tensor>& lengths) {
-  check::floating("x", x);
-  check::sizes("x", x, {check::kAny, check::kAny, static_cast<int64_t>(counts.size())});
-  check::levels(counts);
-  check::lengths(lengths, x.size(0));
-}
-
 std::tuple<Tensor, Tensor> fsq_quantize_forward(const Tensor& x, at::IntArrayRef counts,
                                                 const std::optional<Tensor>& lengths) {
-  check_levels(x, counts, lengths);
+  check::fsq_quantize_forward(x, counts, lengths);
   Tensor quantized = at::empty(x.sizes(), x.options());
   Tensor indices = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kLong));
   const Tensor ends = lengths ? lengths->contiguous() : Tensor();
@@ -186,9 +180,7 @@ std::tuple<Tensor, Tensor> fsq_quantize_forward(const Tensor& x, at::IntArrayRef
 
 Tensor fsq_quantize_backward(const Tensor& grad, const Tensor& x, at::IntArrayRef counts,
                              const std::optional<Tensor>& lengths) {
-  check_levels(x, counts, lengths);
-  check::floating("grad", grad);
-  check::sizes("grad", grad, {x.size(0), x.size(1), x.size(2)});
+  check::fsq_quantize_backward(grad, x, counts, lengths);
   Tensor grad_x = at::empty(x.sizes(), x.options());
   const Tensor grads = grad.to(wide_type(x.scalar_type())).contiguous();
   const Tensor ends = lengths ? lengths->contiguous() : Tensor();
@@ -211,8 +203,8 @@ Tensor fsq_quantize_backward(const Tensor& grad, const Tensor& x, at::IntArrayRe
 }
 
 Tensor fsq_dequantize_forward(const Tensor& indices, at::IntArrayRef counts, at::ScalarType dtype) {
-  check::codes("indices", indices, check::levels(counts));
-  const int64_t rows = indices.numel(), d = counts.size();
+  check::codes("indices", indices, check::fsq_dequantize_forward(indices, counts, dtype));
+  const int64_t rows = indices.size(0), d = counts.size();
   Tensor values = at::empty({rows, d}, indices.options().dtype(dtype));
   const Tensor source = indices.contiguous();
   LOSATOK_DISPATCH(dtype, "fsq_dequantize_forward", [&] {
@@ -232,12 +224,8 @@ Tensor fsq_dequantize_forward(const Tensor& indices, at::IntArrayRef counts, at:
   return values;
 }
 
-void check_bits(int64_t bits) { TORCH_CHECK_VALUE(bits == 4 || bits == 8, "bits should be 4 or 8, got ", bits); }
-
 std::tuple<Tensor, Tensor, Tensor> affine_quantize_forward(const Tensor& x, int64_t bits) {
-  check::floating("x", x);
-  check::sizes("x", x, {check::kAny, check::kAny});
-  check_bits(bits);
+  check::affine_quantize_forward(x, bits);
   const int64_t rows = x.size(0), size = x.size(1), bytes = bits == 8 ? size : (size + 1) / 2;
   const auto options = x.options().dtype(wide_type(x.scalar_type()));
   Tensor packed = at::empty({rows, bytes}, x.options().dtype(at::kByte));
@@ -268,16 +256,7 @@ std::tuple<Tensor, Tensor, Tensor> affine_quantize_forward(const Tensor& x, int6
 
 Tensor affine_dequantize_forward(const Tensor& packed, const Tensor& scale, const Tensor& offset, int64_t bits,
                                  int64_t size, at::ScalarType dtype) {
-  check_bits(bits);
-  check::dtype("packed", packed, at::kByte);
-  check::floating("scale", scale);
-  check::floating("offset", offset);
-  check::sizes("packed", packed, {check::kAny, check::kAny});
-  check::sizes("scale", scale, {packed.size(0)});
-  check::sizes("offset", offset, {packed.size(0)});
-  const int64_t most = bits == 8 ? packed.size(1) : 2 * packed.size(1);
-  TORCH_CHECK_VALUE(size == most || (bits == 4 && size == most - 1 && size >= 0),
-                    "size should be the number of values that a row of packed holds, ", most, ", got ", size);
+  check::affine_dequantize_forward(packed, scale, offset, bits, size, dtype);
   const int64_t rows = packed.size(0), bytes = packed.size(1);
   Tensor values = at::empty({rows, size}, packed.options().dtype(dtype));
   // In float unless scale or result are double.

@@ -12,8 +12,8 @@
 #include <optional>
 #include <string>
 
+#include "checks/time_relation.h"
 #include "cpu/block_products.h"
-#include "cpu/checks.h"
 #include "cpu/plain_tensors.h"
 
 namespace losatok::relation {
@@ -35,7 +35,6 @@ struct Pairs {
 
 Pairs pairs_of(const std::optional<at::Tensor>& lengths, int64_t batch, int64_t time, int64_t window) {
   Pairs pairs{std::vector<int64_t>(batch, time), window < 0 ? time : std::min(window, time)};
-  check::lengths(lengths, batch);
   if (!lengths.has_value()) return pairs;
   const at::Tensor given = lengths->contiguous();
   const int64_t* values = given.const_data_ptr<int64_t>();
@@ -226,14 +225,7 @@ std::tuple<at::Tensor, at::Tensor> time_relation_forward(const at::Tensor& low, 
                                                          const std::optional<at::Tensor>& lengths, int64_t window,
                                                          c10::string_view algorithm,
                                                          const std::optional<at::Tensor>& high_energy, bool need_grad) {
-  check::floating("low", low);
-  check::dtype("high", high, low.scalar_type());
-  check::sizes("low", low, {check::kAny, check::kAny, check::kAny});
-  check::sizes("high", high, {low.size(0), low.size(1), check::kAny});
-  if (high_energy) {
-    check::floating("high_energy", *high_energy);
-    check::sizes("high_energy", *high_energy, {low.size(0)});
-  }
+  check::time_relation_forward(low, high, lengths, window, algorithm, high_energy);
   const PlainTensors guard;
   const Pairs pairs = pairs_of(lengths, low.size(0), low.size(1), window);
   const bool bfloat16_products = low.scalar_type() == at::kBFloat16 && multiplies_bfloat16();
@@ -243,13 +235,10 @@ std::tuple<at::Tensor, at::Tensor> time_relation_forward(const at::Tensor& low, 
     band |= pairs.band(b);
     any_long |= pairs.frames[b] > kShort;
   }
-  TORCH_CHECK(!(algorithm == "factored" && band), "algorithm 'factored' takes no window, got ", window);
-  TORCH_CHECK(algorithm == "auto" || algorithm == "tiled" || algorithm == "factored" || algorithm == "banded",
-              "algorithm should be 'auto', 'tiled', 'factored' or 'banded', got '", algorithm, "'");
   const bool by_factors =
       algorithm == "factored" || (algorithm == "auto" && !band && any_long &&
                                   factored_cost(pairs, sizes, high_energy.has_value()) < tiled_cost(pairs, sizes));
-  const auto wide = low.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto wide = check::wide_type(low.scalar_type());
   const at::Tensor energies = high_energy.has_value() ? high_energy->detach().to(wide).contiguous() : at::Tensor();
   const at::Tensor features = ready(high, bfloat16_products);
   return wide == at::kDouble ? loss_and_gradient<double>(low.detach(), features, pairs, sizes, by_factors, energies)
@@ -257,8 +246,7 @@ std::tuple<at::Tensor, at::Tensor> time_relation_forward(const at::Tensor& low, 
 }
 
 at::Tensor gram_energy_forward(const at::Tensor& high, const std::optional<at::Tensor>& lengths, int64_t window) {
-  check::floating("high", high);
-  check::sizes("high", high, {check::kAny, check::kAny, check::kAny});
+  check::gram_energy_forward(high, lengths);
   const PlainTensors guard;
   const Pairs pairs = pairs_of(lengths, high.size(0), high.size(1), window);
   const bool bfloat16_products = high.scalar_type() == at::kBFloat16 && multiplies_bfloat16();

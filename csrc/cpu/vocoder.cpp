@@ -6,6 +6,7 @@
 
 #include <tuple>
 
+#include "checks/vocoder.h"
 #include "cpu/bottleneck.h"
 #include "cpu/fourier.h"
 
@@ -16,8 +17,7 @@ using at::Tensor;
 using bottleneck::by_type;
 using bottleneck::data;
 using bottleneck::OptionalTensor;
-
-at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+using check::wide_type;
 
 // As the kernels take it: rows without gaps, and float16 as float32.
 Tensor prepared(const Tensor& x, at::ScalarType type) {
@@ -131,22 +131,9 @@ struct Pieces {
   }
 };
 
-void check_istft(const Tensor& head, const Tensor& window, int64_t hop, const OptionalTensor& lengths) {
-  check::floating("head", head);
-  check::floating("window", window);
-  TORCH_CHECK_VALUE(window.dim() == 1 && window.size(0) > 0 && window.size(0) % 2 == 0,
-                    "window should have shape [n_fft] with n_fft even, got ", window.sizes());
-  const int64_t size = window.size(0);
-  TORCH_CHECK_VALUE(hop > 0 && size % hop == 0 && (size - hop) % 2 == 0,
-                    "hop should divide the window and leave an even number of samples of it, got ", hop);
-  TORCH_CHECK_VALUE(head.dim() == 3 && head.size(2) == size + 2, "head should have shape [B, T, ", size + 2, "], got ",
-                    head.sizes());
-  check::lengths(lengths, head.size(0));
-}
-
 Tensor polar_istft_forward(const Tensor& head, const Tensor& window, int64_t hop, const OptionalTensor& lengths) {
   PlainTensors guard;
-  check_istft(head, window, hop, lengths);
+  check::polar_istft_forward(head, window, hop, lengths);
   const at::ScalarType result_type = at::promote_types(head.scalar_type(), window.scalar_type());
   const at::ScalarType wide = wide_type(result_type);
   const Tensor from = wide == at::kDouble ? prepared(head, wide) : prepared(head);
@@ -186,9 +173,7 @@ Tensor polar_istft_forward(const Tensor& head, const Tensor& window, int64_t hop
 Tensor polar_istft_backward(const Tensor& grad, const Tensor& head, const Tensor& window, int64_t hop,
                             const OptionalTensor& lengths) {
   PlainTensors guard;
-  check_istft(head, window, hop, lengths);
-  check::floating("grad", grad);
-  check::sizes("grad", grad, {head.size(0), head.size(1) * hop});
+  check::polar_istft_backward(grad, head, window, hop, lengths);
   const at::ScalarType wide = wide_type(at::promote_types(head.scalar_type(), window.scalar_type()));
   const Tensor from = wide == at::kDouble ? prepared(head, wide) : prepared(head);
   const Tensor times = prepared(window, wide), by = prepared(grad, wide);
@@ -230,21 +215,9 @@ Tensor polar_istft_backward(const Tensor& grad, const Tensor& head, const Tensor
 constexpr int64_t kForwardRows = 32;    // of a chunk: at 1280 channels, what is convolved takes 160 KB
 constexpr int64_t kBackwardRows = 128;  // of a chunk, which has sums of its own
 
-void check_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& lengths) {
-  check::floating("x", x);
-  check::floating("conv_weight", weight);
-  TORCH_CHECK_VALUE(x.dim() == 3 && x.size(2) > 0, "x should have shape [B, T, C], got ", x.sizes());
-  TORCH_CHECK_VALUE(weight.dim() == 3 && weight.size(0) == x.size(2) && weight.size(1) == 1 && weight.size(2) % 2 == 1,
-                    "conv_weight should have shape [", x.size(2), ", 1, k] with k odd, got ", weight.sizes());
-  check::lengths(lengths, x.size(0));
-}
-
 // A vector of parameters [C] in the wide dtype, filled with `value` where it is None.
-Tensor vector_of(const char* name, const OptionalTensor& given, double value, int64_t channels, at::ScalarType type) {
-  if (!given || !given->defined()) return at::full({channels}, value, type);
-  TORCH_CHECK_VALUE(given->dim() == 1 && given->size(0) == channels, name, " should have shape [", channels, "], got ",
-                    given->sizes());
-  return given->to(type).contiguous();
+Tensor vector_of(const OptionalTensor& given, double value, int64_t channels, at::ScalarType type) {
+  return check::given(given) ? given->to(type).contiguous() : at::full({channels}, value, type);
 }
 
 // Tap by tap, [k, C], in the wide dtype.
@@ -263,13 +236,11 @@ Tensor depthwise_conv_norm_forward(const Tensor& x, const Tensor& conv_weight, c
                                    const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, double eps,
                                    const OptionalTensor& lengths) {
   PlainTensors guard;
-  check_conv(x, conv_weight, lengths);
+  check::depthwise_conv_norm_forward(x, conv_weight, conv_bias, norm_weight, norm_bias, lengths);
   const int64_t channels = x.size(2), taps = conv_weight.size(2), half = taps / 2;
   const at::ScalarType wide = wide_type(x.scalar_type());
-  const Tensor from = prepared(x), weight = taps_of(conv_weight, wide),
-               bias = vector_of("conv_bias", conv_bias, 0., channels, wide),
-               gain = vector_of("norm_weight", norm_weight, 1., channels, wide),
-               shift = vector_of("norm_bias", norm_bias, 0., channels, wide),
+  const Tensor from = prepared(x), weight = taps_of(conv_weight, wide), bias = vector_of(conv_bias, 0., channels, wide),
+               gain = vector_of(norm_weight, 1., channels, wide), shift = vector_of(norm_bias, 0., channels, wide),
                zeros = at::zeros({channels}, from.options());
   const Tensor y = at::empty(x.sizes(), from.options());
   const Clips clips(x, lengths);
@@ -299,15 +270,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv_norm_backward(
     const Tensor& grad, const Tensor& x, const Tensor& conv_weight, const OptionalTensor& conv_bias,
     const OptionalTensor& norm_weight, double eps, const OptionalTensor& lengths, bool need_x, bool need_parameters) {
   PlainTensors guard;
-  check_conv(x, conv_weight, lengths);
-  check::dtype("grad", grad, x.scalar_type());
-  check::sizes("grad", grad, {x.size(0), x.size(1), x.size(2)});
+  check::depthwise_conv_norm_backward(grad, x, conv_weight, conv_bias, norm_weight, lengths);
   const int64_t channels = x.size(2), taps = conv_weight.size(2), half = taps / 2;
   const at::ScalarType type = x.scalar_type(), wide = wide_type(type);
   const Tensor from = prepared(x), by = prepared(grad), weight = taps_of(conv_weight, wide), flipped = weight.flip(0),
-               bias = vector_of("conv_bias", conv_bias, 0., channels, wide),
-               gain = vector_of("norm_weight", norm_weight, 1., channels, wide), no_bias = at::zeros_like(bias),
-               zeros = at::zeros({channels}, from.options());
+               bias = vector_of(conv_bias, 0., channels, wide), gain = vector_of(norm_weight, 1., channels, wide),
+               no_bias = at::zeros_like(bias), zeros = at::zeros({channels}, from.options());
   const Tensor grad_x = at::empty(need_x ? x.sizes() : at::IntArrayRef{0}, from.options());
   const Clips clips(x, lengths);
   const auto chunks = clips.chunks(kBackwardRows);

@@ -11,9 +11,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
-#include <initializer_list>
 #include <optional>
-#include <utility>
 
 #include "cuda/launch_types.h"
 #include "cuda/reduce.h"
@@ -40,25 +38,6 @@ inline DType dtype_of(const char* name, const at::Tensor& tensor) {
           false, name, " is ", tensor.scalar_type(),
           "; the CUDA kernels take float32, bfloat16 and float16 (use_backend('reference') takes float64)");
   }
-}
-
-// Launchers read by one element type: what Python checked is checked again before memory is read as something it is
-// not.
-inline void expect_dtype(at::ScalarType type,
-                         std::initializer_list<std::pair<const char*, const at::Tensor*>> tensors) {
-  for (const auto& [name, tensor] : tensors) {
-    TORCH_CHECK_TYPE(tensor->scalar_type() == type, name, " should be ", type, " like the op's other tensors, got ",
-                     tensor->scalar_type());
-  }
-}
-
-inline Activation activation_of(c10::string_view name) {
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  if (name == "silu") return Activation::kSilu;
-  if (name == "relu") return Activation::kRelu;
-  TORCH_CHECK_VALUE(name == "none", "activation should be gelu, gelu_tanh, silu, relu or none, got ", name);
-  return Activation::kNone;
 }
 
 inline void check(cudaError_t error) { C10_CUDA_CHECK(error); }
@@ -94,11 +73,7 @@ inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& ten
 
 // `lengths` is the caller's to keep alive.
 inline Frames make_frames(const std::optional<at::Tensor>& lengths, int64_t batch, int64_t time) {
-  if (!lengths.has_value()) return {nullptr, batch, time};
-  TORCH_CHECK_VALUE(lengths->scalar_type() == at::kLong && lengths->dim() == 1 && lengths->size(0) == batch,
-                    "lengths should be int64 of shape [B] = [", batch, "], got ", lengths->scalar_type(), " ",
-                    lengths->sizes());
-  return {lengths->const_data_ptr<int64_t>(), batch, time};
+  return {lengths.has_value() ? lengths->const_data_ptr<int64_t>() : nullptr, batch, time};
 }
 
 inline at::Tensor empty_float(const at::Tensor& like, at::IntArrayRef sizes, at::ScalarType dtype = at::kFloat) {

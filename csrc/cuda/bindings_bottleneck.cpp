@@ -1,8 +1,9 @@
-// The bottleneck ops on CUDA tensors. Shapes and dtypes were checked by losatok_ext.ops.bottleneck.
+// The bottleneck ops on CUDA tensors.
 #include <torch/library.h>
 
 #include <tuple>
 
+#include "checks/bottleneck.h"
 #include "cuda/bindings.h"
 #include "cuda/bottleneck.h"
 
@@ -14,22 +15,16 @@ using std::optional;
 
 Tensor none(const Tensor& like, at::ScalarType dtype) { return empty_float(like, {0}, dtype); }
 
-void expect_bias_dtype(at::ScalarType type, const optional<Tensor>& bias_in, const optional<Tensor>& bias_out) {
-  if (bias_in.has_value()) expect_dtype(type, {{"bias_in", &*bias_in}});
-  if (bias_out.has_value()) expect_dtype(type, {{"bias_out", &*bias_out}});
-}
-
 // Outputs of at most kProjectMaxOut features come from one kernel, which keeps the hidden units in shared memory. Wider
 // ones would make it compute them once per 128 outputs; there the hidden units go through a bounded workspace.
 std::tuple<Tensor, Tensor> project_forward_op(const Tensor& x_any, const Tensor& weight_in_any,
                                               const optional<Tensor>& bias_in_any, const Tensor& weight_out_any,
                                               const optional<Tensor>& bias_out_any, c10::string_view activation_name,
                                               bool keep_hidden) {
+  check::bottleneck_project_forward(x_any, weight_in_any, bias_in_any, weight_out_any, bias_out_any);
   const c10::cuda::CUDAGuard guard(x_any.device());
   const DType dtype = dtype_of("x", x_any);
-  const Activation activation = activation_of(activation_name);
-  expect_dtype(x_any.scalar_type(), {{"weight_in", &weight_in_any}, {"weight_out", &weight_out_any}});
-  expect_bias_dtype(x_any.scalar_type(), bias_in_any, bias_out_any);
+  const auto activation = check::activation<Activation>(activation_name);
   const Tensor x = packed_features(x_any);
   const Tensor weight_in = packed_features(weight_in_any), weight_out = packed_features(weight_out_any);
   const optional<Tensor> bias_in = contiguous(bias_in_any), bias_out = contiguous(bias_out_any);
@@ -84,17 +79,14 @@ std::tuple<Tensor, Tensor> project_forward_op(const Tensor& x_any, const Tensor&
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_backward_op(
     const Tensor& grad_any, const Tensor& x, const Tensor& hidden_any, const Tensor& weight_in,
     const Tensor& weight_out_any, c10::string_view activation_name, bool need_x, bool need_parameters) {
+  check::bottleneck_project_backward(grad_any, x, hidden_any, weight_in, weight_out_any);
   const c10::cuda::CUDAGuard guard(x.device());
   const DType dtype = dtype_of("x", x);
   const auto type = x.scalar_type();
-  const Activation activation = activation_of(activation_name);
-  expect_dtype(
-      type, {{"grad", &grad_any}, {"hidden", &hidden_any}, {"weight_in", &weight_in}, {"weight_out", &weight_out_any}});
+  const auto activation = check::activation<Activation>(activation_name);
   const Tensor grad = packed_features(grad_any), weight_out = packed_features(weight_out_any);
   const Tensor hidden = hidden_any.contiguous();
   const int64_t rows = x.size(0), hidden_size = weight_in.size(0), out = weight_out.size(0);
-  TORCH_CHECK_VALUE(hidden.size(0) == rows, "hidden should be [N, H] with N = ", rows,
-                    " as bottleneck_project_forward keeps it with keep_hidden, got ", hidden.sizes());
   if (rows == 0) {
     const auto zeros = [&](bool wanted, at::IntArrayRef sizes) {
       return wanted ? at::zeros(sizes, x.options()) : none(x, type);
@@ -148,12 +140,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> normalized_reconstruc
     const Tensor& z_any, const Tensor& target_any, const Tensor& weight_in, const optional<Tensor>& bias_in,
     const Tensor& weight_out, const optional<Tensor>& bias_out, const optional<Tensor>& lengths,
     c10::string_view activation_name, bool need_grad) {
+  check::normalized_reconstruction_loss_forward(z_any, target_any, weight_in, bias_in, weight_out, bias_out, lengths);
   const c10::cuda::CUDAGuard guard(z_any.device());
   const DType dtype = dtype_of("z", z_any);
   const auto type = z_any.scalar_type();
-  const Activation activation = activation_of(activation_name);
-  expect_dtype(type, {{"weight_in", &weight_in}, {"weight_out", &weight_out}});
-  expect_bias_dtype(type, bias_in, bias_out);
+  const auto activation = check::activation<Activation>(activation_name);
   const optional<Tensor> own_lengths = contiguous(lengths);
   const Frames frames = make_frames(own_lengths, z_any.size(0), z_any.size(1));
   const int64_t rows = z_any.size(0) * z_any.size(1);

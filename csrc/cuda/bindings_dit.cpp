@@ -1,9 +1,10 @@
-// The ops of a transformer block on CUDA tensors: modulated layer norm, gated residual, attention. Shapes and dtypes
-// were checked by losatok_ext.ops.
+// The ops of a transformer block on CUDA tensors: modulated layer norm, gated residual, attention.
 #include <torch/library.h>
 
 #include <tuple>
 
+#include "checks/dit_attention.h"
+#include "checks/modulation.h"
 #include "cuda/bindings.h"
 #include "cuda/dit_attention.h"
 #include "cuda/gated_residual.h"
@@ -39,9 +40,9 @@ struct ModulationGradient {
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_op(const Tensor& x_any, const Tensor& shift_any,
                                                           const Tensor& scale_any, double eps) {
+  check::layer_norm_modulate_forward(x_any, shift_any, scale_any);
   const c10::cuda::CUDAGuard guard(x_any.device());
   const DType dtype = dtype_of("x", x_any);
-  expect_dtype(x_any.scalar_type(), {{"shift", &shift_any}, {"scale", &scale_any}});
   const Tensor x = packed_features(x_any), shift = packed_features(shift_any), scale = packed_features(scale_any);
   const int64_t batch = x.size(0), time = x.size(1);
   const Tensor y = at::empty(x.sizes(), x.options());
@@ -62,10 +63,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_op(const Tensor& x_any, c
 std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_backward_op(const Tensor& grad_any, const Tensor& x_any,
                                                                    const Tensor& scale_any, const Tensor& mean_any,
                                                                    const Tensor& rstd_any, bool per_frame_shift) {
+  check::layer_norm_modulate_backward(grad_any, x_any, scale_any, mean_any, rstd_any);
   const c10::cuda::CUDAGuard guard(x_any.device());
   const DType dtype = dtype_of("x", x_any);
-  expect_dtype(x_any.scalar_type(), {{"grad", &grad_any}, {"scale", &scale_any}});
-  expect_dtype(at::kFloat, {{"mean", &mean_any}, {"rstd", &rstd_any}});
   const Tensor grad = packed_features(grad_any), x = packed_features(x_any), scale = packed_features(scale_any);
   const Tensor mean = mean_any.contiguous(), rstd = rstd_any.contiguous();
   const Tensor grad_x = at::empty(x.sizes(), x.options());
@@ -87,9 +87,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_modulate_backward_op(const Tensor&
 }
 
 Tensor gated_residual_op(const Tensor& x_any, const Tensor& branch_any, const Tensor& gate_any) {
+  check::gated_residual_forward(x_any, branch_any, gate_any);
   const c10::cuda::CUDAGuard guard(x_any.device());
   const DType dtype = dtype_of("x", x_any);
-  expect_dtype(x_any.scalar_type(), {{"branch", &branch_any}, {"gate", &gate_any}});
   const Tensor x = packed_features(x_any), branch = packed_features(branch_any), gate = packed_features(gate_any);
   const Tensor y = at::empty(x.sizes(), x.options());
   const GatedResidual a{make_clips(x), make_clips(branch), make_clips(gate), data(y), x.size(0), x.size(1)};
@@ -99,9 +99,9 @@ Tensor gated_residual_op(const Tensor& x_any, const Tensor& branch_any, const Te
 
 std::tuple<Tensor, Tensor> gated_residual_backward_op(const Tensor& grad_any, const Tensor& branch_any,
                                                       const Tensor& gate_any) {
+  check::gated_residual_backward(grad_any, branch_any, gate_any);
   const c10::cuda::CUDAGuard guard(branch_any.device());
   const DType dtype = dtype_of("branch", branch_any);
-  expect_dtype(branch_any.scalar_type(), {{"grad", &grad_any}, {"gate", &gate_any}});
   const Tensor grad = packed_features(grad_any), branch = packed_features(branch_any);
   const Tensor gate = packed_features(gate_any);
   const Tensor grad_branch = at::empty(branch.sizes(), branch.options());
@@ -116,14 +116,7 @@ std::tuple<Tensor, Tensor> gated_residual_backward_op(const Tensor& grad_any, co
 
 Heads make_heads(const Tensor& x) { return {data(x), x.stride(0), x.stride(1), x.stride(2)}; }
 
-HeadNorm norm_of(c10::string_view name) {
-  if (name == "rms") return HeadNorm::kRms;
-  if (name == "layer") return HeadNorm::kLayer;
-  TORCH_CHECK_VALUE(name == "none", "norm should be none, rms or layer, got ", name);
-  return HeadNorm::kNone;
-}
-
-// What a call of the op has, in the form that launchers take; keeps alive what they point to.
+// What a call of the op has, once checked, in the form that launchers take; keeps alive what they point to.
 class Attention {
  public:
   Attention(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any, const optional<Tensor>& q_weight,
@@ -144,16 +137,9 @@ class Attention {
         key_lengths_(contiguous(key_lengths)),
         queries(make_frames(lengths_, q.size(0), q.size(1))),
         keys(make_frames(key_lengths_, k.size(0), k.size(1))),
-        plain_{norm_of(norm), static_cast<float>(eps), nullptr, nullptr, nullptr, 0, interleaved} {
-    expect_dtype(q.scalar_type(), {{"k", &k}, {"v", &v}});
+        plain_{check::head_norm<HeadNorm>(norm), static_cast<float>(eps), nullptr, nullptr, nullptr, 0, interleaved} {
     TORCH_CHECK_VALUE(head_size <= kMaxHeadSize, "the CUDA kernels take heads of up to ", kMaxHeadSize,
                       " features, got ", head_size, " (q's last size); use_backend('triton') takes 256");
-    TORCH_CHECK_VALUE(cos_.has_value() == sin_.has_value(), "cos and sin should come together");
-    TORCH_CHECK_VALUE(plain_.norm != HeadNorm::kNone || !(q_weight_.has_value() || k_weight_.has_value()),
-                      "q_weight and k_weight: weights come with a norm, got norm none");
-    for (const optional<Tensor>* x : {&q_weight_, &k_weight_, &cos_, &sin_}) {
-      if (x->has_value()) expect_dtype(at::kFloat, {{"a weight, cos or sin", &**x}});
-    }
     if (cos_.has_value()) {
       plain_.cos = static_cast<const float*>(data(cos_));
       plain_.sin = static_cast<const float*>(data(sin_));
@@ -208,6 +194,7 @@ std::tuple<Tensor, Tensor> dit_attention_op(const Tensor& q, const Tensor& k, co
                                             const optional<Tensor>& cos, const optional<Tensor>& sin,
                                             const optional<Tensor>& lengths, const optional<Tensor>& key_lengths,
                                             c10::string_view norm, double eps, bool interleaved) {
+  check::dit_attention_forward(q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths, norm);
   const c10::cuda::CUDAGuard guard(q.device());
   const Attention op(q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths, norm, eps, interleaved);
   const Tensor out = at::empty(q.sizes(), q.options().memory_format(at::MemoryFormat::Contiguous));
@@ -225,10 +212,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dit_attention_backward_op(
     const optional<Tensor>& k_weight, const optional<Tensor>& cos, const optional<Tensor>& sin,
     const optional<Tensor>& lengths, const optional<Tensor>& key_lengths, const Tensor& out_any, const Tensor& lse_any,
     c10::string_view norm, double eps, bool interleaved) {
+  check::dit_attention_backward(grad_any, q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths, out_any, lse_any,
+                                norm);
   const c10::cuda::CUDAGuard guard(q.device());
   const Attention op(q, k, v, q_weight, k_weight, cos, sin, lengths, key_lengths, norm, eps, interleaved);
-  expect_dtype(q.scalar_type(), {{"grad", &grad_any}, {"out", &out_any}});
-  expect_dtype(at::kFloat, {{"lse", &lse_any}});
   const Tensor grad = packed_features(grad_any), out = packed_features(out_any), lse = lse_any.contiguous();
   const auto dense = [](const Tensor& x) {
     return at::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));

@@ -1,4 +1,4 @@
-// The codebook ops on CUDA tensors. Shapes and dtypes were checked by losatok_ext.ops.quantize.
+// The codebook ops on CUDA tensors. A code that is not there adds nothing.
 #include <ATen/ops/arange.h>
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/sort.h>
@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "checks/quantize.h"
 #include "cuda/bindings.h"
 #include "cuda/quantize.h"
 
@@ -29,7 +30,6 @@ Tensor float_codes(const char* name, const Tensor& codes) {
 // Indices [B, T, Q] of x in codes [Q, K, d], and of a single codebook (not `chain`) squared distances [B, T].
 std::tuple<Tensor, Tensor> search(const Tensor& x_any, const Tensor& codes, const optional<Tensor>& lengths,
                                   c10::string_view precision, bool chain) {
-  TORCH_CHECK_VALUE(precision == "exact" || precision == "fast", "precision should be exact or fast, got ", precision);
   const Tensor x = packed_features(x_any);
   const optional<Tensor> own_lengths = contiguous(lengths);
   const Frames frames = make_frames(own_lengths, x.size(0), x.size(1));
@@ -126,6 +126,7 @@ Tensor gradient_to_codes(const Tensor& values, const Tensor& weights, const Tens
 
 std::tuple<Tensor, Tensor> vq_nearest_forward_op(const Tensor& x, const Tensor& codebook,
                                                  const optional<Tensor>& lengths, c10::string_view precision) {
+  check::vq_nearest_forward(x, codebook, lengths, precision);
   const c10::cuda::CUDAGuard guard(x.device());
   dtype_of("x", x);
   const auto [indices, distances] =
@@ -135,6 +136,7 @@ std::tuple<Tensor, Tensor> vq_nearest_forward_op(const Tensor& x, const Tensor& 
 
 std::tuple<Tensor, Tensor> vq_nearest_backward_op(const Tensor& grad_any, const Tensor& x_any, const Tensor& codebook,
                                                   const Tensor& indices_any, bool need_x, bool need_codebook) {
+  check::vq_nearest_backward(grad_any, x_any, codebook, indices_any);
   const c10::cuda::CUDAGuard guard(x_any.device());
   const Tensor x = packed_features(x_any), codes = float_codes("codebook", codebook);
   const Tensor grad = grad_any.to(at::kFloat).contiguous(), indices = indices_any.contiguous();
@@ -142,7 +144,7 @@ std::tuple<Tensor, Tensor> vq_nearest_backward_op(const Tensor& grad_any, const 
   const Tensor grad_x = empty_float(x, need_x ? x.sizes() : at::IntArrayRef({0}), x.scalar_type());
   if (need_x) {
     check(distance_gradient(rows, static_cast<const float*>(data(grad)), static_cast<const float*>(data(codes)),
-                            static_cast<const int64_t*>(data(indices)), data(grad_x), stream()));
+                            codes.size(0), static_cast<const int64_t*>(data(indices)), data(grad_x), stream()));
   }
   if (!need_codebook) return {grad_x, empty_float(codebook, {0}, codebook.scalar_type())};
   return {grad_x, gradient_to_codes(x, grad, codebook.unsqueeze(0), codes, indices.view({1, -1})).squeeze(0)};
@@ -150,6 +152,7 @@ std::tuple<Tensor, Tensor> vq_nearest_backward_op(const Tensor& grad_any, const 
 
 std::tuple<Tensor, Tensor> rvq_encode_forward_op(const Tensor& x, const Tensor& codebooks,
                                                  const optional<Tensor>& lengths, c10::string_view precision) {
+  check::rvq_encode_forward(x, codebooks, lengths, precision);
   const c10::cuda::CUDAGuard guard(x.device());
   dtype_of("x", x);
   const Tensor books = float_codes("codebooks", codebooks);
@@ -158,12 +161,14 @@ std::tuple<Tensor, Tensor> rvq_encode_forward_op(const Tensor& x, const Tensor& 
 }
 
 Tensor rvq_decode_forward_op(const Tensor& codes, const Tensor& codebooks) {
+  check::rvq_decode_forward(codes, codebooks);
   const c10::cuda::CUDAGuard guard(codebooks.device());
   dtype_of("codebooks", codebooks);
   return decoded(codes.contiguous(), codebooks.contiguous(), codebooks.scalar_type());
 }
 
 Tensor rvq_decode_backward_op(const Tensor& grad, const Tensor& codes, const Tensor& codebooks) {
+  check::rvq_decode_backward(grad, codes, codebooks);
   const c10::cuda::CUDAGuard guard(codebooks.device());
   return gradient_to_codes(packed_features(grad).unsqueeze(0), Tensor(), codebooks, Tensor(), codes.t().contiguous());
 }

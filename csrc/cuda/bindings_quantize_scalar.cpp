@@ -1,9 +1,10 @@
-// Quantization without a codebook on CUDA tensors. Arguments were checked by losatok_ext.ops.quantize_scalar.
+// Quantization without a codebook on CUDA tensors.
 #include <torch/library.h>
 
 #include <cmath>
 #include <tuple>
 
+#include "checks/quantize_scalar.h"
 #include "cuda/bindings.h"
 #include "cuda/quantize_scalar.h"
 
@@ -15,9 +16,7 @@ using std::optional;
 
 constexpr double kMargin = 1e-3;  // of the bound, see losatok_ext.ops.fsq_quantize
 
-Levels make_levels(at::IntArrayRef counts) {
-  TORCH_CHECK_VALUE(counts.size() <= kMaxLevels, "levels should name at most ", kMaxLevels, " dimensions, got ",
-                    counts.size());
+Levels make_levels(at::IntArrayRef counts) {  // that were checked, and so are at most kMaxLevels
   Levels levels = {};
   levels.features = static_cast<int>(counts.size());
   for (int j = 0; j < levels.features; ++j) {
@@ -44,6 +43,7 @@ DType output_dtype(const Tensor& out) {
 
 std::tuple<Tensor, Tensor> fsq_quantize_forward_op(const Tensor& x, at::IntArrayRef counts,
                                                    const optional<Tensor>& lengths) {
+  check::fsq_quantize_forward(x, counts, lengths);
   const c10::cuda::CUDAGuard guard(x.device());
   const DType dtype = dtype_of("x", x);
   const Levels levels = make_levels(counts);
@@ -58,6 +58,7 @@ std::tuple<Tensor, Tensor> fsq_quantize_forward_op(const Tensor& x, at::IntArray
 
 Tensor fsq_quantize_backward_op(const Tensor& grad_any, const Tensor& x, at::IntArrayRef counts,
                                 const optional<Tensor>& lengths) {
+  check::fsq_quantize_backward(grad_any, x, counts, lengths);
   const c10::cuda::CUDAGuard guard(x.device());
   const DType dtype = dtype_of("x", x);
   const Tensor grad = grad_any.to(at::kFloat).contiguous();
@@ -70,23 +71,18 @@ Tensor fsq_quantize_backward_op(const Tensor& grad_any, const Tensor& x, at::Int
 }
 
 Tensor fsq_dequantize_forward_op(const Tensor& indices_any, at::IntArrayRef counts, at::ScalarType type) {
+  const int64_t size = check::fsq_dequantize_forward(indices_any, counts, type);
   const c10::cuda::CUDAGuard guard(indices_any.device());
   const Tensor indices = indices_any.contiguous();
   const Levels levels = make_levels(counts);
-  int64_t size = 1;
-  for (const int64_t count : counts) size *= count;
   const Tensor values = empty_float(indices, {indices.numel(), levels.features}, type);
   check(fsq_dequantize(output_dtype(values), static_cast<const int64_t*>(data(indices)), indices.numel(), size, levels,
                        data(values), stream()));
   return values;
 }
 
-int checked_bits(int64_t bits) {
-  TORCH_CHECK_VALUE(bits == 8 || bits == 4, "bits should be 4 or 8, got ", bits);
-  return static_cast<int>(bits);
-}
-
 std::tuple<Tensor, Tensor, Tensor> affine_quantize_forward_op(const Tensor& x_any, int64_t bits) {
+  check::affine_quantize_forward(x_any, bits);
   const c10::cuda::CUDAGuard guard(x_any.device());
   const DType dtype = dtype_of("x", x_any);
   const Tensor x = packed_features(x_any);
@@ -94,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor> affine_quantize_forward_op(const Tensor& x_an
   const Tensor packed = empty_float(x, {rows, bits == 8 ? columns : (columns + 1) / 2}, at::kByte);
   if (columns == 0) return {packed, zeros_float(x, {rows}), zeros_float(x, {rows})};
   const Tensor scale = empty_float(x, {rows}), offset = empty_float(x, {rows});
-  check(affine_quantize(dtype, data(x), rows, columns, x.stride(0), checked_bits(bits),
+  check(affine_quantize(dtype, data(x), rows, columns, x.stride(0), static_cast<int>(bits),
                         static_cast<uint8_t*>(data(packed)), static_cast<float*>(data(scale)),
                         static_cast<float*>(data(offset)), stream()));
   return {packed, scale, offset};
@@ -102,13 +98,14 @@ std::tuple<Tensor, Tensor, Tensor> affine_quantize_forward_op(const Tensor& x_an
 
 Tensor affine_dequantize_forward_op(const Tensor& packed_any, const Tensor& scale_any, const Tensor& offset_any,
                                     int64_t bits, int64_t columns, at::ScalarType type) {
+  check::affine_dequantize_forward(packed_any, scale_any, offset_any, bits, columns, type);
   const c10::cuda::CUDAGuard guard(packed_any.device());
   const Tensor packed = packed_any.contiguous();
   const Tensor scale = scale_any.to(at::kDouble).contiguous(), offset = offset_any.to(at::kDouble).contiguous();
   const Tensor values = empty_float(packed, {packed.size(0), columns}, type);
   check(affine_dequantize(output_dtype(values), static_cast<const uint8_t*>(data(packed)),
                           static_cast<const double*>(data(scale)), static_cast<const double*>(data(offset)),
-                          packed.size(0), columns, checked_bits(bits), data(values), stream()));
+                          packed.size(0), columns, static_cast<int>(bits), data(values), stream()));
   return values;
 }
 

@@ -1,4 +1,4 @@
-// The time-relation ops on CUDA tensors. Shapes and dtypes were checked by losatok_ext.ops.time_relation.
+// The time-relation ops on CUDA tensors.
 #include <ATen/Context.h>
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
@@ -6,6 +6,7 @@
 
 #include <tuple>
 
+#include "checks/time_relation.h"
 #include "cuda/bindings.h"
 #include "cuda/time_relation.h"
 
@@ -153,17 +154,14 @@ std::tuple<Tensor, Tensor> time_relation_op(const Tensor& low_any, const Tensor&
                                             const optional<Tensor>& lengths, int64_t window_any,
                                             c10::string_view algorithm, const optional<Tensor>& high_energy,
                                             bool need_grad) {
+  check::time_relation_forward(low_any, high_any, lengths, window_any, algorithm, high_energy);
   const c10::cuda::CUDAGuard guard(low_any.device());
   const DType dtype = dtype_of("low", low_any);
-  expect_dtype(low_any.scalar_type(), {{"high", &high_any}});
   const Tensor low = packed_features(low_any), high = packed_features(high_any);
   const optional<Tensor> own_lengths = contiguous(lengths);
   const Frames frames = make_frames(own_lengths, low.size(0), low.size(1));
   const int64_t window = effective_window(window_any, frames.time);
   const bool any = frames.batch > 0 && frames.time > 0;
-  TORCH_CHECK_VALUE(algorithm == "auto" || algorithm == "tiled" || algorithm == "banded" || algorithm == "factored",
-                    "algorithm should be auto, tiled, factored or banded, got ", algorithm);
-  TORCH_CHECK_VALUE(algorithm != "factored" || window < 0, "algorithm 'factored' takes no window below T - 1");
   bool factored = algorithm == "factored";
   if (algorithm == "auto") factored = window < 0 && factored_is_cheaper(low, high, high_energy.has_value(), need_grad);
 
@@ -189,6 +187,7 @@ std::tuple<Tensor, Tensor> time_relation_op(const Tensor& low_any, const Tensor&
 }
 
 Tensor gram_energy_op(const Tensor& high_any, const optional<Tensor>& lengths, int64_t window) {
+  check::gram_energy_forward(high_any, lengths);
   const c10::cuda::CUDAGuard guard(high_any.device());
   const Tensor high = packed_features(high_any);
   const optional<Tensor> own_lengths = contiguous(lengths);

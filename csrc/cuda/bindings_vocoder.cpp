@@ -1,10 +1,11 @@
-// The vocoder ops on CUDA tensors. Shapes and dtypes were checked by losatok_ext.ops.
+// The vocoder ops on CUDA tensors.
 #include <ATen/ops/fft_irfft.h>
 #include <ATen/ops/fft_rfft.h>
 #include <torch/library.h>
 
 #include <tuple>
 
+#include "checks/vocoder.h"
 #include "cuda/bindings.h"
 #include "cuda/depthwise_conv_norm.h"
 #include "cuda/polar_istft.h"
@@ -15,7 +16,7 @@ namespace {
 using at::Tensor;
 using std::optional;
 
-// What a call of polar_istft has, in the form that launchers take; keeps alive what they point to.
+// What a call of polar_istft has, once checked, in the form that launchers take; keeps alive what they point to.
 class Inverse {
  public:
   Inverse(const Tensor& head_any, const Tensor& window_any, int64_t hop, const optional<Tensor>& lengths)
@@ -28,10 +29,6 @@ class Inverse {
         bins(size / 2 + 1) {
     dtype_of("window", window_any);
     TORCH_CHECK_VALUE(size < int64_t{1} << 30, "the CUDA kernels take windows of fewer than 2^30 samples, got ", size);
-    TORCH_CHECK_VALUE(hop > 0 && size % 2 == 0 && size % hop == 0 && (size - hop) % 2 == 0,
-                      "hop should divide the window and leave an even number of samples of it, got ", hop);
-    TORCH_CHECK_VALUE(head.dim() == 3 && head.size(2) == size + 2, "head should have shape [B, T, ", size + 2,
-                      "], got ", head.sizes());
     overlap = {static_cast<const float*>(data(window_)), static_cast<int>(size), static_cast<int>(hop)};
   }
 
@@ -56,6 +53,7 @@ class Inverse {
 };
 
 Tensor polar_istft_op(const Tensor& head, const Tensor& window, int64_t hop, const optional<Tensor>& lengths) {
+  check::polar_istft_forward(head, window, hop, lengths);
   const c10::cuda::CUDAGuard guard(head.device());
   const Inverse op(head, window, hop, lengths);
   const at::ScalarType type = c10::promoteTypes(head.scalar_type(), window.scalar_type());
@@ -78,11 +76,10 @@ Tensor polar_istft_op(const Tensor& head, const Tensor& window, int64_t hop, con
 
 Tensor polar_istft_backward_op(const Tensor& grad_any, const Tensor& head, const Tensor& window, int64_t hop,
                                const optional<Tensor>& lengths) {
+  check::polar_istft_backward(grad_any, head, window, hop, lengths);
   const c10::cuda::CUDAGuard guard(head.device());
   const Inverse op(head, window, hop, lengths);
   const DType grad_dtype = dtype_of("grad", grad_any);
-  TORCH_CHECK_VALUE(grad_any.dim() == 2 && grad_any.size(0) == head.size(0) && grad_any.size(1) == head.size(1) * hop,
-                    "grad should have shape [", head.size(0), ", ", head.size(1) * hop, "], got ", grad_any.sizes());
   const Tensor grad = grad_any.contiguous();
   const Tensor grad_head = empty_float(head, head.sizes(), head.scalar_type());
   op.in_chunks([&](int64_t first, int64_t count) {
@@ -99,7 +96,7 @@ Tensor polar_istft_backward_op(const Tensor& grad_any, const Tensor& head, const
 
 // --- depthwise_conv_norm --------------------------------------------------------------------------------------------
 
-// The convolution in the form that launchers take; keeps alive what they point to.
+// The convolution, once checked, in the form that launchers take; keeps alive what they point to.
 class Convolution {
  public:
   Convolution(const Tensor& x_any, const Tensor& weight_any, const optional<Tensor>& bias_any,
@@ -110,20 +107,9 @@ class Convolution {
         weight_(weight_any.squeeze(1).t().contiguous()),
         bias_(contiguous(bias_any)),
         lengths_(contiguous(lengths)) {
-    expect_dtype(x.scalar_type(), {{"conv_weight", &weight_}});
-    for (const optional<Tensor>* vector : {&bias_, &gain}) expect_vector("conv_bias and norm_weight", *vector);
-    TORCH_CHECK_VALUE(weight_.dim() == 2 && weight_.size(1) == x.size(2) && weight_.size(0) % 2 == 1,
-                      "conv_weight should have shape [", x.size(2), ", 1, k] with k odd, got ", weight_any.sizes());
     TORCH_CHECK_VALUE(x.size(2) <= kMaxConvChannels, "the CUDA kernels take up to ", kMaxConvChannels,
                       " channels, got ", x.size(2), " (x's last size); use_backend('triton') takes more");
     conv = {make_clips(x), data(weight_), data(bias_), weight_.size(0), make_frames(lengths_, x.size(0), x.size(1))};
-  }
-
-  void expect_vector(const char* name, const optional<Tensor>& vector) const {
-    if (!vector.has_value()) return;
-    expect_dtype(x.scalar_type(), {{name, &*vector}});
-    TORCH_CHECK_VALUE(vector->dim() == 1 && vector->size(0) == x.size(2), name, " should have shape [", x.size(2),
-                      "], got ", vector->sizes());
   }
 
   const DType dtype;
@@ -139,10 +125,10 @@ class Convolution {
 Tensor depthwise_conv_norm_op(const Tensor& x, const Tensor& conv_weight, const optional<Tensor>& conv_bias,
                               const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, double eps,
                               const optional<Tensor>& lengths) {
+  check::depthwise_conv_norm_forward(x, conv_weight, conv_bias, norm_weight, norm_bias, lengths);
   const c10::cuda::CUDAGuard guard(x.device());
   const Convolution op(x, conv_weight, conv_bias, norm_weight, lengths);
   const optional<Tensor> shift = contiguous(norm_bias);
-  op.expect_vector("norm_bias", shift);
   const Tensor y = empty_float(x, x.sizes(), x.scalar_type());
   check(conv_norm(op.dtype, {op.conv, data(op.gain), data(shift), static_cast<float>(eps), data(y)}, stream()));
   return y;
@@ -152,11 +138,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv_norm_backward_
     const Tensor& grad_any, const Tensor& x, const Tensor& conv_weight, const optional<Tensor>& conv_bias,
     const optional<Tensor>& norm_weight, double eps, const optional<Tensor>& lengths, bool need_x,
     bool need_parameters) {
+  check::depthwise_conv_norm_backward(grad_any, x, conv_weight, conv_bias, norm_weight, lengths);
   const c10::cuda::CUDAGuard guard(x.device());
   const Convolution op(x, conv_weight, conv_bias, norm_weight, lengths);
-  expect_dtype(x.scalar_type(), {{"grad", &grad_any}});
-  TORCH_CHECK_VALUE(grad_any.sizes() == x.sizes(), "grad should have x's shape ", x.sizes(), ", got ",
-                    grad_any.sizes());
   const Tensor grad = packed_features(grad_any), grad_convolved = empty_float(x, x.sizes());
   const int64_t taps = op.conv.taps, channels = x.size(2), chunks = x.size(0) * conv_chunks(op.conv.frames);
   const Tensor parts = empty_float(x, {need_parameters ? chunks : 0, (taps + 3) * channels});

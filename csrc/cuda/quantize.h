@@ -66,10 +66,10 @@ struct SumOfCodes {
 
 cudaError_t sum_of_codes(DType books_dtype, DType out_dtype, const SumOfCodes& arguments, cudaStream_t stream);
 
-// out [B T, features], of the rows' type, = 2 weights (row - codes[index]); zeros where the index is -1, where the row
-// is not read.
-cudaError_t distance_gradient(const CodedRows& rows, const float* weights, const float* codes, const int64_t* indices,
-                              void* out, cudaStream_t stream);
+// out [B T, features], of the rows' type, = 2 weights (row - codes[index]), codes [count, features]; zeros where the
+// index lies outside 0..count-1, where the row is not read.
+cudaError_t distance_gradient(const CodedRows& rows, const float* weights, const float* codes, int64_t count,
+                              const int64_t* indices, void* out, cudaStream_t stream);
 
 // out[k] = the sum over the rows of code k, in their order, of the row; with weights [B T], of
 // 2 weights[row] (codes[k] - row). The rows of code k are order[starts[k] .. starts[k + 1]] modulo B T.

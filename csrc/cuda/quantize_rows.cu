@@ -22,13 +22,13 @@ __global__ void __launch_bounds__(kThreads) sum_of_codes_kernel(const SumOfCodes
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    distance_gradient_kernel(const CodedRows rows, const float* weights, const float* codes, const int64_t* indices,
-                             T* out) {
+    distance_gradient_kernel(const CodedRows rows, const float* weights, const float* codes, int64_t count,
+                             const int64_t* indices, T* out) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= rows.frames.batch * rows.frames.time * rows.features) return;
   const int64_t n = i / rows.features, column = i % rows.features, k = indices[n];
   float value = 0.f;
-  if (k >= 0) value = 2.f * weights[n] * (row_value(rows, n, column) - codes[k * rows.features + column]);
+  if (k >= 0 && k < count) value = 2.f * weights[n] * (row_value(rows, n, column) - codes[k * rows.features + column]);
   out[i] = from_float<T>(value);
 }
 
@@ -76,13 +76,13 @@ cudaError_t sum_of_codes(DType books_dtype, DType out_dtype, const SumOfCodes& a
   });
 }
 
-cudaError_t distance_gradient(const CodedRows& rows, const float* weights, const float* codes, const int64_t* indices,
-                              void* out, cudaStream_t stream) {
+cudaError_t distance_gradient(const CodedRows& rows, const float* weights, const float* codes, int64_t count,
+                              const int64_t* indices, void* out, cudaStream_t stream) {
   return for_dtype(rows.dtype, [&]<typename T>() {
     const int64_t blocks = ceil_div<int64_t>(rows.frames.batch * rows.frames.time * rows.features, kThreads);
     if (!fits_grid(blocks)) return cudaErrorInvalidValue;
     return launch(distance_gradient_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, 0, stream, rows, weights,
-                  codes, indices, static_cast<T*>(out));
+                  codes, count, indices, static_cast<T*>(out));
   });
 }
 

@@ -265,11 +265,11 @@ def test_bad_input_is_named(ops):
     x, codebook = rows_and_codes((2, 10), 20, 6)
     with pytest.raises(TypeError, match="x is Double; the CUDA kernels take float32"):
         ops("vq_nearest_forward", x.double(), codebook.double(), None, "exact")
-    with pytest.raises(TypeError, match="codebook is Double"):
+    with pytest.raises(TypeError, match="x and codebook should both be float64 or neither"):
         ops("vq_nearest_forward", x, codebook.double(), None, "exact")
     with pytest.raises(ValueError, match="precision should be exact or fast"):
         ops("rvq_encode_forward", x, codebook[None], None, "rough")
-    with pytest.raises(ValueError, match="lengths should be int64"):
+    with pytest.raises(ValueError, match=r"lengths should have shape \[2\]"):
         ops("vq_nearest_forward", x, codebook, torch.tensor([1, 2, 3]), "exact")
     with pytest.raises(ValueError, match="up to 8192 features"):
         ops("vq_nearest_forward", torch.ones(1, 1, 8193), torch.ones(1, 8193), None, "exact")

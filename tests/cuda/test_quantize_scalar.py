@@ -107,7 +107,7 @@ def test_bad_input_is_named(ops):
         ops("affine_dequantize_forward", *ops("affine_quantize_forward", x, 8), 8, 3, torch.float64)
     with pytest.raises(ValueError, match="bits should be 4 or 8"):
         ops("affine_quantize_forward", x, 5)
-    with pytest.raises(ValueError, match="at most 62 dimensions"):
+    with pytest.raises(ValueError, match=r"fewer than 2\^63 codes"):
         ops("fsq_dequantize_forward", torch.zeros(3, dtype=torch.int64), (2,) * 63, torch.float32)
-    with pytest.raises(ValueError, match="lengths should be int64"):
+    with pytest.raises(ValueError, match=r"lengths should have shape \[1\]"):
         ops("fsq_quantize_forward", x[None], (4, 4, 4), torch.tensor([1, 2]))

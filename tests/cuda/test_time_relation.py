@@ -151,9 +151,9 @@ def test_bad_input_is_named(ops):
         ops("time_relation_forward", low.double(), high.double(), None, -1, "tiled", None, True)
     with pytest.raises(TypeError, match="high should be Float"):
         ops("time_relation_forward", low, high.bfloat16(), None, -1, "tiled", None, True)
-    with pytest.raises(ValueError, match="algorithm should be auto"):
+    with pytest.raises(ValueError, match="algorithm should be one of auto"):
         ops("time_relation_forward", low, high, None, -1, "fast", None, True)
-    with pytest.raises(ValueError, match="takes no window"):
+    with pytest.raises(ValueError, match="should come without a window"):
         ops("time_relation_forward", low, high, None, 2, "factored", None, True)
-    with pytest.raises(ValueError, match="lengths should be int64"):
+    with pytest.raises(ValueError, match=r"lengths should have shape \[1\]"):
         ops("time_relation_forward", low, high, torch.tensor([1, 2]), -1, "tiled", None, True)

@@ -264,16 +264,16 @@ def test_bad_input_is_named(ops):
         ops("polar_istft_forward", head, window, 4, None)
     with pytest.raises(ValueError, match="hop should divide the window"):
         ops("polar_istft_forward", head, window.float(), 5, None)
-    with pytest.raises(ValueError, match=r"head should have shape \[B, T, 18\]"):
+    with pytest.raises(ValueError, match=r"head should have shape \[-1, -1, 18\]"):
         ops("polar_istft_forward", head[..., :16], window.float(), 4, None)
     with pytest.raises(ValueError, match=r"grad should have shape \[2, 16\]"):
         ops("polar_istft_backward", head[..., 0], head, window.float(), 4, None)
     x, *parameters, _ = cast(conv_inputs(2, 4, 12, 7, None), torch.float32)
     with pytest.raises(TypeError, match="conv_weight should be Float"):
         ops("depthwise_conv_norm_forward", x, parameters[0].half(), *parameters[1:], 1e-5, None)
-    with pytest.raises(ValueError, match=r"conv_weight should have shape \[12, 1, k\]"):
+    with pytest.raises(ValueError, match=r"conv_weight should have shape \[12, 1, -1\]"):
         ops("depthwise_conv_norm_forward", x, parameters[0][:5], *parameters[1:], 1e-5, None)
     with pytest.raises(ValueError, match=r"norm_bias should have shape \[12\]"):
         ops("depthwise_conv_norm_forward", x, *parameters[:3], parameters[3][:5], 1e-5, None)
-    with pytest.raises(ValueError, match="grad should have x's shape"):
+    with pytest.raises(ValueError, match=r"grad should have shape \[2, 4, 12\]"):
         ops("depthwise_conv_norm_backward", x[:1], x, *parameters[:3], 1e-5, None, True, True)

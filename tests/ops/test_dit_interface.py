@@ -159,9 +159,26 @@ Q, COS = torch.randn(2, 5, 3, 8), torch.randn(5, 4)
         ({"eps": -1e-6}, ValueError, "eps should be at least 0"),
         ({"rope": COS}, TypeError, r"rope should be a pair \(cos, sin\) of tensors or None, got Tensor"),
         ({"rope": (COS, COS[:, :3])}, ValueError, "rope's cos and sin should have one shape"),
-        ({"rope": (COS[:4], COS[:4])}, ValueError, r"rope's cos should have shape \[T, h_rope / 2\] = \[5, \*\]"),
-        ({"rope": (torch.randn(5, 5),) * 2}, ValueError, r"rope's cos should have 1 to 4 angles .*got 5"),
-        ({"rope": (COS[:, :0],) * 2}, ValueError, r"rope's cos should have 1 to 4 angles .*got 0"),
+        ({"rope": (COS[:4],) * 2}, ValueError, r"rope's cos should have shape \[T, h_rope / 2\] = \[5, 1..4\]"),
+        ({"rope": (torch.randn(5, 5),) * 2}, ValueError, r"or \[T, h_rope\] with each angle twice, got \[5, 5\]"),
+        ({"rope": (torch.randn(5, 10),) * 2}, ValueError, r"with each angle twice, got \[5, 10\]"),
+        ({"rope": (COS[:, :0],) * 2}, ValueError, r"with each angle twice, got \[5, 0\]"),
+        ({"rope": (COS.expand(2, 5, 4),) * 2}, ValueError, r"with each angle twice, got \[2, 5, 4\]"),
+        (
+            {"rope": (torch.randn(5, 8),) * 2},
+            ValueError,
+            "cos of 8 columns should hold each angle twice, as two halves",
+        ),
+        (
+            {"rope": (torch.cat([COS, COS], 1),) * 2, "interleaved": True},
+            ValueError,
+            "cos of 8 columns should hold each angle twice, as neighbours",
+        ),
+        ({"rope": (COS[:3],) * 2}, ValueError, r"look like \[B, H, T, h\]; give layout='BHTh'"),
+        ({"layout": "THD"}, ValueError, "layout should be one of 'BTHh', 'BHTh', got 'THD'"),
+        ({"layout": "BHTh", "k": Q[0]}, ValueError, r"k should have shape \[B, H, T, h\]"),
+        ({"lengths": torch.tensor([[True] * 5, [True, False, True, True, True]])}, ValueError, "lengths .* gaps"),
+        ({"key_lengths": torch.ones(2, 4, dtype=torch.bool)}, ValueError, r"key_lengths should have shape \[B, T\]"),
         ({"rope": (COS, COS.long())}, TypeError, "rope's sin should be one of"),
         ({"rope": (COS, COS.to("meta"))}, ValueError, "rope's sin should be on q's device"),
         ({"rope": (COS, COS), "k": Q[:, :4], "v": Q[:, :4]}, ValueError, "rope should be None in cross-attention"),
@@ -177,3 +194,61 @@ def test_bad_input_is_named(change, error, message, backend):
     arguments = {"q": Q, "k": Q, "v": Q} | change
     with use_backend(backend), pytest.raises(error, match=message):
         ops.dit_attention(**arguments)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_angles_and_masks_in_the_forms_of_other_libraries(interleaved, backend):
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 6, 3, 8, generator=generator) for _ in range(3))
+    lengths = torch.tensor([6, 4])
+    mask = torch.arange(6) < lengths[:, None]
+    with use_backend(backend):
+        for pairs in (3, 4):
+            angles = torch.randn(6, pairs, generator=generator)
+            wide = angles.repeat_interleave(2, 1) if interleaved else torch.cat([angles, angles], 1)
+            expected = ops.dit_attention(
+                q, k, v, rope=(angles.cos(), angles.sin()), lengths=lengths, interleaved=interleaved
+            )
+            for form in (angles[None], wide, wide[None]):
+                rope = (form.cos(), form.sin())
+                got = ops.dit_attention(q, k, v, rope=rope, lengths=mask, interleaved=interleaved)
+                assert torch.equal(got, expected)
+        other = ops.dit_attention(q, k, v, key_lengths=lengths)
+        assert torch.equal(ops.dit_attention(q, k, v, key_lengths=mask), other)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_heads_before_frames(backend):
+    """The layout of F.scaled_dot_product_attention, and its result, forward and backward."""
+    generator = torch.Generator().manual_seed(4)
+    q, k, v = (torch.randn(2, 3, 6, 8, generator=generator, requires_grad=True) for _ in range(3))
+    with use_backend(backend):
+        got = ops.dit_attention(q, k, v, norm=None, layout="BHTh")
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(got, expected)
+    grad = torch.randn(2, 3, 6, 8, generator=generator)
+    ours = torch.autograd.grad(got, (q, k, v), grad)
+    for one, other in zip(ours, torch.autograd.grad(expected, (q, k, v), grad), strict=True):
+        torch.testing.assert_close(one, other)
+    with use_backend(backend):
+        swapped = ops.dit_attention(*(t.transpose(1, 2) for t in (q, k, v)), norm=None)
+    assert torch.equal(got, swapped.transpose(1, 2))
+
+
+def test_the_forms_of_other_libraries_compile_and_export():
+    def attend(q, k, v, cos, sin, mask):
+        return ops.dit_attention(q, k, v, rope=(cos, sin), lengths=mask, layout="BHTh")
+
+    q = torch.randn(2, 3, 6, 8)
+    angles = torch.randn(6, 4).repeat(1, 2)
+    inputs = (q, q + 1, q - 1, angles.cos(), angles.sin(), torch.arange(6) < torch.tensor([[6], [4]]))
+    expected = attend(*inputs)
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(*inputs), expected)
+
+    class Module(torch.nn.Module):
+        def forward(self, *arguments):
+            return attend(*arguments)
+
+    assert torch.equal(torch.export.export(Module(), inputs).module()(*inputs), expected)

@@ -1,28 +1,36 @@
-"""Raw ops (``torch.ops.losatok.*``) with wrong arguments: they raise, or compute what they can; nothing crashes."""
+"""Raw ops (``torch.ops.losatok.*``) with wrong arguments: they raise, or compute what they can;
+nothing crashes. The CUDA ops: tests/cuda/test_raw_ops.py; the Triton ops: test_triton_raw_ops.py.
+"""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from ops.hostile_calls import valid_calls
+from losatok_ext.ops import raw_checks
+from losatok_ext.ops.registry import OPS
+from ops.hostile_calls import in_a_child, valid_calls
 
-TESTS = Path(__file__).parents[1]
+CSRC = Path(__file__).parents[2] / "csrc"
+RAW = [(op, name) for op in OPS.values() for name in op.schemas]
 
 
 def test_no_wrong_argument_ends_the_process():
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-m", "ops.hostile_calls"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS)
-    last = done.stdout.splitlines()[-1] if done.stdout else ""
-    assert done.returncode == 0, f"exit code {done.returncode} at {last}\n{done.stderr[-2000:]}"
-    calls, refused = map(int, re.fullmatch(r"(\d+) calls, (\d+) refused", last).groups())
+    """And the checks of the Triton ops refuse the calls that those in C++ refuse."""
+    calls, refused = in_a_child("native")
     assert calls > 2000
     assert refused > calls / 2
+
+
+def test_every_raw_op_is_checked_on_every_device():
+    cpu, cuda = (
+        "".join(path.read_text() for path in sorted((CSRC / where).glob(names)))
+        for where, names in (("cpu", "*.cpp"), ("cuda", "bindings*.cpp"))
+    )
+    assert [name for _, name in RAW if f"check::{name}(" not in cpu] == []
+    assert [name for op, name in RAW if op.cuda and f"check::{name}(" not in cuda] == []
+    assert raw_checks.TENSORS.keys() == {name for op, name in RAW if op.triton is not None}
+    assert raw_checks.RULES.keys() <= raw_checks.TENSORS.keys()
 
 
 VALID = valid_calls()

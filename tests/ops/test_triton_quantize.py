@@ -249,6 +249,14 @@ def test_codes_out_of_range_add_nothing(device):
     assert torch.equal(quantized, torch.stack([codebooks[0, 1], codebooks[1, 2], torch.zeros(4, device=device)]))
     grad = torch.ops.losatok_triton.rvq_decode_backward(torch.ones(3, 4, device=device), codes, codebooks)
     assert grad.sum() == 8
+    x = torch.randn(1, 3, 4, device=device)
+    indices = torch.tensor([[1, 5, 2**40]], device=device)
+    grads = torch.ops.losatok_triton.vq_nearest_backward(
+        torch.ones(1, 3, device=device), x, codebooks[0], indices, True, True
+    )
+    assert grads[0][0, 1:].eq(0).all()
+    torch.testing.assert_close(grads[1][1], 2 * (codebooks[0, 1] - x[0, 0]))
+    assert grads[1].count_nonzero() == 4
 
 
 # --- levels and affine integers --------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_raw_ops_refuse_what_does_not_fit():
         raw.polar_istft_forward(HEAD, WINDOW, 5, None)
     with pytest.raises(ValueError, match="grad should have shape"):
         raw.polar_istft_backward(HEAD[0], HEAD, WINDOW, 4, None)
-    with pytest.raises(ValueError, match="conv_weight should have shape"):
+    with pytest.raises(ValueError, match="conv_weight should have an odd number of taps"):
         raw.depthwise_conv_norm_forward(X, TAPS[..., :6], None, None, None, 1e-6, None)
     with pytest.raises(ValueError, match="norm_bias should have shape"):
         raw.depthwise_conv_norm_forward(X, TAPS, None, None, ONES[:5], 1e-6, None)

@@ -166,21 +166,33 @@ def distinct(*tensors: Tensor | None) -> tuple[Any, ...]:
 
 
 def lengths(tensor: Tensor | None, batch: int, time: int, device: torch.device, name: str = "lengths") -> Tensor | None:
-    """Check the argument ``name`` [B] (each value within 0..T) and return it as int64 on ``device``, contiguous.
+    """Check the argument ``name`` and return it as int64 [B] on ``device``, contiguous.
 
-    Values are checked on the CPU only: on a GPU that would wait for the device. Kernels clamp them to 0..T there.
+    It is [B] (each value within 0..T), or a bool mask [B, T] that is True for the first frames of each clip. Values are
+    checked on the CPU only: on a GPU that would wait for the device. Kernels clamp lengths to 0..T there, and of a mask
+    the number of True counts.
 
     Raises:
-        TypeError: neither int64 nor int32.
-        ValueError: another shape, or a value outside 0..T.
+        TypeError: not int64, int32 or bool.
+        ValueError: another shape, a value outside 0..T, or a mask that is True after a False.
     """
     if tensor is None:
         return None
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} should be a torch.Tensor of int64 or None, got {type(tensor).__name__}")
+    looks = tensor.device.type == "cpu" and batch > 0 and not torch.compiler.is_compiling()
+    if tensor.dtype == torch.bool:
+        shape(name, tensor, (batch, time), "[B, T] for a mask")
+        counts = tensor.sum(1)
+        if looks and bool((tensor[:, 1:] & ~tensor[:, :-1]).any()):
+            raise ValueError(
+                f"{name} should be True for the first frames of each clip and False for the others; masks with gaps "
+                "are not supported"
+            )
+        return counts.to(device)
     tensor = integers(name, tensor)
     shape(name, tensor, (batch,), "[B]")
-    if tensor.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+    if looks:
         low, high = int(tensor.min()), int(tensor.max())
         if low < 0 or high > time:
             raise ValueError(f"{name} should lie within 0..{time} (the time size), got {low}..{high}")

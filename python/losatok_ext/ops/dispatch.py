@@ -60,8 +60,8 @@ def triton_interprets() -> bool:
 
 
 def _why_not(backend: str, device_type: str) -> str | None:
-    if backend == "reference":
-        return None
+    if backend == "reference" or (backend == "native" and device_type == "meta"):
+        return None  # meta tensors hold no data: outputs of the right shape and dtype need no kernel
     if backend == "native":
         if _native.module is None:
             return _native.failure
@@ -74,7 +74,7 @@ def _why_not(backend: str, device_type: str) -> str | None:
         return None
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install 'losatok-ext[triton]'"
-    if device_type == "cpu" and not triton_interprets():
+    if device_type != "cuda" and not (device_type == "cpu" and triton_interprets()):
         return (
             "Triton kernels run on CUDA tensors; on the CPU only in its interpreter, "
             "with TRITON_INTERPRET=1 set before the import"
@@ -84,7 +84,9 @@ def _why_not(backend: str, device_type: str) -> str | None:
 
 # Computed once, at import: torch.compile can read a plain table while it traces.
 _WHY_NOT = {
-    (backend, device_type): _why_not(backend, device_type) for backend in BACKENDS for device_type in ("cpu", "cuda")
+    (backend, device_type): _why_not(backend, device_type)
+    for backend in BACKENDS
+    for device_type in ("cpu", "cuda", "meta")
 }
 
 

@@ -12,6 +12,7 @@ from losatok_ext.ops import checks, dispatch, registry
 from losatok_ext.ops.reference import dit_attention as reference
 
 NORMS = ("rms", "layer", None)
+LAYOUTS = ("BTHh", "BHTh")
 MAX_HEAD_SIZE = 256
 
 _OP = registry.declare("dit_attention", triton="dit_attention")
@@ -94,8 +95,10 @@ def _check_norm(norm: str | None, eps: float, weights: dict[str, Tensor | None],
         checks.same_device(name, weight, "q", q)
 
 
-def _check_rope(rope: tuple[Tensor, Tensor] | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """cos and sin as the raw ops take them: in float32 (float64), contiguous."""
+def _check_rope(
+    rope: tuple[Tensor, Tensor] | None, q: Tensor, k: Tensor, interleaved: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """cos and sin as the raw ops take them: [T, h_rope / 2] in float32 (float64), contiguous."""
     if rope is None:
         return None, None
     if not isinstance(rope, (tuple, list)) or len(rope) != 2:
@@ -105,19 +108,46 @@ def _check_rope(rope: tuple[Tensor, Tensor] | None, q: Tensor, k: Tensor) -> tup
             f"rope should be None in cross-attention: it turns queries and keys of the same {q.shape[1]} frames, and k "
             f"has {k.shape[1]}"
         )
-    cos, sin = rope
-    for name, angles in (("rope's cos", cos), ("rope's sin", sin)):
-        checks.floating(name, angles)
-        checks.shape(name, angles, (q.shape[1], None), "[T, h_rope / 2]")
-        checks.same_device(name, angles, "q", q)
+    cos, sin = (_angles(name, angles, q, interleaved) for name, angles in zip(("cos", "sin"), rope, strict=True))
     if sin.shape[1] != cos.shape[1]:
-        raise ValueError(f"rope's cos and sin should have one shape, got {list(cos.shape)} and {list(sin.shape)}")
-    if not 1 <= cos.shape[1] <= q.shape[3] // 2:
         raise ValueError(
-            f"rope's cos should have 1 to {q.shape[3] // 2} angles (half the head size), got {cos.shape[1]}"
+            f"rope's cos and sin should have one shape, got {list(rope[0].shape)} and {list(rope[1].shape)}"
         )
-    dtype = checks.wide(q)
-    return cos.detach().to(dtype).contiguous(), sin.detach().to(dtype).contiguous()
+    return cos, sin
+
+
+def _angles(name: str, angles: Tensor, q: Tensor, interleaved: bool) -> Tensor:
+    """cos or sin of any form that is allowed, as [T, h_rope / 2] in float32 (float64)."""
+    _, time, heads, size = q.shape
+    checks.floating(f"rope's {name}", angles)
+    checks.same_device(f"rope's {name}", angles, "q", q)
+    given, half = angles, size // 2
+    if angles.dim() == 3 and angles.shape[0] == 1:
+        angles = angles[0]
+    if angles.dim() == 2 and angles.shape[0] == heads != time:
+        raise ValueError(
+            f"rope's {name} has {heads} rows, and q has {time} frames and {heads} heads: q, k and v look like "
+            "[B, H, T, h]; give layout='BHTh', or transpose(1, 2)"
+        )
+    wide = angles.dim() == 2 and angles.shape[1] > half  # [T, h_rope]: other libraries write each angle twice
+    if (
+        angles.dim() != 2
+        or angles.shape[0] != time
+        or not 1 <= angles.shape[1] <= size
+        or (wide and angles.shape[1] % 2)
+    ):
+        raise ValueError(
+            f"rope's {name} should have shape [T, h_rope / 2] = [{time}, 1..{half}], or [T, h_rope] with each angle "
+            f"twice, got {list(given.shape)}"
+        )
+    if wide:
+        pairs = (angles[:, ::2], angles[:, 1::2]) if interleaved else angles.chunk(2, dim=1)
+        looks = angles.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looks and not torch.equal(*pairs):
+            where = "neighbours" if interleaved else "two halves"
+            raise ValueError(f"rope's {name} of {angles.shape[1]} columns should hold each angle twice, as {where}")
+        angles = pairs[0]
+    return angles.detach().to(checks.wide(q)).contiguous()
 
 
 # --- the public function --------------------------------------------------------------------------------------------
@@ -135,6 +165,7 @@ def dit_attention(
     eps: float = 1e-6,
     interleaved: bool = False,
     key_lengths: Tensor | None = None,
+    layout: str = "BTHh",
 ) -> Tensor:
     """softmax(Q K^T / sqrt(h)) V for each head; Q, K: q and k, normalised and rotated inside the same kernel.
 
@@ -146,16 +177,21 @@ def dit_attention(
         v: [B, S, H, h], likewise.
         q_weight: [h] or None, multiplies the normalised heads of q; any floating dtype, kept in float32 (float64).
         k_weight: [h] or None, likewise for k.
-        rope: (cos, sin), each [T, h_rope / 2] of any floating dtype: rotates the first h_rope <= h features of every
-            query and key by the angles of its frame; None rotates nothing. It gets no gradient, and needs S = T.
-        lengths: valid frames of each clip, [B] int64 within 0..T; None: all. Rows past a length come out zero and
-            have zero gradients.
+        rope: (cos, sin), each [T, h_rope / 2] or [1, T, h_rope / 2] of any floating dtype: rotates the first
+            h_rope <= h features of every query and key by the angles of its frame; None rotates nothing. Where h_rope
+            is more than h / 2, [T, h_rope] is taken too, with each angle twice: as two halves, or as neighbours if
+            ``interleaved``. It gets no gradient, and needs S = T.
+        lengths: valid frames of each clip, [B] int64 within 0..T, or a bool mask [B, T] that is True for the first
+            frames of each clip; None: all. Rows past a length come out zero and have zero gradients.
         norm: of each head over its h features: ``"rms"``, x / sqrt(mean(x^2) + eps); ``"layer"``, the same after the
             mean of x is subtracted; None leaves q and k as they are, and then there are no weights.
         eps: of the norm.
         interleaved: rope rotates the pairs (2 i, 2 i + 1) instead of (i, i + h_rope / 2).
-        key_lengths: valid keys of each clip, [B] int64 within 0..S. None: ``lengths`` where S = T, else all. Values
-            past it in k and v, NaN included, change nothing. A clip without a valid key gives zeros.
+        key_lengths: valid keys of each clip, [B] int64 within 0..S, or such a mask [B, S]. None: ``lengths`` where
+            S = T, else all. Values past it in k and v, NaN included, change nothing. A clip without a valid key gives
+            zeros.
+        layout: ``"BHTh"``: q, k, v and the result are [B, H, T, h], as ``F.scaled_dot_product_attention`` has them;
+            they are read where they lie.
 
     Returns:
         [B, T, H, h] in q's dtype. Under autocast q, k and v are taken in its dtype, as
@@ -169,14 +205,23 @@ def dit_attention(
 
     Raises:
         TypeError: an argument of the wrong type or dtype; the message names it.
-        ValueError: shapes or devices that do not fit, an unknown norm, a weight without a norm, rope with S != T, or
-            lengths out of range (checked on the CPU only: on a GPU it would wait for the device).
+        ValueError: shapes or devices that do not fit, an unknown norm or layout, a weight without a norm, rope with
+            S != T, lengths out of range, a mask with gaps, or wide angles that are not there twice (values are checked
+            on the CPU only: on a GPU it would wait for the device).
         BackendUnavailableError: the implementation asked for cannot run on q's device.
     """
+    checks.one_of("layout", layout, LAYOUTS)
+    if layout == "BHTh":
+        for name, tensor in (("q", q), ("k", k), ("v", v)):
+            checks.floating(name, tensor)
+            checks.shape(name, tensor, (None, None, None, None), "[B, H, T, h]")
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        out = dit_attention(q, k, v, q_weight, k_weight, rope, lengths, norm, eps, interleaved, key_lengths)
+        return out.transpose(1, 2)
     q, k, v = checks.under_autocast(q, k, v)
     _check_heads(q, k, v)
     _check_norm(norm, eps, {"q_weight": q_weight, "k_weight": k_weight}, q)
-    cos, sin = _check_rope(rope, q, k)
+    cos, sin = _check_rope(rope, q, k, interleaved)
     lengths = checks.lengths(lengths, q.shape[0], q.shape[1], q.device)
     if key_lengths is not None:
         key_lengths = checks.lengths(key_lengths, k.shape[0], k.shape[1], k.device, "key_lengths")

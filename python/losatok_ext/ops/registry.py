@@ -26,6 +26,8 @@ from typing import Any, TypeVar
 import torch
 from torch.library import Library
 
+from losatok_ext.ops import raw_checks
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 REBUILD = (
@@ -46,14 +48,20 @@ _TRITON = _new_library("losatok_triton")
 
 
 def _triton_kernel(module: str, name: str) -> Callable[..., Any]:
-    """A call of ``name`` in ``triton_kernels/<module>.py``, imported at the first call: Triton is slow to import."""
+    """A checked call of ``name`` in ``triton_kernels/<module>.py``, imported at the first call: Triton is slow to
+    import.
+    """
 
     @cache
-    def function() -> Callable[..., Any]:
-        return getattr(importlib.import_module(f"losatok_ext.triton_kernels.{module}"), name)
+    def functions() -> tuple[Callable[..., None], Callable[..., Any]]:
+        schema = getattr(torch.ops.losatok_triton, name).default._schema
+        kernel = getattr(importlib.import_module(f"losatok_ext.triton_kernels.{module}"), name)
+        return raw_checks.Check(schema), kernel
 
     def run(*arguments: Any) -> Any:
-        return function()(*arguments)
+        check, kernel = functions()
+        check(arguments)
+        return kernel(*arguments)
 
     return run
 
@@ -113,7 +121,7 @@ OPS: dict[str, Op] = {}
 """Every public op that has more than one implementation, by name; complete once ``losatok_ext.ops`` is imported."""
 
 
-PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("triton", "native")}
+PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("triton", "native"), "meta": ("native",)}
 """For each type of device, the implementations to run by default, best first. An op that measures differently gets an
 entry ``"<device>:<op>"`` here, which is read instead of the device's own; so do ops without kernels for GPUs."""
 

@@ -49,7 +49,11 @@ void search(DType dtype, DType other, int64_t time, int64_t features, int64_t co
       "sum_of_codes");
   sums.expect_finite("sum of codes");
   Buffer weights(DType::kFloat, rows), grad(dtype, rows * features), grad_codes(other, count * features);
-  check(distance_gradient(coded, weights.random().floats(), codes.floats(), joined.data(), grad.nan().data(), nullptr),
+  std::vector<int64_t> chosen = joined;  // with codes that are not there, as a caller may name them
+  chosen.front() = int64_t{1} << 40;
+  chosen.back() = stages * count;
+  check(distance_gradient(coded, weights.random().floats(), codes.floats(), count, chosen.data(), grad.nan().data(),
+                          nullptr),
         "distance_gradient");
   grad.expect_finite("grad_x");
   std::vector<int64_t> order, starts{0};
