@@ -26,18 +26,25 @@ with locked_folder(Path(sys.argv[1]), UserError("in use")):
 
 WRITE = """
 import sys, time
+import torch
+from pathlib import Path
+from safetensors.torch import save_file
 from losatok_ext.files import atomic_path
 with atomic_path(sys.argv[1]) as path:
-    path.write_text("half of it")
+    if path.suffix == ".safetensors":
+        save_file({"x": torch.zeros(4)}, path)  # replaces what is there by another file
+        (path.parent / ".tmpAbCdEf").write_text("what it leaves where it is killed")
+    else:
+        path.write_text("half of it")
     print("writing", flush=True)
     time.sleep(600)
 """
 
 
-@pytest.fixture
-def writer(tmp_path):
-    """A process in the middle of writing ``a.txt``."""
-    command = [sys.executable, "-c", WRITE, str(tmp_path / "a.txt")]
+@pytest.fixture(params=["a.txt", "a.safetensors"])
+def writer(request, tmp_path):
+    """A process in the middle of writing a file."""
+    command = [sys.executable, "-c", WRITE, str(tmp_path / request.param)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "writing\n"
     yield process
@@ -56,16 +63,18 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(wri
         path.write_text("b")
     (alive,) = hidden(tmp_path)
     assert alive.startswith(TEMPORARY)
-    assert alive.endswith(".txt")
+    assert any(path.name.startswith(".a.") for path in (tmp_path / alive).iterdir())
     writer.kill()
     writer.wait()
     (tmp_path / ".a-hidden.txt").write_text("of the user")
-    (tmp_path / f"{TEMPORARY}folder").mkdir()
-    (tmp_path / f"{TEMPORARY}link").symlink_to(tmp_path / "b.txt")
+    (tmp_path / f"{TEMPORARY}file").write_text("of the user")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / f"{TEMPORARY}link").symlink_to(tmp_path / "folder")
+    (tmp_path / f"{TEMPORARY}empty").mkdir()  # killed before it was locked
     monkeypatch.setattr(files, "_searched", set())  # as in another process
     with atomic_path(tmp_path / "a.txt") as path:
         path.write_text("a")
-    assert hidden(tmp_path) == [".a-hidden.txt", f"{TEMPORARY}folder", f"{TEMPORARY}link"]
+    assert hidden(tmp_path) == [".a-hidden.txt", f"{TEMPORARY}file", f"{TEMPORARY}link"]
     assert ((tmp_path / "a.txt").read_text(), (tmp_path / "b.txt").read_text()) == ("a", "b")
 
 
@@ -79,17 +88,34 @@ def test_a_folder_is_searched_once(tmp_path, monkeypatch):
     assert searched == [tmp_path]
 
 
-def test_a_new_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkeypatch):
-    """Between the two calls that make and lock it, another process may look for leftovers."""
-    make, made = tempfile.mkstemp, []
+def test_no_file_and_no_folder_is_left_after_an_error(tmp_path):
+    with pytest.raises(KeyError), atomic_path(tmp_path / "a.txt") as path:
+        path.write_text("half of it")
+        raise KeyError
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a.txt"):
+        pass  # nothing was written
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="no locks on this system")
+@pytest.mark.parametrize("moment", ["before the lock file", "before the lock"])
+def test_a_new_folder_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkeypatch, moment):
+    """Between the calls that make and lock it, another process may look for leftovers."""
+    make, lock, made = tempfile.mkdtemp, files.fcntl.flock, []
 
     def make_and_lose(*arguments, **options):
         made.append(make(*arguments, **options))
-        if len(made) == 1:
-            assert remove_leftovers(tmp_path) == [Path(made[0][1])]
+        if len(made) == 1 and moment == "before the lock file":
+            assert remove_leftovers(tmp_path) == [Path(made[0])]
         return made[-1]
 
-    monkeypatch.setattr(tempfile, "mkstemp", make_and_lose)
+    def lose_and_lock(handle, operation):
+        if len(made) == 1 and moment == "before the lock" and not operation & files.fcntl.LOCK_NB:
+            assert remove_leftovers(tmp_path) == [Path(made[0])]
+        return lock(handle, operation)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
+    monkeypatch.setattr(files.fcntl, "flock", lose_and_lock)
     with atomic_path(tmp_path / "a.txt") as path:
         path.write_text("a")
     assert len(made) == 2
@@ -97,7 +123,8 @@ def test_a_new_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkey
 
 
 def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
-    (tmp_path / f"{TEMPORARY}a-1.txt").write_text("perhaps another process writes it")
+    (tmp_path / f"{TEMPORARY}1").mkdir()
+    (tmp_path / f"{TEMPORARY}1" / ".a.txt").write_text("perhaps another process writes it")
     if files.fcntl is not None:
 
         def fail(*arguments):
@@ -111,7 +138,8 @@ def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
     assert remove_leftovers(tmp_path) == []
     with atomic_path(tmp_path / "a.txt") as path:
         path.write_text("b")
-    assert hidden(tmp_path) == [f"{TEMPORARY}a-1.txt"]
+    assert hidden(tmp_path) == [f"{TEMPORARY}1"]
+    assert (tmp_path / f"{TEMPORARY}1" / ".a.txt").exists()
     assert (tmp_path / "a.txt").read_text() == "b"
 
 
