@@ -12,13 +12,13 @@ figures in its card. The same command goes on where it was stopped: an hour or t
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reproduction import measure, plan
@@ -71,13 +71,10 @@ def half(model: LoSATok, folder: Path) -> LoSATok:
     Raises:
         SystemExit: the weights take more than LIMIT.
     """
-    model.save_pretrained(folder)
-    parameters = {name for name, _ in model.named_parameters()}
-    state = {
-        name: value.half() if name in parameters else value.contiguous() for name, value in model.state_dict().items()
-    }
-    with atomic_path(folder / "model.safetensors") as path:
-        save_file(state, path, metadata={"format": "pt"})
+    stored = copy.deepcopy(model)
+    for parameter in stored.parameters():
+        parameter.data = parameter.data.half()
+    stored.save_pretrained(folder)
     size = (folder / "model.safetensors").stat().st_size
     if size > LIMIT:
         raise SystemExit(f"the weights take {size} bytes, and {LIMIT} is what a wheel may carry")
