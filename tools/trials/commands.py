@@ -11,7 +11,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -110,6 +110,28 @@ class Command:
 
     def _output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+def ask(function: Callable[..., None], *arguments: Any, seconds: float, when: str) -> Any:
+    """What ``function(connection, *arguments)`` sends from a process of its own.
+
+    Raises:
+        FoundError: it has sent nothing after ``seconds``, or the process has ended; ``when`` says what was being done.
+    """
+    ours, theirs = context.Pipe(duplex=False)
+    process: Any = context.Process(target=function, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(seconds):
+            raise FoundError(f"{when}: no end in {seconds:g} s")
+        return ours.recv()
+    except EOFError:
+        process.join()
+        raise FoundError(f"{when}: the process ended with {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
 
 
 def _run(words: list[str], log: str, folder: str, largest_file: int | None) -> None:

@@ -26,24 +26,16 @@ class Crowds(Trial):
         programs = [commands.context.Process(target=never_rest, daemon=True) for _ in range(beside)]
         for program in programs:
             program.start()
-        ours, theirs = commands.context.Pipe(duplex=False)
-        process = commands.context.Process(target=crowd, args=(theirs, threads, seed))
-        process.start()
-        theirs.close()
+        when = f"{threads} threads beside {beside} programs (seed {seed})"
         try:
-            if not ours.poll(600):
-                raise FoundError(f"{threads} threads beside {beside} programs (seed {seed}): no end in ten minutes")
-            calls, problems = ours.recv()
-        except EOFError:
-            process.join()
-            raise FoundError(f"{threads} threads (seed {seed}): the process ended with {process.exitcode}") from None
+            calls, problems = commands.ask(crowd, threads, seed, seconds=600, when=when)
         finally:
-            for each in (*programs, process):
-                each.kill()
-                each.join()
+            for program in programs:
+                program.kill()
+                program.join()
         counts["calls"] += calls
         if problems:
-            raise FoundError(f"{threads} threads beside {beside} programs (seed {seed}): {problems[0]}")
+            raise FoundError(f"{when}: {problems[0]}")
 
 
 def never_rest() -> None:

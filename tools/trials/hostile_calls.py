@@ -29,21 +29,13 @@ class _HostileCalls(Trial):
 
     def attempt(self, chance: random.Random, counts: Counter[str]) -> None:
         """Run one process of calls."""
-        ours, theirs = commands.context.Pipe(duplex=False)
         log, seed = self.folder / "last-call", chance.randrange(2**31)
-        process = commands.context.Process(target=call_many, args=(theirs, self.which, seed, str(log)))
-        process.start()
-        theirs.close()
         try:
-            if not ours.poll(LONGEST):
-                raise FoundError(f"seed {seed}: no end in {LONGEST:g} s, at {log.read_text()}")
-            refused, problems = ours.recv()
-        except EOFError:
-            process.join()
-            raise FoundError(f"seed {seed}: the process ended with {process.exitcode} at {log.read_text()}") from None
-        finally:
-            process.kill()
-            process.join()
+            refused, problems = commands.ask(
+                call_many, self.which, seed, str(log), seconds=LONGEST, when=f"seed {seed}"
+            )
+        except FoundError as error:
+            raise FoundError(f"{error}, at {log.read_text()}") from None
         counts["calls"] += CALLS
         counts["refused"] += refused
         if problems:

@@ -38,19 +38,7 @@ class Memory(Trial):
     def attempt(self, chance: random.Random, counts: Counter[str]) -> None:
         """Run one process of calls."""
         what, seed = chance.choice(list(CALLERS)), chance.randrange(2**31)
-        ours, theirs = commands.context.Pipe(duplex=False)
-        process = commands.context.Process(target=call_many, args=(theirs, what, seed))
-        process.start()
-        theirs.close()
-        try:
-            if not ours.poll(1200):
-                process.kill()
-                raise FoundError(f"{what}: {CALLS} calls did not end in 20 minutes")
-            grown = ours.recv()
-        except EOFError:
-            process.join()
-            raise FoundError(f"{what}: the process ended with {process.exitcode}") from None
-        process.join()
+        grown = commands.ask(call_many, what, seed, seconds=1200, when=f"{what} (seed {seed})")
         counts["calls"] += CALLS
         counts["largest growth in MB"] = max(counts["largest growth in MB"], round(grown))
         if grown > _MEGABYTES:
