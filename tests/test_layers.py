@@ -11,6 +11,7 @@ PACKAGE = ROOT / "python" / "losatok_ext"
 FLOORS = [
     "errors",
     "text",
+    "standard_error",
     "files",
     "configuration",
     "_native",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from losatok_ext.audio.reading import Content, reading_options
 from losatok_ext.audio.resample import RATES, check_rate, import_soxr
 from losatok_ext.errors import AudioFileError, UserError
 from losatok_ext.files import atomic_path
+from losatok_ext.standard_error import silent_libraries
 
 READABLE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
 """Suffixes taken for audio when a folder is searched. A file named explicitly is read whatever its suffix."""
@@ -141,7 +143,8 @@ def _open(path: Path, content: Content | None = None):
     if content is not None:
         content.seek(0)
     try:
-        file = _sequential(soundfile)(_native_name(path) if content is None else content)
+        with quietly(kind):
+            file = _sequential(soundfile)(_native_name(path) if content is None else content)
     except (soundfile.LibsndfileError, TypeError) as error:
         if content is not None:
             content.check(path)
@@ -160,6 +163,11 @@ def _open(path: Path, content: Content | None = None):
             f"{path} declares a sample rate of {rate} Hz: its header is damaged; copy or convert it again"
         )
     return file
+
+
+def quietly(kind: str | None) -> AbstractContextManager[None]:
+    """A context to open or decode a recording of ``kind`` in: libsndfile's MP3 decoder writes to standard error."""
+    return silent_libraries() if kind == "MP3" else nullcontext()
 
 
 def _info(path: Path, file) -> AudioInfo:
@@ -275,7 +283,8 @@ def _decode(file, frames: int) -> tuple[np.ndarray, bool]:
     """
     buffer = np.full((frames, file.channels), np.nan, np.float32)
     try:
-        return file.read(out=buffer), False
+        with quietly(file.format):
+            return file.read(out=buffer), False
     except import_soundfile().LibsndfileError:
         missing = np.isnan(buffer).all(axis=1)
         return buffer[: int(missing.argmax()) if missing.any() else frames], True

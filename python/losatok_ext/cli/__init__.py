@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from losatok_ext.standard_error import keep_apart
+
 __all__ = ["main"]
 
 
@@ -24,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # programs use the same cores, that takes many times as long (benchmarks/busy_machine.py, docs/speed.md).
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        keep_apart()
     try:
         from losatok_ext.cli.app import run
     except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from losatok_ext.audio.files import audio_info
+from losatok_ext.audio.files import audio_info, quietly
 from losatok_ext.audio.reading import Content
 from losatok_ext.audio.resample import resample
 from losatok_ext.errors import AudioFileError
@@ -47,7 +47,7 @@ def read_region(path: Path, start: int, samples: int, sample_rate: int, content:
     if wrapped is not None:
         wrapped.seek(0)
     try:
-        with soundfile.SoundFile(os.fspath(path) if wrapped is None else wrapped) as file:
+        with quietly(info.format), soundfile.SoundFile(os.fspath(path) if wrapped is None else wrapped) as file:
             file.seek(units * native_step)
             block = file.read(math.ceil((seconds + _MARGIN_SECONDS) * rate), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
