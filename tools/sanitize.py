@@ -25,8 +25,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 from parts import ROOT
+
+from instruction_sets import LEVELS as PROCESSORS
+from instruction_sets import features_of_the_processor
+from machine import commit
 
 FLAGS = (
     "-fsanitize=address,undefined,float-cast-overflow",
@@ -94,63 +100,68 @@ def build(work: Path, compiler: str) -> Path:
     return python
 
 
-def prove(python: Path, work: Path, compiler: str, variables: Mapping[str, str]) -> None:
-    """Check that the watched module is the one that is loaded, and that a sanitizer notices each of :data:`PROBES`.
+def prove(python: Path, work: Path, compiler: str, level: str, variables: Mapping[str, str]) -> None:
+    """Check that the watched module is the one that is loaded, with the kernels of ``level``, and that each of
+    :data:`PROBES` becomes a finding.
 
     Raises:
         SystemExit: not so.
     """
     code = "from losatok_ext import _native; print(_native.module.__file__, _native.module.instruction_set())"
     found = subprocess.run([str(python), "-c", code], env=variables, cwd=work, capture_output=True, text=True)
-    file = found.stdout.split()[0] if found.stdout else ""
+    file, loaded = found.stdout.split() if found.stdout else ("", "")
     if work not in Path(file).parents or b"__asan_init" not in Path(file).read_bytes():
         raise SystemExit(f"the watched ops were not loaded, but {file!r}\n{found.stderr[-3000:]}")
+    if loaded != level:
+        raise SystemExit(f"asked for the kernels of {level}, got those of {loaded}")
     source, library = work / "probe.cpp", work / "probe.so"
     source.write_text(PROBE)
     subprocess.run([*shlex.split(compiler), *FLAGS, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     for says, call in PROBES.items():
         code = f"import ctypes, torch; library = ctypes.CDLL({str(library)!r}); x = torch.ones(1000); {call}"
-        clean = {**variables, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": ""}
-        done = subprocess.run([str(python), "-c", code], env=clean, cwd=work, capture_output=True, text=True)
-        if done.returncode == 0 or says not in done.stderr:
+        done = subprocess.run([str(python), "-c", code], env=variables, cwd=work, capture_output=True, text=True)
+        if done.returncode == 0 or not any(says in text for text in findings(work, done.stdout, done.stderr)):
             raise SystemExit(f"a {says} on purpose was not noticed: {done.stderr[-2000:]}")
+        forget(work)
 
 
-def has(level: str) -> bool:
-    """Whether this processor has what ``level`` needs."""
-    try:
-        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
-    except OSError:
-        return level == "default"
-    needs = {"default": set(), "avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512dq"}}
-    return needs[level] <= flags
+def findings(work: Path, *outputs: str) -> list[str]:
+    """What the sanitizers have found, without repetitions: AddressSanitizer writes files, the other to ``outputs``."""
+    written = (path.read_text(errors="replace") for path in sorted((work / "reports").glob("*")))
+    found = []
+    for text in (*written, *outputs):
+        if match := FOUND.search(text):
+            found.append(text[max(0, match.start() - 200) :][:6000])
+    return list(dict.fromkeys(found))
 
 
-def reports(work: Path) -> list[str]:
-    """What the sanitizers have found, without repetitions."""
-    texts = (path.read_text(errors="replace") for path in sorted((work / "reports").glob("*")))
-    return list(dict.fromkeys(text for text in texts if FOUND.search(text)))
+def forget(work: Path) -> None:
+    """Remove the reports of earlier runs."""
+    for old in (work / "reports").glob("*"):
+        old.unlink()
 
 
-def watch(python: Path, level: str, tests: Sequence[str], variables: Mapping[str, str]) -> bool:
-    """Run the tests and the hostile calls on ``level``; whether all of them passed."""
-    options = ["-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider"]
+def watch(python: Path, level: str, tests: Sequence[str], variables: Mapping[str, str]) -> tuple[bool, list[str]]:
+    """Run the tests and the hostile calls on ``level``: whether all of them passed, and what they have written."""
+    # -s: what a worker writes before a sanitizer ends it would be lost with it.
+    options = ["-q", "-s", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider"]
     # Sanitizers keep freed memory for a while, and so the memory of a process tells nothing.
     options += ["--ignore-glob=*/test_triton_*", "--ignore-glob=*_memory.py"]
     commands = {
         "tests": [str(python), "-m", "pytest", *options, *tests],
         "hostile calls": [str(python), "-m", "ops.hostile_calls", "native"],
     }
-    passed = True
+    passed, outputs = True, []
     for what, command in commands.items():
         began = time.monotonic()
         done = subprocess.run(command, cwd=ROOT / "tests", env=variables, capture_output=True, text=True)
         last = (done.stdout.strip().splitlines() or [done.stderr[-2000:]])[-1]
         print(f"{level}, {what}: {last} ({time.monotonic() - began:.0f} s, exit code {done.returncode})", flush=True)
+        outputs += [done.stdout, done.stderr]
         if done.returncode != 0:
             passed = False
             print(done.stdout[-6000:], done.stderr[-3000:], sep="\n", flush=True)
-    return passed
+    return passed, outputs
 
 
 def main() -> int:
@@ -162,25 +173,28 @@ def main() -> int:
     options = parser.parse_args()
     work, compiler = options.work.resolve(), os.environ.get("CXX", "g++")
     (work / "reports").mkdir(parents=True, exist_ok=True)
-    for old in (work / "reports").glob("*"):
-        old.unlink()
+    forget(work)
+    print(f"commit {commit()}", flush=True)
     python = build(work, compiler)
     # Watched loops add one number after the other. The bound of one test is for sums of several parts, as usual builds
     # make them.
     chosen = "not compile and not test_mean_far_above_the_spread" + (f" and ({options.k})" if options.k else "")
-    clean = True
+    needs = {level.name: level.needs for level in PROCESSORS}
+    features = features_of_the_processor()
+    clean, outputs, ran = True, [], 0
     for level in options.levels:
-        if not has(level):
-            print(f"{level}: left out, this processor does not have it", flush=True)
+        if lacking := [name for name in needs[level] if name not in features]:
+            print(f"{level}: left out, this processor has no {', '.join(lacking)}", flush=True)
             continue
         variables = environment(work, compiler, level)
-        prove(python, work, compiler, variables)
-        clean = watch(python, level, ["ops", "-k", chosen], variables) and clean
-    found = reports(work)
+        prove(python, work, compiler, level, variables)
+        passed, written = watch(python, level, ["ops", "-k", chosen], variables)
+        clean, outputs, ran = clean and passed, outputs + written, ran + 1
+    found = findings(work, *outputs)
     for text in found:
-        print(text[:6000])
-    print(f"{len(found)} findings" if found else "no findings")
-    return 0 if clean and not found else 1
+        print(text)
+    print(f"{ran} instruction sets, {len(found)} findings" + ("" if clean else ", failed tests"))
+    return 0 if clean and ran and not found else 1
 
 
 if __name__ == "__main__":
