@@ -129,7 +129,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """32 hex digits that name the content of a file: its BLAKE2b hash. About a second for a gigabyte.
+    """32 hex digits that name the content of a file: its BLAKE2b hash. One to two seconds for a gigabyte.
 
     Raises:
         OSError: the file cannot be read.
@@ -142,7 +142,7 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def checksum(path: str | os.PathLike[str]) -> int:
-    """The CRC-32 of a file's content: it tells a damaged file, at a third of a second for a gigabyte.
+    """The CRC-32 of a file's content: it tells a damaged file, in about half a second for a gigabyte.
 
     Raises:
         OSError: the file cannot be read.
