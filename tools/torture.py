@@ -97,8 +97,8 @@ def record(trials: Sequence[Trial], seed: int, minutes: float) -> dict[str, Any]
 def table(kept: dict[str, Any]) -> str:
     """The table of docs/reliability.md."""
     lines = [
-        f"{kept['minutes']:g} minutes on {kept['date']}, seed {kept['seed']}: {kept['machine']}, "
-        f"torch {kept['torch']}, Python {kept['python']}.",
+        f"{kept['minutes']:g} minutes on {kept['date']}, commit {kept['commit']}, seed {kept['seed']}: "
+        f"{kept['machine']}, torch {kept['torch']}, Python {kept['python']}.",
         "",
         "| what went wrong | attempts | what came of it | did not hold |",
         "|---|---|---|---|",
