@@ -4,8 +4,8 @@
     python tools/sanitize.py                # make sanitize: once for each release
     python tools/sanitize.py -k attention   # only tests of that name
 
-Builds the native ops of the CPU with AddressSanitizer and UndefinedBehaviorSanitizer into WORK/site, with none of what
-is installed touched, and runs tests/ops (without torch.compile and Triton) and tests/ops/hostile_calls.py on them, for
+Builds the native ops of the CPU with AddressSanitizer and UndefinedBehaviorSanitizer into WORK/venv, and leaves what
+is installed as it is. It runs tests/ops (without torch.compile and Triton) and tests/ops/hostile_calls.py on them, for
 each instruction set that this processor has. torch's tensors are watched too: they are allocated by the same functions.
 First it reads past the end of a tensor, and overflows a number, on purpose: what would not be noticed could not be
 found. Exit code 1 where a sanitizer found something or a test failed.

@@ -16,8 +16,6 @@ from trials.trial import FoundError
 
 _BOOKS = (".losatok-outputs.jsonl", ".lock")
 """Hidden files that belong to an output folder."""
-_DIFFERENT = ("log.jsonl", "events.out", "outputs.jsonl", "run.json", "digests.json")
-"""What holds times, paths or the order in which files were done."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +85,7 @@ def make_inputs(folder: Path) -> Path:
 def outputs(job: Job, folder: Path) -> dict[str, str]:
     """The digests of the job's outputs in ``folder``, by name."""
     found = {path for pattern in job.whole for path in folder.glob(pattern) if path.is_file()}
-    return {
-        str(path.relative_to(folder)): digest(path)
-        for path in sorted(found)
-        if not path.name.startswith(".") and not any(path.name.startswith(part) for part in _DIFFERENT)
-    }
+    return {str(path.relative_to(folder)): digest(path) for path in sorted(found) if not path.name.startswith(".")}
 
 
 def leftovers(folder: Path) -> list[str]:

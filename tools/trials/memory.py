@@ -91,7 +91,7 @@ def _steps(folder: Path):
         low = torch.randn(batch, time, 16, requires_grad=True)
         ops.time_relation_loss(low, torch.randn(batch, time, 64)).backward()
         q, k, v = (torch.randn(batch, 2, time, 32, requires_grad=True) for _ in range(3))
-        ops.dit_attention(q, k, v).sum().backward()
+        ops.dit_attention(q, k, v, layout="BHTh").sum().backward()
         x = torch.randn(batch, time, 64, requires_grad=True)
         ops.layer_norm_modulate(x, torch.randn(batch, 64), torch.randn(batch, 64)).sum().backward()
         indices, _ = ops.rvq_encode(low.detach(), torch.randn(3, 32, 16))
